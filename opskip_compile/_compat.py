@@ -1,0 +1,68 @@
+"""Every private name of torch that this package touches, in one place.
+
+Support window: torch 2.11 to 2.13. A new torch release is supported once this module has been read against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo.backends.registry import list_backends as _list_backends
+from torch._inductor.compile_fx import compile_fx
+from torch._logging import trace_structured
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+Compiled = Callable[..., Any]
+
+
+def inductor(gm: fx.GraphModule, inputs: Sequence[Any], config: dict[str, Any]) -> Compiled:
+    """Lower ``gm`` with Inductor under the given config patches."""
+    return compile_fx(gm, list(inputs), config_patches=config or None)  # type: ignore[no-any-return]
+
+
+def inductor_mode_options(mode: str) -> dict[str, Any]:
+    """The Inductor config that a ``torch.compile`` mode stands for."""
+    return dict(torch._inductor.list_mode_options(mode))
+
+
+def inductor_option_names() -> list[str]:
+    """Every Inductor config key."""
+    return [str(name) for name in torch._inductor.list_options()]
+
+
+def same_size(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
+    """True if two sizes are equal for every input the graph may see; adds no guard."""
+    return bool(statically_known_true(a == b))
+
+
+def add_tensor_placeholder(graph: fx.Graph, name: str, example: torch.Tensor) -> fx.Node:
+    """A new last input of a Dynamo graph; AOTAutograd wants a source, and None means 'not from user code'."""
+    last = list(graph.find_nodes(op="placeholder"))[-1]
+    with graph.inserting_after(last):
+        node = graph.placeholder(name)
+    node.meta["example_value"] = example
+    node._dynamo_source = None  # type: ignore[attr-defined]
+    return node
+
+
+def fake_mask_like(hidden: torch.Tensor) -> torch.Tensor:
+    """A fake bool ``(batch, sequence)`` with the symbolic sizes of the fake ``hidden`` ``(batch, sequence, width)``."""
+    with hidden.fake_mode:  # type: ignore[attr-defined]
+        return torch.empty(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+
+
+def emit_artifact(name: str, payload: Callable[[], str]) -> None:
+    """One structured trace artefact; tlparse lists it under the current compile."""
+    trace_structured(
+        "artifact",
+        metadata_fn=lambda: {"name": name, "encoding": "string"},
+        payload_fn=payload,
+    )
+
+
+def backend_names() -> list[str]:
+    """The names that ``torch.compile(backend=...)`` knows."""
+    return list(_list_backends())

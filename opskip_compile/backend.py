@@ -1,0 +1,207 @@
+"""``torch.compile(model, backend="opskip")``: rewrite the Dynamo graph, then hand it to Inductor.
+
+The rewrite happens before AOTAutograd, so every cache below keys on the rewritten graph. Where a graph break lies
+between the merge of the image features and the decoder, the first graph hands the mask on through `MARKS`, and the
+second one takes it as one more input.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from opskip_compile import _compat, capture
+from opskip_compile.errors import NothingSkippedWarning
+from opskip_compile.passes.locate import RowSource, is_stream, row_mask
+from opskip_compile.passes.marks import MARKS, NOT_SKIPPED
+from opskip_compile.passes.normalize import copy_graph
+from opskip_compile.passes.ops import tensor
+from opskip_compile.passes.pipeline import NO_ROWS, Rewritten, rewrite
+from opskip_compile.passes.report import Report
+from opskip_compile.resolve import resolve_schedule
+from opskip_compile.settings import Settings
+
+log = logging.getLogger(__name__)
+Compiled = Callable[..., Any]
+
+capture.install()
+
+
+class _Reports:
+    """The reports of this process, newest last; bounded."""
+
+    def __init__(self, limit: int = 64) -> None:
+        self._limit, self._items, self._lock, self._count = limit, list[Report](), threading.Lock(), 0
+
+    def add(self, report: Report) -> int:
+        with self._lock:
+            self._items = [*self._items, report][-self._limit :]
+            self._count += 1
+            return self._count
+
+    def all(self) -> tuple[Report, ...]:
+        with self._lock:
+            return tuple(self._items)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._items = []
+
+
+REPORTS = _Reports()
+
+
+def opskip(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Compiled:
+    """The backend that ``torch.compile`` calls with each captured graph.
+
+    Args:
+        gm: the graph that Dynamo captured.
+        example_inputs: its inputs.
+        mode: an Inductor mode.
+        options: see `Settings`.
+
+    Raises:
+        OptionError, ScheduleError: bad options.
+        RewriteError: under ``strict``, an operator of the schedule has to stay full.
+    """
+    settings = Settings.parse(options, mode)
+    capture.install()
+    marked = _marked_position(gm.graph, example_inputs)
+    result = rewrite(
+        gm,
+        lambda match, graph: resolve_schedule(settings.schedule, match, graph),
+        strict=settings.strict,
+        mark_input=None if marked is None else lambda graph: _add_mask_input(graph, marked),
+    )
+    before = gm.code if settings.dump else ""
+    number = REPORTS.add(result.report)
+    run = _lower(gm, example_inputs, result, settings, marked)
+    _publish(result.report, settings, before, gm, number)
+    return run
+
+
+def _lower(
+    gm: fx.GraphModule, inputs: Sequence[Any], result: Rewritten, settings: Settings, marked: int | None
+) -> Compiled:
+    source, inputs = result.source, list(inputs)
+    if result.graph is not None:
+        gm.graph = result.graph
+        if source is not None and source.kind == "marked_input":
+            inputs.append(source.masks[0].meta["example_value"])
+            return _with_mask(_finish(gm, inputs, settings), _position(gm.graph, source.root))
+        return _finish(gm, inputs, settings)
+    if source is not None and source.kind == "masked_scatter" and not result.report.operators:
+        return _marking(gm, inputs, settings, source)
+    if marked is not None and result.report.operators:
+        _settle(inputs[marked], result.report)
+    return _finish(gm, inputs, settings)
+
+
+def _finish(gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings) -> Compiled:
+    if settings.lower == "eager":
+        gm.recompile()
+        return gm.forward  # type: ignore[no-any-return]
+    return _compat.inductor(gm, inputs, dict(settings.inductor))
+
+
+def _settle(tensor_: object, report: Report) -> None:
+    """A marked input reached a decoder that skips nothing: say why once, unless the schedule wants it so."""
+    mark = MARKS.get(tensor_)
+    if mark is not None:
+        mark.used = True
+    if report.misses or not report.schedule:
+        warnings.warn(NOT_SKIPPED.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
+
+
+def _with_mask(run: Compiled, position: int) -> Compiled:
+    """Call a graph whose last input is the mask of input ``position``; an unmarked input has no visual rows."""
+
+    def call(*args: Any) -> Any:
+        hidden = args[position]
+        mark = MARKS.get(hidden)
+        if mark is not None:
+            mark.used = True
+            mask = mark.mask.to(hidden.device)
+        else:
+            mask = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        return run(*args, mask)
+
+    return call
+
+
+def _marking(gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings, source: RowSource) -> Compiled:
+    """A graph that merges image features and ends before the decoder: mark the tensor that it hands on."""
+    graph = copy_graph(gm)
+    output = graph.output_node()
+    order = {node.name: node for node in graph.nodes}
+    source = RowSource(source.kind, order[source.root.name], tuple(order[m.name] for m in source.masks), source.whole)
+    results = output.args[0]
+    if not isinstance(results, tuple | list) or source.root not in results:
+        return _finish(gm, inputs, settings)
+    position = list(results).index(source.root)
+    mask = row_mask(graph, source)
+    output.args = ((*results, mask),)
+    gm.graph = graph
+    run = _finish(gm, inputs, settings)
+
+    def call(*args: Any) -> Any:
+        *outs, rows = run(*args)
+        if bool(rows.any()):
+            MARKS.put(outs[position], rows, warn_if_unused=True)
+        return outs
+
+    return call
+
+
+def _marked_position(graph: fx.Graph, inputs: Sequence[Any]) -> int | None:
+    """The first input that carries a mark."""
+    for i, value in enumerate(inputs):
+        if MARKS.get(value) is not None:
+            return i
+    return None
+
+
+def _add_mask_input(graph: fx.Graph, position: int) -> tuple[fx.Node, fx.Node] | None:
+    hidden = list(graph.find_nodes(op="placeholder"))[position]
+    if not is_stream(hidden):
+        return None
+    example = tensor(hidden)
+    assert example is not None
+    mask = _compat.add_tensor_placeholder(graph, "opskip_visual_mask", _compat.fake_mask_like(example))
+    return hidden, mask
+
+
+def _position(graph: fx.Graph, wanted: fx.Node) -> int:
+    return list(graph.find_nodes(op="placeholder")).index(wanted)
+
+
+def _publish(report: Report, settings: Settings, before: str, gm: fx.GraphModule, number: int) -> None:
+    if report.reason == NO_ROWS:
+        log.debug("%s", report)
+    else:
+        log.info("%s", report)
+    for done in report.passes:
+        log.debug("pass %-10s %8.2f ms %5d changed", done.name, done.milliseconds, done.changed)
+    _compat.emit_artifact("opskip_report", lambda: json.dumps(report.to_dict(), indent=1, default=str))
+    if settings.dump and report.rewritten:
+        folder = Path(settings.dump)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"graph{number}_before.py").write_text(before, encoding="utf-8")
+        (folder / f"graph{number}_after.py").write_text(gm.code, encoding="utf-8")
+        (folder / f"graph{number}_report.json").write_text(
+            json.dumps(report.to_dict(), indent=1, default=str) + "\n", encoding="utf-8"
+        )

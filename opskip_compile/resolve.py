@@ -1,0 +1,67 @@
+"""Which schedule a decoder gets: the given one, the environment's, the preset that fits, or an uncalibrated fallback."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+
+from torch import fx
+
+from opskip_compile.errors import UncalibratedScheduleWarning
+from opskip_compile.passes.match import Match
+from opskip_compile.passes.ops import op_name, tensor
+from opskip_compile.passes.pipeline import Resolved
+from opskip_compile.presets import match_preset
+from opskip_compile.schedule import Schedule
+
+ENVIRONMENT = "OPSKIP_SCHEDULE"
+FALLBACK = "late:0.33"
+
+
+def resolve_schedule(given: Schedule | None, match: Match, graph: fx.Graph) -> Resolved:
+    """The schedule for the decoder that was matched in ``graph`` (DESIGN section 4).
+
+    Raises:
+        ScheduleError: the environment variable holds no schedule.
+    """
+    if given is not None:
+        return Resolved(given, "given")
+    text = os.environ.get(ENVIRONMENT)
+    if text:
+        return Resolved(Schedule.of(text), f"environment variable {ENVIRONMENT}")
+    hidden, intermediate = _widths(match)
+    for architecture in _architectures(graph):
+        preset = match_preset(architecture, match.num_layers, hidden, intermediate)
+        if preset is not None:
+            return Resolved(preset.schedule, f"preset {preset.name}")
+    warnings.warn(
+        f"opskip: no schedule was given and no preset fits this decoder ({match.num_layers} layers of width {hidden}); "
+        f"using the uncalibrated {FALLBACK!r}. Answers may suffer: search a schedule on images of your own, pass it as "
+        "options={'schedule': ...}, and compare with schedule 'none'.",
+        UncalibratedScheduleWarning,
+        stacklevel=2,
+    )
+    return Resolved(Schedule.from_spec(FALLBACK), "uncalibrated fallback")
+
+
+def _widths(match: Match) -> tuple[int, int | None]:
+    """Width of the residual stream and of the FFN, read off the tensors."""
+    first = match.operators[0]
+    stream = tensor(first.entry)
+    assert stream is not None
+    ffn = next((op for op in match.operators if op.kind == "ffn"), None)
+    widths = [] if ffn is None else [tensor(n) for n in ffn.region if op_name(n) == "linear"]
+    return int(stream.shape[-1]), max((int(w.shape[-1]) for w in widths if w is not None), default=None)
+
+
+def _architectures(graph: fx.Graph) -> list[str]:
+    """transformers model types that the modules of this graph belong to, the wrapping model first."""
+    found: dict[str, None] = {}
+    for node in graph.nodes:
+        for _, kind in (node.meta.get("nn_module_stack") or {}).values():
+            name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+            hit = re.match(r"transformers\.models\.(\w+)\.", name)
+            if hit:
+                found.setdefault(hit.group(1))
+    return list(found)

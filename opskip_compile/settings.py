@@ -1,0 +1,81 @@
+"""The options of the backend: one frozen dataclass, made by validation from what ``torch.compile`` hands over."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from opskip_compile import _compat
+from opskip_compile.errors import OptionError
+from opskip_compile.schedule import Schedule
+
+LOWERINGS = ("inductor", "eager")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of ``torch.compile(model, backend="opskip", options={...})``.
+
+    Attributes:
+        schedule: which operator of which layer leaves out its visual rows; None for the default resolution.
+        strict: raise `RewriteError` where an operator of the schedule has to stay full.
+        dump: folder for the code before and after and the report, one set per rewritten graph.
+        lower: ``"inductor"``, or ``"eager"`` to run the rewritten graph as it is.
+        inductor: Inductor config patches (from ``mode`` and from every option that is an Inductor config key).
+    """
+
+    schedule: Schedule | None = None
+    strict: bool = False
+    dump: str | None = None
+    lower: str = "inductor"
+    inductor: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any] | None = None, mode: str | None = None) -> Settings:
+        """Check every option.
+
+        Raises:
+            OptionError: an unknown option (with the nearest known one) or a value of the wrong type.
+            ScheduleError: a schedule that can't be read.
+        """
+        if options is not None and not isinstance(options, Mapping):
+            raise OptionError(f"options: must be a dict, not {type(options).__name__}")
+        options = dict(options or {})
+        mode = options.pop("mode", mode)
+        schedule = options.pop("schedule", None)
+        strict, lower, dump = options.pop("strict", False), options.pop("lower", "inductor"), options.pop("dump", None)
+        if not isinstance(strict, bool):
+            raise OptionError(f"options.strict: must be True or False, not {strict!r}")
+        if lower not in LOWERINGS:
+            raise OptionError(f"options.lower: must be one of {', '.join(LOWERINGS)}, not {lower!r}")
+        if dump is not None and not isinstance(dump, str | os.PathLike):
+            raise OptionError(f"options.dump: must be a folder, not {dump!r}")
+        return cls(
+            schedule=None if schedule is None else Schedule.of(schedule),
+            strict=strict,
+            dump=None if dump is None else os.fspath(dump),
+            lower=lower,
+            inductor={**_mode_options(mode), **_inductor_options(options)},
+        )
+
+
+def _mode_options(mode: object) -> dict[str, Any]:
+    if mode is None:
+        return {}
+    try:
+        return _compat.inductor_mode_options(str(mode))
+    except RuntimeError as error:
+        raise OptionError(f"options.mode: {error}") from None
+
+
+def _inductor_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    known = frozenset(_compat.inductor_option_names())
+    for name in options:
+        if not isinstance(name, str) or name.replace("-", "_") not in known:
+            own = ["schedule", "strict", "dump", "lower", "mode"]
+            near = difflib.get_close_matches(str(name), [*own, *sorted(known)], n=1, cutoff=0.0)
+            raise OptionError(f"options.{name}: no such option; the nearest known one is {near[0]!r}")
+    return {name.replace("-", "_"): value for name, value in options.items()}

@@ -1,0 +1,1 @@
+"""The graph passes: everything between Dynamo's graph and the graph that is lowered."""

@@ -1,0 +1,107 @@
+"""Write the definition of skipping into the graph: ``h' = scatter(h, rows, select(h) + select(f(h)))``.
+
+This alone gives the oracle's result; it saves nothing yet, because ``f(h)`` is still computed for every row.
+"""
+
+from __future__ import annotations
+
+import operator as op
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from opskip_compile.passes.locate import RowSource, row_mask
+from opskip_compile.passes.ops import tensor
+from opskip_compile.passes.plan import Plan, Skip
+from opskip_compile.passes.runtime import KEPT_ROWS, scatter_rows, select_rows
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """The nodes of one row index: ``rows`` ``(batch, n)``, ``live`` ``(batch, n, 1)`` and the number ``n``."""
+
+    name: str
+    rows: fx.Node
+    live: fx.Node
+    n: fx.Node
+
+
+@dataclass
+class Inserted:
+    """What was inserted: the row sets by name."""
+
+    row_sets: dict[str, RowSet] = field(default_factory=dict)
+
+
+def insert_skips(graph: fx.Graph, plan: Plan, source: RowSource) -> Inserted:
+    """Replace the exit of every skipped operator by its definition."""
+    inserted = Inserted()
+    mask: fx.Node | None = None
+    for name in sorted({skip.rows for skip in plan.skips}):
+        mask = mask if mask is not None else row_mask(graph, source)
+        inserted.row_sets[name] = _row_set(graph, mask, name)
+    by_exit: dict[fx.Node, list[Skip]] = {}
+    for skip in plan.skips:
+        by_exit.setdefault(skip.operator.exit, []).append(skip)
+    streams: dict[fx.Node, fx.Node] = {}
+    for exit_, skips in by_exit.items():
+        entry = skips[0].operator.entry
+        streams[exit_] = _replace_exit(graph, exit_, streams.get(entry, entry), skips, inserted.row_sets)
+    return inserted
+
+
+def copy_origin(new: Iterable[fx.Node], old: fx.Node) -> None:
+    """Let inserted nodes carry the source line and the module of the node they stand for."""
+    for node in new:
+        for key in ("nn_module_stack", "stack_trace", "source_fn_stack"):
+            if key in old.meta:
+                node.meta[key] = old.meta[key]
+
+
+def _row_set(graph: fx.Graph, mask: fx.Node, name: str) -> RowSet:
+    after = mask
+    if mask.op == "placeholder":
+        after = list(graph.find_nodes(op="placeholder"))[-1]
+    with graph.inserting_before(after.next):
+        both = graph.call_function(KEPT_ROWS, (mask, name == "through_visual"))
+        rows = graph.call_function(op.getitem, (both, 0))
+        live = graph.call_method("unsqueeze", (graph.call_function(op.getitem, (both, 1)), -1))
+        n = graph.call_method("size", (rows, 1))
+    return RowSet(name, rows, live, n)
+
+
+def _replace_exit(
+    graph: fx.Graph, exit_: fx.Node, entry: fx.Node, skips: list[Skip], sets: dict[str, RowSet]
+) -> fx.Node:
+    """The residual stream after the operators; ``entry`` is the stream before them."""
+    skipped = {skip.operator.branch: sets[skip.rows] for skip in skips}
+    out = tensor(exit_)
+    assert out is not None
+    made: list[fx.Node] = []
+
+    def call(target: object, *args: object) -> fx.Node:
+        node = graph.call_function(target, args)  # type: ignore[arg-type]
+        made.append(node)
+        return node
+
+    with graph.inserting_before(exit_):
+        stream = entry
+        for term in skips[0].operator.summands:
+            if term is not skips[0].operator.entry and term not in skipped:
+                stream = call(op.add, stream, term)
+        base = stream
+        dtype = getattr(tensor(entry), "dtype", out.dtype)
+        if dtype != out.dtype:
+            base = graph.call_method("to", (stream, out.dtype))
+            made.append(base)
+        for branch, rows in skipped.items():
+            before = call(select_rows, base, rows.rows, 1)
+            update = call(op.add, before, call(select_rows, branch, rows.rows, 1))
+            base = call(scatter_rows, base, rows.rows, call(torch.where, rows.live, update, before))
+    copy_origin(made, exit_)
+    base.meta["example_value"] = out
+    exit_.replace_all_uses_with(base)
+    graph.erase_node(exit_)
+    return base

@@ -1,0 +1,58 @@
+"""Did pushdown do its job? Counts the costly operations that a skipped operator still runs on every row.
+
+Keys and values of every row have to be computed, since the KV cache keeps them; they and what only they need are
+exempt. Anything else that is left costs speed, never correctness, and the report names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import fx
+
+from opskip_compile.passes.match import MATRIX_PRODUCTS, Operator, is_attention_product
+from opskip_compile.passes.ops import op_name
+
+_NORM_STEPS = frozenset({"mean", "var", "rsqrt", "layer_norm", "rms_norm"})
+_ACTIVATIONS = frozenset({"silu", "gelu", "relu", "sigmoid", "tanh", "softmax", "mish", "quick_gelu"})
+COSTLY = MATRIX_PRODUCTS | _NORM_STEPS | _ACTIVATIONS
+
+
+def rows_needed_in_full(operator: Operator) -> tuple[fx.Node, ...]:
+    """Nodes of the operator that the definition of skipping computes for every row: keys, values, other outputs."""
+    keys_and_values = [n for node in operator.region if is_attention_product(node) for n in _right_operands(node)]
+    outputs = [node for node in operator.region if any(user.op == "output" for user in node.users)]
+    return (*keys_and_values, *outputs)
+
+
+def remaining(operator: Operator, exempt: Iterable[fx.Node], alive: frozenset[fx.Node]) -> tuple[str, ...]:
+    """Names of the costly operations of ``operator`` that are still in the graph and not exempt."""
+    excused: set[fx.Node] = set()
+    stack = list(exempt)
+    while stack:
+        node = stack.pop()
+        if node not in excused:
+            excused.add(node)
+            stack.extend(node.all_input_nodes)
+    left = [node for node in operator.region if node in alive and node not in excused]
+    return tuple(sorted(str(op_name(node)) for node in left if op_name(node) in COSTLY))
+
+
+def _right_operands(product: fx.Node) -> list[fx.Node]:
+    if op_name(product) != "softmax":
+        return [a for a in product.args[1:3] if isinstance(a, fx.Node)] + [
+            a for name, a in product.kwargs.items() if name in ("key", "value") and isinstance(a, fx.Node)
+        ]
+    return [m.args[1] for m in (_matmul(product, True), _matmul(product, False)) if m is not None]  # type: ignore[misc]
+
+
+def _matmul(node: fx.Node, forward: bool) -> fx.Node | None:
+    """The nearest matrix product after or before ``node`` along first operands."""
+    for _ in range(16):
+        following = next(iter(node.users), None) if forward else node.args[0]
+        if not isinstance(following, fx.Node):
+            return None
+        if op_name(following) == "matmul":
+            return following
+        node = following
+    return None

@@ -1,0 +1,129 @@
+"""Where the visual rows of a graph come from.
+
+Three things name them: a call of `mark_visual`, the ``masked_scatter`` that merges image features into the
+embeddings, or a graph input that an earlier graph of the same forward has marked. The first found, in this order,
+gives the mask and the place where the residual stream starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from opskip_compile._compat import same_size
+from opskip_compile.passes.ops import op_name, tensor
+from opskip_compile.passes.runtime import mark_visual
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """The visual mask of a graph.
+
+    Attributes:
+        kind: ``"mark_visual"``, ``"masked_scatter"`` or ``"marked_input"``.
+        root: the first value of the residual stream, ``(batch, sequence, width)``.
+        masks: bool nodes, ``(batch, sequence)`` or with one more dimension; a row is visual where any is True.
+        whole: True if the graph is known to hold the start of the decoder.
+    """
+
+    kind: str
+    root: fx.Node
+    masks: tuple[fx.Node, ...]
+    whole: bool
+
+
+def is_stream(node: fx.Node) -> bool:
+    """True if the value can be a residual stream: floating point ``(batch, sequence, width)``."""
+    value = tensor(node)
+    return value is not None and value.dim() == 3 and value.is_floating_point()
+
+
+def locate_rows(graph: fx.Graph, marked_input: tuple[fx.Node, fx.Node] | None = None) -> RowSource | None:
+    """Find the row source of ``graph``, or None.
+
+    Args:
+        graph: a Dynamo graph with example values.
+        marked_input: the input that carries the stream and the input that carries its mask, where an earlier graph
+            has marked it.
+    """
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target is mark_visual:
+            root = _first_ancestor(node)
+            whole = root.op != "placeholder" or root is node.args[0]
+            return RowSource("mark_visual", root, (node.args[1],), whole)  # type: ignore[arg-type]
+    merges = [node for node in graph.nodes if _is_merge(node)]
+    if merges:
+        return RowSource("masked_scatter", merges[-1], tuple(_merge_mask(m) for m in merges), whole=True)
+    if marked_input is not None:
+        return RowSource("marked_input", marked_input[0], (marked_input[1],), whole=False)
+    return None
+
+
+def row_mask(graph: fx.Graph, source: RowSource) -> fx.Node:
+    """Insert nodes that yield the bool ``(batch, sequence)`` mask, right after the last mask is known."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    flat = [_as_rows(graph, mask, order) for mask in source.masks]
+    result = flat[0]
+    for other in flat[1:]:
+        with graph.inserting_after(max((result, other), key=lambda n: _position(graph, n))):
+            result = graph.call_function(torch.logical_or, (result, other))
+    return result
+
+
+def _position(graph: fx.Graph, wanted: fx.Node) -> int:
+    return next(i for i, node in enumerate(graph.nodes) if node is wanted)
+
+
+def _as_rows(graph: fx.Graph, mask: fx.Node, order: dict[fx.Node, int]) -> fx.Node:
+    value = tensor(mask)
+    if value is not None and value.dim() == 2:
+        return mask
+    after = mask
+    if mask.op == "placeholder":
+        after = max(graph.find_nodes(op="placeholder"), key=order.__getitem__)
+    # A mask that is broadcast over the width is the same in every column; any other is reduced.
+    broadcast = value is not None and (value.shape[-1] == 1 or value.stride(-1) == 0)
+    with graph.inserting_after(after):
+        if broadcast:
+            return graph.call_method("select", (mask, -1, 0))
+        return graph.call_method("any", (mask, -1))
+
+
+def _is_merge(node: fx.Node) -> bool:
+    if op_name(node) != "masked_scatter" or not is_stream(node):
+        return False
+    base, mask = node.args[0], _merge_mask(node)
+    value, out = tensor(mask), tensor(node)
+    if not isinstance(base, fx.Node) or value is None or out is None or value.dtype != torch.bool:
+        return False
+    # Scattering into zeros adds features to the stream (DeepStack); it is not the merge itself.
+    return value.dim() == 3 and op_name(base) not in ("zeros_like", "zeros", "new_zeros")
+
+
+def _merge_mask(node: fx.Node) -> fx.Node:
+    return node.args[1] if len(node.args) > 1 else node.kwargs["mask"]  # type: ignore[return-value]
+
+
+def _first_ancestor(node: fx.Node) -> fx.Node:
+    """The earliest value of the same shape and kind that ``node`` is computed from: the start of its stream."""
+    want = tensor(node)
+    if want is None:
+        return node
+    first, seen, stack = node, {node}, [node]
+    order = {n: i for i, n in enumerate(node.graph.nodes)}
+    while stack:
+        for other in stack.pop().all_input_nodes:
+            if other in seen:
+                continue
+            seen.add(other)
+            stack.append(other)
+            value = tensor(other)
+            if is_stream(other) and value is not None and _same(value, want) and order[other] < order[first]:
+                first = other
+    return first
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return all(same_size(x, y) for x, y in zip(a.shape, b.shape, strict=True))

@@ -1,0 +1,66 @@
+"""Which live tensors are known to hold visual rows: the channel between two graphs of one forward.
+
+Where a graph break lies between the merge of image features and the decoder, the first graph marks the tensor that
+it hands on and the second finds the mark. A mark belongs to one tensor object and dies with it, so a mask can never
+be taken for another forward's.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch.utils.weak import WeakIdKeyDictionary
+
+from opskip_compile.errors import NothingSkippedWarning
+
+NOT_SKIPPED = (
+    "opskip: image features were merged into the decoder's input, but no compiled graph skipped an operator on them "
+    "({why}). Call opskip_compile.compile(model) instead of torch.compile, or name the rows with "
+    "opskip_compile.mark_visual in the model's code. torch.compile(model).generate() runs uncompiled: "
+    "use model.compile(backend='opskip') for generate()."
+)
+
+
+@dataclass
+class Mark:
+    """The visual mask of one tensor, bool ``(batch, sequence)``, and whether a decoder graph has taken it up."""
+
+    mask: torch.Tensor
+    used: bool = False
+
+
+class Marks:
+    """Marks by tensor identity. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._marks: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._lock = threading.Lock()
+
+    def put(self, tensor: torch.Tensor, mask: torch.Tensor, *, warn_if_unused: bool = False) -> None:
+        """Say that the rows of ``tensor`` ``(batch, sequence, width)`` where ``mask`` is True are visual."""
+        mark = Mark(mask.detach())
+        with self._lock:
+            self._marks[tensor] = mark
+        if warn_if_unused:
+            weakref.finalize(tensor, _warn_if_unused, mark).atexit = False
+
+    def get(self, tensor: object) -> Mark | None:
+        """The mark of ``tensor``, if it has one that fits its shape."""
+        if not isinstance(tensor, torch.Tensor):
+            return None
+        with self._lock:
+            mark = self._marks.get(tensor)
+        return mark if mark is not None and mark.mask.shape == tensor.shape[:2] else None
+
+
+def _warn_if_unused(mark: Mark) -> None:
+    if not mark.used:
+        why = "the graph that read them holds no decoder that could be matched, or the decoder was not compiled"
+        warnings.warn(NOT_SKIPPED.format(why=why), NothingSkippedWarning, stacklevel=2)
+
+
+MARKS = Marks()

@@ -1,0 +1,257 @@
+"""Find the operators of a decoder by the shape of its dataflow, not by names.
+
+The residual stream is the chain of dominators of the decoder's output: the values that every path from the embedded
+input has to pass. Two neighbours on that chain that are joined by an addition ``d' = d + f(d)`` enclose one operator
+(or several, where a model adds attention and FFN in parallel). Dominance is the proof of single entry and single
+exit: nothing that the operator computes reaches the output except through ``d'``. An operator that holds an
+attention product is an attention, one that holds another matrix product is an FFN.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import networkx as nx
+import torch
+from torch import fx
+
+from opskip_compile.passes.locate import is_stream
+from opskip_compile.passes.ops import op_name, tensor
+
+MATRIX_PRODUCTS = frozenset({"linear", "matmul", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"})
+_CASTS = frozenset({"to", "float", "half", "bfloat16", "type", "type_as", "contiguous", "identity"})
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator of one layer: ``exit = entry + branch``.
+
+    Attributes:
+        layer: zero-based layer number.
+        kind: ``"attention"`` or ``"ffn"``.
+        entry: the residual operand of the addition, ``(batch, sequence, width)``.
+        branch: the operator's output, the other operand.
+        exit: the addition.
+        summands: everything that the exit adds up, the entry and the branch among them, in order.
+        region: every node that is computed from the entry for the branch.
+    """
+
+    layer: int
+    kind: str
+    entry: fx.Node
+    branch: fx.Node
+    exit: fx.Node
+    summands: tuple[fx.Node, ...]
+    region: tuple[fx.Node, ...]
+
+    @property
+    def name(self) -> str:
+        """``"17.ffn"`` and the like."""
+        return f"{self.layer}.{self.kind}"
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A part of the stream that looks like an operator and could not be matched, with the node and the reason."""
+
+    layer: int
+    kind: str
+    node: str
+    source: str
+    reason: str
+
+
+@dataclass
+class Match:
+    """The operators of a graph, in order, and what was not matched."""
+
+    operators: list[Operator] = field(default_factory=list)
+    misses: list[Miss] = field(default_factory=list)
+    num_layers: int = 0
+    ends_in_stream: bool = False
+
+    def named(self, layer: int, kind: str) -> list[Operator]:
+        """All operators of that layer and kind."""
+        return [op for op in self.operators if op.layer == layer and op.kind == kind]
+
+
+def match_operators(root: fx.Node) -> Match:
+    """Match every operator on the residual stream that starts at ``root``.
+
+    Linear in the size of the graph: one dominator tree, and each region is walked once.
+    """
+    flow = _dataflow(root)
+    dominators = nx.immediate_dominators(flow, root)
+    graph_order = {node: i for i, node in enumerate(root.graph.nodes)}
+    best = Match()
+    chains: set[tuple[fx.Node, ...]] = set()
+    outputs = {n for n in root.graph.output_node().all_input_nodes if n in flow}
+    for sink in sorted(outputs, key=graph_order.__getitem__, reverse=True):
+        chain = tuple(_chain(dominators, root, sink))
+        streams = tuple(n for n in chain if is_stream(n))
+        if streams in chains:
+            continue
+        chains.add(streams)
+        # Cached keys and values end in the middle of the stream; the hidden state passes all of it.
+        if len(best.operators) and len(streams) < 2 * len(best.operators):
+            continue
+        found = _match_chain(streams, flow)
+        found.ends_in_stream = bool(found.operators) and found.operators[-1].exit is sink
+        if len(found.operators) + len(found.misses) > len(best.operators) + len(best.misses):
+            best = found
+    return best
+
+
+def is_attention_product(node: fx.Node) -> bool:
+    """True for a fused attention call, or a softmax whose result goes into a matrix product."""
+    name = op_name(node)
+    if name == "scaled_dot_product_attention":
+        return True
+    if name is None and node.op == "call_function":
+        target = str(getattr(node.target, "__name__", node.target)).lower()
+        return "flex_attention" in target or "flash_attn" in target or "flash_attention" in target
+    if name != "softmax":
+        return False
+    ahead, seen = list(node.users), {node}
+    while ahead:
+        user = ahead.pop()
+        if op_name(user) == "matmul":
+            return True
+        if user not in seen and op_name(user) in _CASTS | {"dropout"}:
+            seen.add(user)
+            ahead.extend(user.users)
+    return False
+
+
+def source_line(node: fx.Node) -> str:
+    """``file.py:line`` of the model code that made the node, without its folder; empty if unknown."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return f"{frames[-1][0].rsplit('/', 1)[-1]}:{frames[-1][1]}" if frames else ""
+
+
+def _dataflow(root: fx.Node) -> nx.DiGraph:
+    flow = nx.DiGraph()
+    flow.add_node(root)
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        for user in node.users:
+            if user.op == "output":
+                continue
+            if user not in flow:
+                stack.append(user)
+            flow.add_edge(node, user)
+    return flow
+
+
+def _chain(dominators: dict[fx.Node, fx.Node], root: fx.Node, sink: fx.Node) -> list[fx.Node]:
+    chain = [sink]
+    while chain[-1] is not root:
+        chain.append(dominators[chain[-1]])
+    return chain[::-1]
+
+
+def _match_chain(chain: tuple[fx.Node, ...], flow: nx.DiGraph) -> Match:
+    match = Match()
+    layer = -1
+    for entry, exit_ in zip(chain, chain[1:], strict=False):
+        parts = list(_branches(entry, exit_, flow))
+        if not parts:
+            continue
+        if layer < 0 or any(kind == "attention" for _, kind, _ in parts):
+            layer += 1
+        for branch, kind, region in parts:
+            if branch is None:
+                reason = f"{op_name(exit_) or exit_.target} does not add the operator to its own input"
+                match.misses.append(Miss(layer, kind, exit_.name, source_line(exit_), reason))
+            else:
+                residual = _residual_term(entry, exit_, flow)
+                assert residual is not None
+                summands = tuple(_terms(entry, exit_, flow))
+                match.operators.append(Operator(layer, kind, residual, branch, exit_, summands, region))
+    match.num_layers = layer + 1
+    return match
+
+
+def _branches(
+    entry: fx.Node, exit_: fx.Node, flow: nx.DiGraph
+) -> Iterator[tuple[fx.Node | None, str, tuple[fx.Node, ...]]]:
+    """The operators between two neighbours of the chain: (branch, kind, region); branch None where there is no sum."""
+    residual = _residual_term(entry, exit_, flow)
+    if residual is None:
+        region = _region(exit_, entry, flow)
+        kind = _kind(region)
+        # A norm in the stream, a cast or a projection to the vocabulary is no operator; only an attention is.
+        if kind == "attention":
+            yield None, kind, region
+        return
+    for term in _terms(entry, exit_, flow):
+        if term is residual or term not in flow:
+            continue
+        region = _region(term, entry, flow)
+        kind = _kind(region)
+        if kind is not None:
+            yield term, kind, region
+
+
+def _residual_term(entry: fx.Node, exit_: fx.Node, flow: nx.DiGraph) -> fx.Node | None:
+    if op_name(exit_) != "add" or exit_.kwargs.get("alpha", 1) != 1 or not is_stream(exit_):
+        return None
+    found = [term for term in _terms(entry, exit_, flow) if _is_cast_of(term, entry)]
+    return found[0] if len(found) == 1 else None
+
+
+def _terms(entry: fx.Node, exit_: fx.Node, flow: nx.DiGraph) -> list[fx.Node]:
+    """The summands of ``exit_``, in order; inner sums that nobody else reads are opened."""
+    terms: list[fx.Node] = []
+    stack = [exit_]
+    while stack:
+        node = stack.pop()
+        opened = node is exit_ or (
+            op_name(node) == "add"
+            and node in flow
+            and node is not entry
+            and len(node.users) == 1
+            and is_stream(node)
+            and not node.kwargs
+        )
+        operands = [a for a in node.args if isinstance(a, fx.Node)]
+        if opened and len(operands) == 2 and all(is_stream(a) for a in operands):
+            stack += operands[::-1]
+        else:
+            terms.append(node)
+    return terms
+
+
+def _is_cast_of(term: fx.Node, entry: fx.Node) -> bool:
+    while term is not entry:
+        if op_name(term) not in _CASTS or not isinstance(term.args[0], fx.Node):
+            return False
+        term = term.args[0]
+    return True
+
+
+def _region(last: fx.Node, entry: fx.Node, flow: nx.DiGraph) -> tuple[fx.Node, ...]:
+    region, stack = {last}, [last]
+    while stack:
+        for node in flow.predecessors(stack.pop()):
+            if node is not entry and node not in region:
+                region.add(node)
+                stack.append(node)
+    return tuple(region)
+
+
+def _kind(region: tuple[fx.Node, ...]) -> str | None:
+    if any(is_attention_product(node) for node in region):
+        return "attention"
+    products = [node for node in region if op_name(node) in MATRIX_PRODUCTS]
+    return "ffn" if products else None
+
+
+def width_of(operator: Operator) -> int | torch.SymInt:
+    """The width of the residual stream."""
+    value = tensor(operator.entry)
+    assert value is not None
+    return value.shape[-1]

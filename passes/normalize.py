@@ -1,0 +1,48 @@
+"""Remove what no result depends on, so that a dead reader never keeps a value alive in full."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from opskip_compile.passes.ops import is_inplace, op_name
+from opskip_compile.passes.rules import known_operations
+from opskip_compile.passes.runtime import causal_mask, KEPT_ROWS, scatter_rows, select_rows
+
+_NOISE = "_log_api_usage_once"
+_OURS = frozenset({causal_mask, KEPT_ROWS, scatter_rows, select_rows})
+_FACTORIES = frozenset({"arange", "ones", "zeros", "empty", "full", "new_ones", "new_zeros", "zeros_like", "size"})
+
+
+def is_removable(node: fx.Node) -> bool:
+    """True if ``node`` only computes: no effect, no memory of others written."""
+    if node.op not in ("call_function", "call_method") or is_inplace(node):
+        return False
+    if node.target in _OURS or getattr(node.target, "__name__", "") == _NOISE:
+        return True
+    name = op_name(node)
+    return name in known_operations() or name in _FACTORIES
+
+
+def remove_dead(graph: fx.Graph) -> int:
+    """Erase nodes that nothing reads and that have no effect; returns how many."""
+    removed = 0
+    for node in reversed(list(graph.nodes)):
+        if not node.users and is_removable(node):
+            graph.erase_node(node)
+            removed += 1
+    return removed
+
+
+def copy_graph(gm: fx.GraphModule) -> fx.Graph:
+    """A copy of a Dynamo graph that AOTAutograd still recognises as one."""
+    copied = fx.Graph(gm)
+    mapping: dict[fx.Node, fx.Node] = {}
+    result = copied.graph_copy(gm.graph, mapping)
+    copied.output(result).meta = dict(gm.graph.output_node().meta)
+    for old, new in mapping.items():
+        if hasattr(old, "_dynamo_source"):
+            new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
+    copied._codegen = gm.graph._codegen
+    return copied
+
+

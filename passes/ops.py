@@ -1,0 +1,148 @@
+"""One spelling per operation, and what each node may mutate or alias.
+
+A Dynamo graph writes the same addition as ``operator.add``, ``torch.add``, ``x.add(...)`` or an ATen overload.
+`op_name` folds all of them into one name, so that every other pass asks for ``"add"`` and nothing else.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+
+import torch
+from torch import fx
+
+_SYNONYMS = {
+    "truediv": "div",
+    "true_divide": "div",
+    "divide": "div",
+    "multiply": "mul",
+    "subtract": "sub",
+    "negative": "neg",
+    "absolute": "abs",
+    "and_": "and",
+    "or_": "or",
+    "bitwise_and": "and",
+    "bitwise_or": "or",
+    "logical_and": "and",
+    "logical_or": "or",
+    "bmm": "matmul",
+    "mm": "matmul",
+    "concat": "cat",
+    "concatenate": "cat",
+    "special_expit": "sigmoid",
+    "_softmax": "softmax",
+}
+
+_INPLACE_OPERATORS = frozenset(
+    f for name, f in vars(operator).items() if name.startswith("i") and name[1:] in vars(operator) and callable(f)
+) | {operator.setitem, operator.delitem}
+
+# Operations whose result is always new memory, or that read no tensor data at all.
+_VIEWS = frozenset(
+    "view reshape transpose permute expand expand_as unsqueeze squeeze getitem select narrow slice contiguous to "
+    "float half bfloat16 double type type_as detach split chunk unbind flatten unflatten movedim swapaxes t mT view_as "
+    "reshape_as broadcast_to ravel alias lift_fresh positive dropout identity".split()
+)
+_TRUSTED_MODULES = ("torch", "_operator", "builtins")
+
+
+def op_name(node: fx.Node) -> str | None:
+    """The canonical name of what ``node`` computes, or None if it is not a plain torch operation.
+
+    In-place spellings answer with the name of the operation (``add_`` is ``"add"``); `is_inplace` tells them apart.
+    """
+    if node.op == "call_method":
+        name = str(node.target)
+        if name.startswith("__") and name.endswith("__"):
+            name = name.strip("_")
+    elif node.op == "call_function":
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload):
+            if target.namespace != "aten":
+                return None
+            name = target._schema.name.split("::")[1]
+        else:
+            # Built-in functions of torch have no module or one of torch's; anything else is a user's function.
+            module = getattr(target, "__module__", None)
+            if module is not None and module.split(".")[0] not in _TRUSTED_MODULES:
+                return None
+            name = getattr(target, "__name__", "")
+            if target in _INPLACE_OPERATORS and name not in ("setitem", "delitem"):
+                name = name[1:]
+    else:
+        return None
+    if name not in ("and_", "or_"):
+        name = name.rstrip("_") or name
+    return _SYNONYMS.get(name, name)
+
+
+def is_inplace(node: fx.Node) -> bool:
+    """True if running ``node`` may change the memory of one of its arguments."""
+    if node.op == "call_method":
+        name = str(node.target)
+        return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    if node.op != "call_function":
+        return False
+    if node.kwargs.get("inplace") or node.kwargs.get("out") is not None or node.target in _INPLACE_OPERATORS:
+        return True
+    if isinstance(node.target, torch._ops.OpOverload):
+        return bool(node.target._schema.is_mutable)
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return "mutation" in node.target.name() or "auto_functionalized" in node.target.name()
+    name = getattr(node.target, "__name__", "")
+    return node.target not in vars(operator).values() and name.endswith("_") and not name.endswith("__")
+
+
+def tensor(node: object) -> torch.Tensor | None:
+    """The example value of a node that yields one tensor, else None."""
+    if not isinstance(node, fx.Node):
+        return None
+    value = node.meta.get("example_value", node.meta.get("val"))
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def mutated_nodes(graph: fx.Graph, known: Iterable[str]) -> frozenset[fx.Node]:
+    """Nodes whose memory some node of ``graph`` writes to, directly or through an alias.
+
+    ``known`` names the operations that a rule vouches for. A view, an in-place operation and every operation that
+    is not known may return memory of its arguments, so those are joined with them; all members of a joined set in
+    which something is written count as mutated.
+    """
+    fresh = frozenset(known) - _VIEWS
+    parent: dict[fx.Node, fx.Node] = {}
+
+    def find(node: fx.Node) -> fx.Node:
+        root = node
+        while (up := parent.get(root, root)) is not root:
+            root = up
+        while (up := parent.get(node, node)) is not root and up is not node:
+            parent[node], node = root, up
+        return root
+
+    written: list[fx.Node] = []
+    for node in graph.nodes:
+        if node.op not in ("call_function", "call_method", "call_module"):
+            continue
+        inputs = node.all_input_nodes
+        if is_inplace(node):
+            if not isinstance(node.target, torch._ops.HigherOrderOperator):
+                inputs = [n for n in (node.args[0] if node.args else None, node.kwargs.get("out")) if isinstance(n, fx.Node)]
+            written += inputs
+        elif op_name(node) in fresh:
+            continue
+        for other in inputs:
+            parent[find(other)] = find(node)
+    roots = {find(node) for node in written}
+    return frozenset(node for node in graph.nodes if find(node) in roots)
+
+
+def is_random_or_stateful(node: fx.Node) -> bool:
+    """True for dropout that is switched on."""
+    if op_name(node) != "dropout":
+        return False
+    p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+    training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
+    return bool(training) and p != 0.0
+
+

@@ -1,0 +1,16 @@
+"""The rules of selection pushdown: which operand dimension carries the rows of an operation's result."""
+
+from opskip_compile.passes.rules import attention, elementwise, products, reductions, shapes
+from opskip_compile.passes.rules.registry import RULES, Decline, Rule, known_operations
+
+__all__ = [
+    "RULES",
+    "Decline",
+    "Rule",
+    "attention",
+    "elementwise",
+    "known_operations",
+    "products",
+    "reductions",
+    "shapes",
+]

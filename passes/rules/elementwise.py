@@ -1,0 +1,35 @@
+"""Operations that compute every element from the elements in the same place."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from opskip_compile.passes.ops import is_random_or_stateful
+from opskip_compile.passes.rules.registry import Decline, Dims, all_tensors, broadcast, rule, shape
+
+POINTWISE = (
+    # arithmetic
+    "add sub mul div neg abs pow square sqrt rsqrt exp exp2 log reciprocal sign floor ceil round trunc remainder "
+    "floordiv mod maximum minimum clamp clamp_min clamp_max addcmul addcdiv lerp sin cos tan erf erfc log1p expm1 "
+    # activations
+    "relu silu gelu sigmoid tanh softplus leaky_relu elu selu mish hardswish hardsigmoid relu6 threshold hardtanh "
+    "hardshrink softsign logsigmoid fast_gelu quick_gelu "
+    # comparison and logic
+    "eq ne lt le gt ge and or xor not invert bitwise_not logical_not where masked_fill isnan isinf isfinite "
+    # casts and copies of the same shape
+    "to float half bfloat16 double type type_as int long bool contiguous clone detach nan_to_num positive identity"
+)
+
+
+@rule(*POINTWISE.split())
+def pointwise(node: fx.Node, dim: int) -> Dims | Decline:
+    """``op(x, y, ...)[.., r, ..]`` depends on row r of every operand that is not broadcast."""
+    return broadcast(node, dim, all_tensors(node), len(shape(node)))
+
+
+@rule("dropout")
+def dropout(node: fx.Node, dim: int) -> Dims | Decline:
+    """Dropout that is switched off is the identity."""
+    if is_random_or_stateful(node):
+        return Decline("dropout is active, so the rows share one random stream")
+    return broadcast(node, dim, all_tensors(node), len(shape(node)))

@@ -1,0 +1,57 @@
+"""Matrix products: every row of the left operand gives one row of the result."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from opskip_compile._compat import same_size
+from opskip_compile.passes.rules.registry import Decline, Dims, operand, rule, shape
+
+
+@rule("linear")
+def linear(node: fx.Node, dim: int) -> Dims | Decline:
+    """``linear(x, w, b)``: every dimension but the last is a row of x."""
+    x = operand(node)
+    if dim == len(shape(node)) - 1:
+        return Decline("the rows are the output features")
+    if len(shape(operand(node, 1, "weight"))) != 2:
+        return Decline("the weight is not a matrix")
+    return {x: dim}
+
+
+@rule("matmul")
+def matmul(node: fx.Node, dim: int) -> Dims | Decline:
+    """``a @ b``: row i of the result needs row i of a; leading dimensions are batches of both."""
+    left, right = operand(node), operand(node, 1, "other")
+    rank = len(shape(node))
+    if len(shape(left)) < 2 or len(shape(right)) < 2:
+        return Decline("an operand is a vector")
+    if dim == rank - 1:
+        return Decline("the rows are columns of the right operand")
+    if left is right:
+        return Decline("both operands are the same tensor")
+    if dim == rank - 2:
+        return {left: len(shape(left)) - 2}
+    dims: dict[fx.Node, int] = {}
+    for side in (left, right):
+        own = dim - (rank - len(shape(side)))
+        if own >= 0 and not same_size(shape(side)[own], 1):
+            dims[side] = own
+    return dims or Decline("no operand carries the rows")
+
+
+@rule("addmm")
+def addmm(node: fx.Node, dim: int) -> Dims | Decline:
+    """``addmm(bias, a, b)`` with a bias that is the same for every row."""
+    if dim != 0 or len(shape(operand(node))) != 1:
+        return Decline("the bias is not one vector, or the rows are columns")
+    return {operand(node, 1, "mat1"): 0}
+
+
+@rule("embedding")
+def embedding(node: fx.Node, dim: int) -> Dims | Decline:
+    """``embedding(ids, table)``: every position is looked up alone."""
+    ids = operand(node)
+    if dim >= len(shape(ids)):
+        return Decline("the rows are embedding features")
+    return {ids: dim}

@@ -1,0 +1,103 @@
+"""What a rewritten graph calls when it runs: the row index, the selection and the scatter.
+
+Three words are enough for every rewrite: `kept_rows` turns the visual mask into one row index per forward,
+`select_rows` takes those rows out of a tensor and `scatter_rows` puts them back. The last two are plain Python
+that AOTAutograd traces through, so Inductor sees gathers and scatters that it can fuse.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from opskip_compile.passes.marks import MARKS
+
+
+@torch.library.custom_op("opskip::kept_rows", mutates_args=())
+def kept_rows(visual: Tensor, through: bool) -> tuple[Tensor, Tensor]:
+    """Indices of the rows that a skipped operator still updates.
+
+    Args:
+        visual: bool ``(batch, sequence)``, True where a row is visual.
+        through: leave out every row up to and including the last visual one (``rows: through_visual``).
+
+    Returns:
+        ``rows`` int64 ``(batch, n)`` and ``live`` bool ``(batch, n)``, with n the largest number of kept rows of any
+        element and at least 1. Kept rows come first and in order. An element with fewer kept rows is filled up
+        with left-out rows of its own that are not ``live``: no row stands twice, and a row that is not live must
+        be written back unchanged.
+    """
+    left_out = visual
+    if through:
+        left_out = visual.flip(1).cumsum(1).flip(1) > 0
+    kept = (~left_out).sum(1)
+    n = max(int(kept.max()), 1) if visual.numel() else 1
+    rows = left_out.to(torch.uint8).argsort(dim=1, stable=True)[:, :n].contiguous()
+    live = torch.arange(n, device=visual.device) < kept[:, None]
+    return rows, live
+
+
+@kept_rows.register_fake
+def _(visual: Tensor, through: bool) -> tuple[Tensor, Tensor]:
+    n = torch.library.get_ctx().new_dynamic_size(min=1)
+    shape = (visual.shape[0], n)
+    return visual.new_empty(shape, dtype=torch.int64), visual.new_empty(shape, dtype=torch.bool)
+
+
+KEPT_ROWS = torch.ops.opskip.kept_rows.default
+
+
+def select_rows(x: Tensor, rows: Tensor, dim: int) -> Tensor:
+    """The rows ``rows`` (int64 ``(batch, n)``) of ``x`` along ``dim``; dimension 0 of ``x`` is the batch or 1."""
+    if rows.shape[0] == 1:
+        return x.index_select(dim, rows[0])
+    index_shape = [1] * x.dim()
+    index_shape[0], index_shape[dim] = rows.shape
+    size = list(x.shape)
+    size[0] = rows.shape[0]
+    source = x.expand(size)
+    size[dim] = rows.shape[1]
+    return source.gather(dim, rows.view(index_shape).expand(size))
+
+
+def scatter_rows(x: Tensor, rows: Tensor, update: Tensor) -> Tensor:
+    """``x`` ``(batch, sequence, width)`` with its rows ``rows`` replaced by ``update`` ``(batch, n, width)``."""
+    if rows.shape[0] == 1:
+        return x.index_copy(1, rows[0], update)
+    return x.scatter(1, rows.unsqueeze(-1).expand_as(update), update)
+
+
+def causal_mask(rows: Tensor, key: Tensor) -> Tensor:
+    """Bool ``(batch, 1, n, keys)``: query row i sees the keys up to i, as ``is_causal=True`` has it for all rows."""
+    positions = torch.arange(key.shape[-2], device=key.device)
+    return positions <= rows[:, None, :, None]
+
+
+def mark_visual(hidden_states: Tensor, visual_mask: Tensor) -> Tensor:
+    """Name the visual rows of the decoder's hidden state, in model code of one's own.
+
+    Call it once on the embedded input, before the first decoder layer, inside the compiled region or before it.
+
+    Args:
+        hidden_states: ``(batch, sequence, width)``, floating point.
+        visual_mask: bool ``(batch, sequence)``, True where the row came from an image or a video.
+
+    Returns:
+        ``hidden_states``, unchanged.
+
+    Raises:
+        ValueError: the mask's dtype or shape does not fit.
+    """
+    if visual_mask.dtype != torch.bool:
+        raise ValueError(f"mark_visual: visual_mask must be bool, not {visual_mask.dtype}")
+    if hidden_states.dim() != 3 or visual_mask.shape != hidden_states.shape[:2]:
+        raise ValueError(
+            "mark_visual: hidden_states must be (batch, sequence, width) and visual_mask (batch, sequence), "
+            f"not {tuple(hidden_states.shape)} and {tuple(visual_mask.shape)}"
+        )
+    if type(hidden_states) is Tensor:  # a real tensor, not one that a tracer made
+        MARKS.put(hidden_states, visual_mask)
+    return hidden_states
+
+
+torch.compiler.allow_in_graph(mark_visual)
