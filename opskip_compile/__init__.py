@@ -1,5 +1,9 @@
-"""opskip_compile: multimodal LLMs that skip visual rows, per layer and operator, at the compiler level."""
+"""opskip_compile: multimodal LLMs that skip visual rows, per layer and operator, at the compiler level.
 
+``torch.compile(model, backend="opskip")`` for ``forward``; ``opskip_compile.compile(model)`` for everything.
+"""
+
+from opskip_compile.api import compile, last_report, remove, reports
 from opskip_compile.errors import (
     NothingSkippedWarning,
     OpSkipError,
@@ -8,3 +12,35 @@ from opskip_compile.errors import (
     ScheduleError,
     UncalibratedScheduleWarning,
 )
+from opskip_compile.flops import Geometry, count_flops
+from opskip_compile.oracle import oracle
+from opskip_compile.passes.report import Report
+from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.presets import Preset, presets
+from opskip_compile.schedule import Rule, Schedule
+from opskip_compile.settings import Settings
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Geometry",
+    "NothingSkippedWarning",
+    "OpSkipError",
+    "OptionError",
+    "Preset",
+    "Report",
+    "RewriteError",
+    "Rule",
+    "Schedule",
+    "ScheduleError",
+    "Settings",
+    "UncalibratedScheduleWarning",
+    "compile",
+    "count_flops",
+    "last_report",
+    "mark_visual",
+    "oracle",
+    "presets",
+    "remove",
+    "reports",
+]

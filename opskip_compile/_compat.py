@@ -6,13 +6,14 @@ Support window: torch 2.11 to 2.13. A new torch release is supported once this m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
 from torch._dynamo.backends.registry import list_backends as _list_backends
 from torch._inductor.compile_fx import compile_fx
-from torch._logging import trace_structured
+from torch._library.fake_impl import allocate_size
+from torch._logging._internal import trace_structured
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 Compiled = Callable[..., Any]
@@ -20,7 +21,7 @@ Compiled = Callable[..., Any]
 
 def inductor(gm: fx.GraphModule, inputs: Sequence[Any], config: dict[str, Any]) -> Compiled:
     """Lower ``gm`` with Inductor under the given config patches."""
-    return compile_fx(gm, list(inputs), config_patches=config or None)  # type: ignore[no-any-return]
+    return cast(Compiled, compile_fx(gm, list(inputs), config_patches=config or None))
 
 
 def inductor_mode_options(mode: str) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def add_tensor_placeholder(graph: fx.Graph, name: str, example: torch.Tensor) ->
     with graph.inserting_after(last):
         node = graph.placeholder(name)
     node.meta["example_value"] = example
-    node._dynamo_source = None  # type: ignore[attr-defined]
+    node._dynamo_source = None
     return node
 
 
@@ -66,3 +67,16 @@ def emit_artifact(name: str, payload: Callable[[], str]) -> None:
 def backend_names() -> list[str]:
     """The names that ``torch.compile(backend=...)`` knows."""
     return list(_list_backends())
+
+
+def unbacked_size(minimum: int) -> torch.SymInt | int:
+    """A size that is known when the graph runs, for the fake implementation of a custom op.
+
+    ``torch.library.get_ctx().new_dynamic_size`` refuses unless ``capture_dynamic_output_shape_ops`` is set, and that
+    option is read when Dynamo starts a frame, turns graph breaks of vision towers into errors and is not ours to set.
+    """
+    context = torch.library.get_ctx()
+    shape_env = context._shape_env
+    if shape_env is None:
+        return context.new_dynamic_size(min=minimum)
+    return allocate_size(shape_env, min_val=minimum)  # type: ignore[no-untyped-call, no-any-return]

@@ -97,34 +97,39 @@ def opskip(
 def _lower(
     gm: fx.GraphModule, inputs: Sequence[Any], result: Rewritten, settings: Settings, marked: int | None
 ) -> Compiled:
-    source, inputs = result.source, list(inputs)
+    source, inputs, report = result.source, list(inputs), result.report
+    if source is not None and source.kind == "masked_scatter" and not report.operators:
+        return _marking(gm, inputs, settings, source)
     if result.graph is not None:
         gm.graph = result.graph
         if source is not None and source.kind == "marked_input":
             inputs.append(source.masks[0].meta["example_value"])
             return _with_mask(_finish(gm, inputs, settings), _position(gm.graph, source.root))
-        return _finish(gm, inputs, settings)
-    if source is not None and source.kind == "masked_scatter" and not result.report.operators:
-        return _marking(gm, inputs, settings, source)
-    if marked is not None and result.report.operators:
-        _settle(inputs[marked], result.report)
-    return _finish(gm, inputs, settings)
+    run = _finish(gm, inputs, settings)
+    if marked is None or not report.operators:
+        return run
+    if report.misses or not report.schedule:
+        warnings.warn(NOT_SKIPPED.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
+    return _taking_up(run, marked)
 
 
 def _finish(gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings) -> Compiled:
     if settings.lower == "eager":
         gm.recompile()
-        return gm.forward  # type: ignore[no-any-return]
+        return gm.forward
     return _compat.inductor(gm, inputs, dict(settings.inductor))
 
 
-def _settle(tensor_: object, report: Report) -> None:
-    """A marked input reached a decoder that skips nothing: say why once, unless the schedule wants it so."""
-    mark = MARKS.get(tensor_)
-    if mark is not None:
-        mark.used = True
-    if report.misses or not report.schedule:
-        warnings.warn(NOT_SKIPPED.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
+def _taking_up(run: Compiled, position: int) -> Compiled:
+    """Call a decoder that has its rows from elsewhere, or skips nothing on purpose: its input's mark is settled."""
+
+    def call(*args: Any) -> Any:
+        mark = MARKS.get(args[position])
+        if mark is not None:
+            mark.used = True
+        return run(*args)
+
+    return call
 
 
 def _with_mask(run: Compiled, position: int) -> Compiled:

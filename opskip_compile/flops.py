@@ -59,9 +59,7 @@ class Geometry:
             except ValueError as error:
                 raise OpSkipError(f"config: no single text decoder: {error}") from error
         if any((getattr(config, name, None) or 0) != 0 for name in _EXPERTS):
-            raise OpSkipError(
-                "config: a mixture of experts is not counted; pass a Geometry of its active sizes"
-            )
+            raise OpSkipError("config: a mixture of experts is not counted; pass a Geometry of its active sizes")
         kind = getattr(config, "model_type", "")
         hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
         plain_width = 4 * hidden if hidden and kind in _PLAIN_FFN else None

@@ -1,4 +1,4 @@
-"""Which schedule a decoder gets: the given one, the environment's, the preset that fits, or an uncalibrated fallback."""
+"""Which schedule a decoder gets: the given one, the environment's, a preset that fits, or the uncalibrated fallback."""
 
 from __future__ import annotations
 

@@ -219,8 +219,7 @@ class Schedule:
             out["name"] = self.name
         out["model"] = dict(self.model)
         out["rules"] = [
-            {"layers": tables.format_layers(r.layers), "skip": list(r.skip), "rows": r.rows}
-            for r in self.rules
+            {"layers": tables.format_layers(r.layers), "skip": list(r.skip), "rows": r.rows} for r in self.rules
         ]
         if self.late is not None:
             out["late"] = {"fraction": self.late.fraction, "rows": self.late.rows}

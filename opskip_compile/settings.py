@@ -46,7 +46,11 @@ class Settings:
         options = dict(options or {})
         mode = options.pop("mode", mode)
         schedule = options.pop("schedule", None)
-        strict, lower, dump = options.pop("strict", False), options.pop("lower", "inductor"), options.pop("dump", None)
+        strict, lower, dump = (
+            options.pop("strict", False),
+            options.pop("lower", "inductor"),
+            options.pop("dump", None),
+        )
         if not isinstance(strict, bool):
             raise OptionError(f"options.strict: must be True or False, not {strict!r}")
         if lower not in LOWERINGS:

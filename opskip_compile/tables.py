@@ -45,14 +45,10 @@ def show(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def check_keys(
-    value: object, field: str, known: Collection[str], required: Collection[str] = ()
-) -> Mapping[str, Any]:
+def check_keys(value: object, field: str, known: Collection[str], required: Collection[str] = ()) -> Mapping[str, Any]:
     """A table without unknown or missing keys; `field` is empty for a whole file."""
     if not isinstance(value, Mapping):
-        raise ScheduleError(
-            f"{field or 'schedule'}: expected a table of {', '.join(known)}, got {show(value)}"
-        )
+        raise ScheduleError(f"{field or 'schedule'}: expected a table of {', '.join(known)}, got {show(value)}")
     dot = field + "." if field else ""
     for key in value:
         if not isinstance(key, str) or key not in known:
@@ -90,9 +86,7 @@ def check_count(value: object, field: str, most: int = MAX_SIZE) -> int:
     return value
 
 
-def check_facts(
-    value: object, field: str, names: Collection[str], sizes: Collection[str]
-) -> dict[str, str | int]:
+def check_facts(value: object, field: str, names: Collection[str], sizes: Collection[str]) -> dict[str, str | int]:
     """A flat table whose `names` are text and whose `sizes` are positive integers."""
     facts = dict(check_keys(value, field, (*names, *sizes)))
     for key, fact in facts.items():

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from opskip_compile.passes.locate import RowSource, row_mask
-from opskip_compile.passes.ops import tensor
+from opskip_compile.passes.ops import op_name, tensor
 from opskip_compile.passes.plan import Plan, Skip
 from opskip_compile.passes.runtime import KEPT_ROWS, scatter_rows, select_rows
 
@@ -66,9 +66,10 @@ def _row_set(graph: fx.Graph, mask: fx.Node, name: str) -> RowSet:
         after = list(graph.find_nodes(op="placeholder"))[-1]
     with graph.inserting_before(after.next):
         both = graph.call_function(KEPT_ROWS, (mask, name == "through_visual"))
-        rows = graph.call_function(op.getitem, (both, 0))
-        live = graph.call_method("unsqueeze", (graph.call_function(op.getitem, (both, 1)), -1))
-        n = graph.call_method("size", (rows, 1))
+        rows = graph.create_node("call_function", op.getitem, (both, 0), name=f"rows_{name}")
+        flags = graph.call_function(op.getitem, (both, 1))
+        live = graph.create_node("call_method", "unsqueeze", (flags, -1), name=f"live_{name}")
+        n = graph.create_node("call_method", "size", (rows, 1), name=f"kept_{name}")
     return RowSet(name, rows, live, n)
 
 
@@ -81,8 +82,8 @@ def _replace_exit(
     assert out is not None
     made: list[fx.Node] = []
 
-    def call(target: object, *args: object) -> fx.Node:
-        node = graph.call_function(target, args)  # type: ignore[arg-type]
+    def call(target: object, *args: object, name: str | None = None) -> fx.Node:
+        node = graph.create_node("call_function", target, args, name=name)  # type: ignore[arg-type]
         made.append(node)
         return node
 
@@ -97,11 +98,18 @@ def _replace_exit(
             base = graph.call_method("to", (stream, out.dtype))
             made.append(base)
         for branch, rows in skipped.items():
-            before = call(select_rows, base, rows.rows, 1)
-            update = call(op.add, before, call(select_rows, branch, rows.rows, 1))
-            base = call(scatter_rows, base, rows.rows, call(torch.where, rows.live, update, before))
+            before = call(select_rows, base, rows.rows, 1, name=f"{base.name}_rows")
+            update = call(op.add, before, call(select_rows, branch, rows.rows, 1), name=f"{exit_.name}_updated")
+            kept = call(torch.where, rows.live, update, before, name=f"{exit_.name}_kept")
+            base = call(scatter_rows, base, rows.rows, kept, name=f"{exit_.name}_all")
     copy_origin(made, exit_)
     base.meta["example_value"] = out
     exit_.replace_all_uses_with(base)
-    graph.erase_node(exit_)
+    # An inner sum is not needed any more, and would go on reading its branch in full.
+    dead = [exit_]
+    while dead:
+        node = dead.pop()
+        if not node.users and op_name(node) == "add":
+            dead += node.all_input_nodes
+            graph.erase_node(node)
     return base

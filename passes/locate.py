@@ -52,7 +52,7 @@ def locate_rows(graph: fx.Graph, marked_input: tuple[fx.Node, fx.Node] | None = 
         if node.op == "call_function" and node.target is mark_visual:
             root = _first_ancestor(node)
             whole = root.op != "placeholder" or root is node.args[0]
-            return RowSource("mark_visual", root, (node.args[1],), whole)  # type: ignore[arg-type]
+            return RowSource("mark_visual", root, (node.args[1],), whole)
     merges = [node for node in graph.nodes if _is_merge(node)]
     if merges:
         return RowSource("masked_scatter", merges[-1], tuple(_merge_mask(m) for m in merges), whole=True)

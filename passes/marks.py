@@ -59,7 +59,7 @@ class Marks:
 
 def _warn_if_unused(mark: Mark) -> None:
     if not mark.used:
-        why = "the graph that read them holds no decoder that could be matched, or the decoder was not compiled"
+        why = "no decoder in the graphs after it could be matched, or it was compiled for a prompt without images first"
         warnings.warn(NOT_SKIPPED.format(why=why), NothingSkippedWarning, stacklevel=2)
 
 

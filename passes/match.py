@@ -12,13 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import networkx as nx
 import torch
 from torch import fx
 
 from opskip_compile.passes.locate import is_stream
-from opskip_compile.passes.ops import op_name, tensor
+from opskip_compile.passes.ops import is_inplace, op_name, tensor
 
 MATRIX_PRODUCTS = frozenset({"linear", "matmul", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"})
 _CASTS = frozenset({"to", "float", "half", "bfloat16", "type", "type_as", "contiguous", "identity"})
@@ -156,7 +157,7 @@ def _chain(dominators: dict[fx.Node, fx.Node], root: fx.Node, sink: fx.Node) -> 
 def _match_chain(chain: tuple[fx.Node, ...], flow: nx.DiGraph) -> Match:
     match = Match()
     layer = -1
-    for entry, exit_ in zip(chain, chain[1:], strict=False):
+    for entry, exit_ in pairwise(chain):
         parts = list(_branches(entry, exit_, flow))
         if not parts:
             continue
@@ -216,6 +217,7 @@ def _terms(entry: fx.Node, exit_: fx.Node, flow: nx.DiGraph) -> list[fx.Node]:
             and len(node.users) == 1
             and is_stream(node)
             and not node.kwargs
+            and not is_inplace(node)
         )
         operands = [a for a in node.args if isinstance(a, fx.Node)]
         if opened and len(operands) == 2 and all(is_stream(a) for a in operands):

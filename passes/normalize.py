@@ -6,7 +6,7 @@ from torch import fx
 
 from opskip_compile.passes.ops import is_inplace, op_name
 from opskip_compile.passes.rules import known_operations
-from opskip_compile.passes.runtime import causal_mask, KEPT_ROWS, scatter_rows, select_rows
+from opskip_compile.passes.runtime import KEPT_ROWS, causal_mask, scatter_rows, select_rows
 
 _NOISE = "_log_api_usage_once"
 _OURS = frozenset({causal_mask, KEPT_ROWS, scatter_rows, select_rows})
@@ -41,8 +41,6 @@ def copy_graph(gm: fx.GraphModule) -> fx.Graph:
     copied.output(result).meta = dict(gm.graph.output_node().meta)
     for old, new in mapping.items():
         if hasattr(old, "_dynamo_source"):
-            new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]
+            new._dynamo_source = old._dynamo_source
     copied._codegen = gm.graph._codegen
     return copied
-
-

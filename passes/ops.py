@@ -11,6 +11,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
+
+from opskip_compile.passes.runtime import KEPT_ROWS, causal_mask, scatter_rows, select_rows
 
 _SYNONYMS = {
     "truediv": "div",
@@ -32,18 +35,22 @@ _SYNONYMS = {
     "concatenate": "cat",
     "special_expit": "sigmoid",
     "_softmax": "softmax",
+    "pos": "positive",
 }
 
 _INPLACE_OPERATORS = frozenset(
-    f for name, f in vars(operator).items() if name.startswith("i") and name[1:] in vars(operator) and callable(f)
+    f
+    for name, f in vars(operator).items()
+    if name.startswith("i") and callable(f) and not {name[1:], name[1:] + "_"}.isdisjoint(vars(operator))
 ) | {operator.setitem, operator.delitem}
 
 # Operations whose result is always new memory, or that read no tensor data at all.
 _VIEWS = frozenset(
     "view reshape transpose permute expand expand_as unsqueeze squeeze getitem select narrow slice contiguous to "
     "float half bfloat16 double type type_as detach split chunk unbind flatten unflatten movedim swapaxes t mT view_as "
-    "reshape_as broadcast_to ravel alias lift_fresh positive dropout identity".split()
+    "reshape_as broadcast_to ravel tensor_split int long bool alias lift_fresh positive dropout identity".split()
 )
+_COPIES = frozenset({KEPT_ROWS, causal_mask, scatter_rows, select_rows})
 _TRUSTED_MODULES = ("torch", "_operator", "builtins")
 
 
@@ -62,6 +69,12 @@ def op_name(node: fx.Node) -> str | None:
             if target.namespace != "aten":
                 return None
             name = target._schema.name.split("::")[1]
+        elif isinstance(target, torch._ops.OpOverloadPacket):
+            if _is_custom(target):
+                return None
+            name = target.__name__
+        elif target is getattr:
+            name = str(node.args[1])
         else:
             # Built-in functions of torch have no module or one of torch's; anything else is a user's function.
             module = getattr(target, "__module__", None)
@@ -88,8 +101,10 @@ def is_inplace(node: fx.Node) -> bool:
         return True
     if isinstance(node.target, torch._ops.OpOverload):
         return bool(node.target._schema.is_mutable)
+    if isinstance(node.target, torch._ops.OpOverloadPacket):
+        return _is_custom(node.target) and any(s.is_mutable for s in node.target._schemas.values())
     if isinstance(node.target, torch._ops.HigherOrderOperator):
-        return "mutation" in node.target.name() or "auto_functionalized" in node.target.name()
+        return "mutation" in str(node.target) or "auto_functionalized" in str(node.target)
     name = getattr(node.target, "__name__", "")
     return node.target not in vars(operator).values() and name.endswith("_") and not name.endswith("__")
 
@@ -126,15 +141,26 @@ def mutated_nodes(graph: fx.Graph, known: Iterable[str]) -> frozenset[fx.Node]:
             continue
         inputs = node.all_input_nodes
         if is_inplace(node):
-            if not isinstance(node.target, torch._ops.HigherOrderOperator):
-                inputs = [n for n in (node.args[0] if node.args else None, node.kwargs.get("out")) if isinstance(n, fx.Node)]
+            out = node.kwargs.get("out")
+            if not _is_custom(node.target) and (node.args or out is not None):
+                inputs = []
+                map_arg(node.args[0] if out is None else out, inputs.append)
             written += inputs
-        elif op_name(node) in fresh:
+        elif op_name(node) in fresh or node.target in _COPIES:
             continue
         for other in inputs:
             parent[find(other)] = find(node)
     roots = {find(node) for node in written}
     return frozenset(node for node in graph.nodes if find(node) in roots)
+
+
+def _is_custom(target: object) -> bool:
+    """An operator outside of ATen: any of its arguments may be the one that it writes to."""
+    if isinstance(target, torch._ops.OpOverload):
+        return target.namespace != "aten"
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return not target._qualified_op_name.startswith("aten::")
+    return isinstance(target, torch._ops.HigherOrderOperator)
 
 
 def is_random_or_stateful(node: fx.Node) -> bool:
@@ -143,6 +169,4 @@ def is_random_or_stateful(node: fx.Node) -> bool:
         return False
     p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
     training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
-    return bool(training) and p != 0.0
-
-
+    return bool(training) and bool(p != 0.0)

@@ -17,8 +17,8 @@ from opskip_compile._compat import same_size
 from opskip_compile.errors import RewriteError
 from opskip_compile.passes.cancel import cancel
 from opskip_compile.passes.insert import insert_skips
-from opskip_compile.passes.locate import RowSource, locate_rows
 from opskip_compile.passes.leftover import remaining, rows_needed_in_full
+from opskip_compile.passes.locate import RowSource, locate_rows
 from opskip_compile.passes.match import Match, Operator, match_operators, source_line
 from opskip_compile.passes.normalize import copy_graph, remove_dead
 from opskip_compile.passes.ops import tensor
@@ -120,11 +120,15 @@ def rewrite(
         raise RewriteError(f"{miss.layer}.{miss.kind} stays full at {miss.node or '-'} ({miss.source}): {miss.reason}")
     if not plan.skips:
         return unchanged("the schedule skips nothing here" if not plan.misses else plan.misses[0].reason, source)
-    every_row = {op: rows_needed_in_full(op) for op in match.operators}
+    skipped = {skip.operator for skip in plan.skips}
+    # Parallel operators share their norm: what one of them needs in full is not left over by the other.
+    in_full = {op: rows_needed_in_full(op) if op in skipped else (op.branch,) for op in match.operators}
+    every_row = {op: [n for o in in_full if o.exit is op.exit for n in in_full[o]] for op in skipped}
     _transform(graph, plan, source, clock, report, PASSES.index(until))
     graph.lint()
     alive = frozenset(graph.nodes)
-    report.operators = tuple(_operator_report(op, plan, remaining(op, every_row[op], alive)) for op in match.operators)
+    left = {op: remaining(op, every_row[op], alive) for op in every_row}
+    report.operators = tuple(_operator_report(op, plan, left.get(op, ())) for op in match.operators)
     report.nodes_after, report.passes = len(graph.nodes), tuple(clock.passes)
     return Rewritten(graph, report, source)
 

@@ -12,7 +12,8 @@ from torch import fx
 from opskip_compile._compat import same_size
 from opskip_compile.passes.locate import RowSource
 from opskip_compile.passes.match import Match, Miss, Operator, source_line
-from opskip_compile.passes.ops import tensor
+from opskip_compile.passes.ops import is_inplace, mutated_nodes, tensor
+from opskip_compile.passes.rules import known_operations
 from opskip_compile.schedule import LayerStates, Schedule
 
 
@@ -42,6 +43,7 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
     states = schedule.resolve(match.num_layers)
     order = {node: i for i, node in enumerate(source.root.graph.nodes)}
     known = max(order[mask] for mask in source.masks)
+    mutated = mutated_nodes(source.root.graph, known_operations())
     skips: list[Skip] = []
     misses: list[Miss] = []
     missed = {(m.layer, m.kind): m for m in match.misses}
@@ -54,16 +56,18 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
                 reason = "no branch of this layer returns to the residual stream and holds such a product"
                 misses.append(missed.get((layer, kind)) or Miss(layer, kind, "", "", reason))
             for operator in operators:
-                reason = _unsafe(operator, source, order, known)
-                if reason is None:
+                unsafe = _unsafe(operator, source, order, known, mutated)
+                if unsafe is None:
                     skips.append(Skip(operator, rows))
                 else:
                     exit_ = operator.exit
-                    misses.append(Miss(layer, kind, exit_.name, source_line(exit_), reason))
+                    misses.append(Miss(layer, kind, exit_.name, source_line(exit_), unsafe))
     return Plan(states, tuple(skips), tuple(misses))
 
 
-def _unsafe(operator: Operator, source: RowSource, order: dict[fx.Node, int], known: int) -> str | None:
+def _unsafe(
+    operator: Operator, source: RowSource, order: dict[fx.Node, int], known: int, mutated: frozenset[fx.Node]
+) -> str | None:
     """Why this operator has to stay full, or None."""
     entry, branch, stream = tensor(operator.entry), tensor(operator.branch), tensor(source.root)
     if entry is None or branch is None or stream is None:
@@ -71,6 +75,10 @@ def _unsafe(operator: Operator, source: RowSource, order: dict[fx.Node, int], kn
     for value in (entry, branch):
         if value.dim() != 3 or not all(same_size(value.shape[d], stream.shape[d]) for d in (0, 1)):
             return "its rows are not the rows of the residual stream"
+    if is_inplace(operator.exit):
+        return "it is added in place, and the same memory may be read under another name"
+    if len(operator.summands) > 2 and not mutated.isdisjoint(operator.summands):
+        return "one of its summands is mutated in place"
     if order[operator.exit] < known:
         return "it runs before the visual mask is known in this graph"
     return None

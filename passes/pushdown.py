@@ -46,6 +46,7 @@ class Pushdown:
         self.sets = {s.rows: s for s in row_sets.values()}
         self.mutated = mutated_nodes(graph, known_operations())
         self.order = {node: i for i, node in enumerate(graph.nodes)}
+        self.regions = any(_opens_region(node) for node in graph.nodes)
         # With a batch of one element, the batch dimension needs no proof.
         self.one_element = one_element
         self.stops: list[Stop] = []
@@ -72,7 +73,7 @@ class Pushdown:
             selection.replace_all_uses_with(self._build(node, int(selection.args[2]), rows, rule, dims))  # type: ignore[arg-type]
             self.graph.erase_node(selection)
             self.pushed += 1
-        self.graph.erase_node(node)
+        self._erase(node)
 
     def _ask(self, node: fx.Node, dim: int, rows: RowSet) -> tuple[Rule, dict[fx.Node, int]] | Decline:
         """The rule and the operand dimensions that carry the rows, or why not."""
@@ -85,9 +86,12 @@ class Pushdown:
         if isinstance(dims, Decline):
             return dims
         late = self.order[node] < self.order[rows.n]
-        for operand, own in dims.items():
-            if late and operand in self.mutated:
+        if late and self.regions:
+            return Decline("it runs before the rows are known, in a graph with autocast or gradient regions")
+        for operand in node.all_input_nodes if late else ():
+            if operand in self.mutated:
                 return Decline(f"operand {operand.name} is mutated before the rows are known")
+        for operand, own in dims.items():
             if tensor(operand) is None:  # a tuple of parts: the operation that made it has to agree too
                 inner = self._ask(operand, own, rows)
                 if isinstance(inner, Decline):
@@ -115,20 +119,32 @@ class Pushdown:
                     assert not isinstance(inner, Decline)
                     selected[operand] = self._build(operand, own, rows, *inner)
                     continue
-                selected[operand] = self.graph.call_function(select_rows, (operand, rows.rows, own))
+                selected[operand] = self.graph.create_node(
+                    "call_function", select_rows, (operand, rows.rows, own), name=f"{operand.name}_rows"
+                )
                 made.append(selected[operand])
             args: tuple[Any, ...] = node.args
             kwargs: dict[str, Any] = dict(node.kwargs)
             if rule.resize is not None:
                 args, kwargs = rule.resize(node, dim, rows.n)
+            # Selected rows are contiguous in the order of the operand, so a view may have to copy.
             new = self.graph.create_node(
                 node.op,
-                node.target,
+                "reshape" if node.target == "view" else node.target,
                 map_arg(args, lambda n: selected.get(n, n)),
                 map_arg(kwargs, lambda n: selected.get(n, n)),
+                name=f"{node.name}_kept",
             )
         copy_origin([*made, new], node)
         return new
+
+    def _erase(self, node: fx.Node) -> None:
+        """Erase a node, and the tuple of parts that nobody takes a part of any more, which would read all rows."""
+        inputs = node.all_input_nodes
+        self.graph.erase_node(node)
+        for parts in inputs:
+            if not parts.users and isinstance(parts.meta.get("example_value"), tuple) and name_of(parts) in RULES:
+                self.graph.erase_node(parts)
 
     def _merged(self, selections: list[fx.Node], node: fx.Node) -> list[fx.Node]:
         """One selection for each row set and dimension. A mutated value is read at its own times, so never merged."""
@@ -156,3 +172,9 @@ def is_source(node: fx.Node) -> bool:
 def _rank(node: fx.Node) -> int:
     value = tensor(node)
     return value.dim() if value is not None else -1
+
+
+def _opens_region(node: fx.Node) -> bool:
+    """True for autocast and gradient switches, between which an operation must stay."""
+    name = str(getattr(node.target, "__name__", node.target))
+    return node.op == "call_function" and ("autocast" in name or "grad_enabled" in name)

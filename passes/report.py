@@ -103,7 +103,12 @@ class Report:
     def layer_states(self) -> tuple[str, ...]:
         """The state of every layer: full, attend, transform or silent."""
         skipped = {(op.layer, op.kind) for op in self.operators if op.skipped}
-        names = {(False, False): "full", (False, True): "attend", (True, False): "transform", (True, True): "silent"}
+        names = {
+            (False, False): "full",
+            (False, True): "attend",
+            (True, False): "transform",
+            (True, True): "silent",
+        }
         return tuple(
             names[(layer, "attention") in skipped, (layer, "ffn") in skipped] for layer in range(self.num_layers)
         )

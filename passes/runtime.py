@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from opskip_compile._compat import unbacked_size
 from opskip_compile.passes.marks import MARKS
 
 
@@ -39,7 +40,7 @@ def kept_rows(visual: Tensor, through: bool) -> tuple[Tensor, Tensor]:
 
 @kept_rows.register_fake
 def _(visual: Tensor, through: bool) -> tuple[Tensor, Tensor]:
-    n = torch.library.get_ctx().new_dynamic_size(min=1)
+    n = unbacked_size(1)
     shape = (visual.shape[0], n)
     return visual.new_empty(shape, dtype=torch.int64), visual.new_empty(shape, dtype=torch.bool)
 
@@ -100,4 +101,4 @@ def mark_visual(hidden_states: Tensor, visual_mask: Tensor) -> Tensor:
     return hidden_states
 
 
-torch.compiler.allow_in_graph(mark_visual)
+torch.compiler.allow_in_graph(mark_visual)  # type: ignore[no-untyped-call]

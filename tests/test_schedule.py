@@ -330,10 +330,7 @@ def test_copies_and_pickles_keep_everything() -> None:
 
 
 def test_digest_and_repr_are_the_same_in_every_process() -> None:
-    code = (
-        "from opskip_compile.schedule import Schedule as S; "
-        "s = S.from_spec('late:0.5 attend:1'); print(s.digest, s)"
-    )
+    code = "from opskip_compile.schedule import Schedule as S; s = S.from_spec('late:0.5 attend:1'); print(s.digest, s)"
     root = Path(__file__).parents[1]
     runs = {
         subprocess.run(

@@ -17,8 +17,7 @@ def explicit_causal(node: fx.Node, dim: int, n: fx.Node) -> tuple[tuple[Any, ...
     if not argument(node, 5, "is_causal", False):
         return args, kwargs
     rows = n.args[0]  # n is rows.size(1)
-    with node.graph.inserting_before(node):
-        mask = node.graph.call_function(causal_mask, (rows, operand(node, 1, "key")))
+    mask = node.graph.call_function(causal_mask, (rows, operand(node, 1, "key")))
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
     kwargs = {**dict(zip(names[3:], args[3:], strict=False)), **kwargs, "attn_mask": mask, "is_causal": False}
     return args[:3], kwargs
@@ -39,6 +38,8 @@ def sdpa(node: fx.Node, dim: int) -> Dims | Decline:
             return Decline("queries and keys are the same tensor")
         if argument(node, 5, "is_causal", False) and isinstance(mask, fx.Node):
             return Decline("both a mask and is_causal are given")
+        if argument(node, 5, "is_causal", False) and rank != 4:
+            return Decline("is_causal without a dimension of heads")
         dims = {query: dim}
     else:
         dims = {x: dim for x in (query, key, value) if not same_size(shape(x)[dim], 1)}

@@ -13,11 +13,11 @@ POINTWISE = (
     "floordiv mod maximum minimum clamp clamp_min clamp_max addcmul addcdiv lerp sin cos tan erf erfc log1p expm1 "
     # activations
     "relu silu gelu sigmoid tanh softplus leaky_relu elu selu mish hardswish hardsigmoid relu6 threshold hardtanh "
-    "hardshrink softsign logsigmoid fast_gelu quick_gelu "
+    "hardshrink softsign log_sigmoid "
     # comparison and logic
-    "eq ne lt le gt ge and or xor not invert bitwise_not logical_not where masked_fill isnan isinf isfinite "
+    "eq ne lt le gt ge and or xor invert bitwise_not logical_not where masked_fill isnan isinf isfinite "
     # casts and copies of the same shape
-    "to float half bfloat16 double type type_as int long bool contiguous clone detach nan_to_num positive identity"
+    "to float half bfloat16 double type type_as int long bool contiguous clone detach nan_to_num positive"
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from opskip_compile._compat import same_size
+from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.rules.registry import Decline, Dims, operand, rule, shape
 
 
@@ -14,15 +15,16 @@ def linear(node: fx.Node, dim: int) -> Dims | Decline:
     x = operand(node)
     if dim == len(shape(node)) - 1:
         return Decline("the rows are the output features")
-    if len(shape(operand(node, 1, "weight"))) != 2:
-        return Decline("the weight is not a matrix")
+    weight = operand(node, 1, "weight")
+    if len(shape(weight)) != 2 or weight is x:
+        return Decline("the weight is not a matrix of its own")
     return {x: dim}
 
 
 @rule("matmul")
 def matmul(node: fx.Node, dim: int) -> Dims | Decline:
     """``a @ b``: row i of the result needs row i of a; leading dimensions are batches of both."""
-    left, right = operand(node), operand(node, 1, "other")
+    left, right = operand(node), operand(node, 1, "mat2" if "mat2" in node.kwargs else "other")
     rank = len(shape(node))
     if len(shape(left)) < 2 or len(shape(right)) < 2:
         return Decline("an operand is a vector")
@@ -45,13 +47,17 @@ def addmm(node: fx.Node, dim: int) -> Dims | Decline:
     """``addmm(bias, a, b)`` with a bias that is the same for every row."""
     if dim != 0 or len(shape(operand(node))) != 1:
         return Decline("the bias is not one vector, or the rows are columns")
-    return {operand(node, 1, "mat1"): 0}
+    left = operand(node, 1, "mat1")
+    return {left: 0} if left is not operand(node, 2, "mat2") else Decline("both operands are the same tensor")
 
 
 @rule("embedding")
 def embedding(node: fx.Node, dim: int) -> Dims | Decline:
     """``embedding(ids, table)``: every position is looked up alone."""
     ids = operand(node)
+    value = tensor(ids)
+    if value is None or value.is_floating_point():
+        return Decline("its first operand is not the positions")
     if dim >= len(shape(ids)):
         return Decline("the rows are embedding features")
     return {ids: dim}

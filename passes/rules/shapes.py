@@ -13,6 +13,7 @@ from opskip_compile.passes.ops import op_name, tensor
 from opskip_compile.passes.rules.registry import Decline, Dims, argument, operand, rule, shape
 
 _Size = int | torch.SymInt
+_CUTS = ("chunk", "split", "unbind", "tensor_split")
 
 
 def _product(sizes: Sequence[_Size]) -> _Size:
@@ -24,8 +25,9 @@ def _product(sizes: Sequence[_Size]) -> _Size:
 
 def _sizes(node: fx.Node, first: int = 1) -> tuple[list[Any], bool]:
     """The size arguments and whether they came as one sequence."""
-    if len(node.args) > first and isinstance(node.args[first], list | tuple):
-        return list(node.args[first]), True
+    given = node.args[first] if len(node.args) > first else None
+    if isinstance(given, list | tuple):
+        return list(given), True
     for name in ("shape", "size"):
         if name in node.kwargs:
             return list(node.kwargs[name]), True  # type: ignore[arg-type]
@@ -33,8 +35,8 @@ def _sizes(node: fx.Node, first: int = 1) -> tuple[list[Any], bool]:
 
 
 def _with_sizes(node: fx.Node, sizes: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    kwargs = {k: v for k, v in node.kwargs.items() if k not in ("shape", "size")}
-    return (node.args[0], tuple(sizes)), kwargs
+    kwargs = {k: v for k, v in node.kwargs.items() if k not in ("input", "shape", "size")}
+    return (operand(node), tuple(sizes)), kwargs
 
 
 def resize_view(node: fx.Node, dim: int, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -81,7 +83,10 @@ def transpose(node: fx.Node, dim: int) -> Dims | Decline:
     """Two dimensions change places."""
     x = operand(node)
     rank = len(shape(x))
-    a, b = (argument(node, 1, "dim0", -2) % rank, argument(node, 2, "dim1", -1) % rank)
+    a, b = rank - 2, rank - 1
+    if op_name(node) not in ("t", "mT"):
+        a = argument(node, 1, "dim0", node.kwargs.get("axis0")) % rank
+        b = argument(node, 2, "dim1", node.kwargs.get("axis1")) % rank
     return {x: {a: b, b: a}.get(dim, dim)}
 
 
@@ -89,10 +94,10 @@ def transpose(node: fx.Node, dim: int) -> Dims | Decline:
 def permute(node: fx.Node, dim: int) -> Dims | Decline:
     """Any order of dimensions."""
     x = operand(node)
-    order = node.kwargs.get("dims")
+    order: Any = node.kwargs.get("dims")
     if order is None:
         order = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
-    return {x: order[dim] % len(shape(x))}  # type: ignore[index,operator]
+    return {x: order[dim] % len(shape(x))}
 
 
 @rule("unsqueeze")
@@ -110,10 +115,11 @@ def squeeze(node: fx.Node, dim: int) -> Dims | Decline:
     """One named dimension of size 1 less."""
     x = operand(node)
     gone = argument(node, 1, "dim")
-    if not isinstance(gone, int):
-        return Decline("it drops every dimension of size 1")
+    if not isinstance(gone, int) or len(node.args) > 2:
+        return Decline("it does not name one dimension")
     if len(shape(x)) == len(shape(node)):
-        return {x: dim}
+        # One kept row would make it a dimension of size 1.
+        return Decline("it squeezes the rows") if gone % len(shape(x)) == dim else {x: dim}
     return {x: dim + (dim >= gone % len(shape(x)))}
 
 
@@ -150,7 +156,7 @@ def cat(node: fx.Node, dim: int) -> Dims | Decline:
     return dims
 
 
-@rule("chunk", "split", "unbind", "tensor_split")
+@rule(*_CUTS)
 def split(node: fx.Node, dim: int) -> Dims | Decline:
     """Cut along another dimension; `getitem` asks in the numbering of one part."""
     x = operand(node)
@@ -170,9 +176,13 @@ def getitem(node: fx.Node, dim: int) -> Dims | Decline:
     x, index = operand(node), node.args[1]
     if tensor(x) is None:
         # x is a tuple of parts; the pushdown pass takes the selection through the operation that made it.
-        return {x: dim} if isinstance(index, int) else Decline("it indexes something that is no tensor")
+        return (
+            {x: dim}
+            if isinstance(index, int) and op_name(x) in _CUTS
+            else Decline("it indexes something that is no tensor")
+        )
     items = list(index) if isinstance(index, tuple) else [index]
-    if any(not (item is None or item is Ellipsis or isinstance(item, int | slice)) for item in items):
+    if any(isinstance(i, bool) or not (i is None or i is Ellipsis or isinstance(i, int | slice)) for i in items):
         return Decline("it indexes with a tensor or a computed number")
     if Ellipsis in items:
         at = items.index(Ellipsis)

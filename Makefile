@@ -1,0 +1,36 @@
+# Two commands do all the set-up: `make demo` (what this is) and `make test` (is it right).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types check bench clean
+
+demo: $(VENV)/.ready
+	$(BIN)/opskip demo
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# passes/ stands beside the package and is mapped into it on installation; mypy sees the installed layout.
+types: $(VENV)/.ready
+	rm -rf build/typed && mkdir -p build/typed
+	cp -r opskip_compile build/typed/opskip_compile && cp -r passes build/typed/opskip_compile/passes
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p opskip_compile
+
+check: lint types test
+
+bench: $(VENV)/.ready
+	$(BIN)/python benchmarks/prefill.py --json benchmarks/results/prefill_cpu.json
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

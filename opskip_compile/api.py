@@ -1,0 +1,184 @@
+"""The verbs: compile a model in place, take it back, and ask what the compiler did.
+
+`compile` puts the backend on the text decoder alone, the part that is worth it, and hands it the mask of the visual
+rows as an argument, so that Dynamo's own guards tell a prompt with images from one without.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opskip_compile.backend import REPORTS
+from opskip_compile.errors import NothingSkippedWarning, OpSkipError, OptionError
+from opskip_compile.passes.marks import NOT_SKIPPED
+from opskip_compile.passes.report import Report
+from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.schedule import Schedule
+from opskip_compile.settings import Settings
+
+_STATE = "_opskip_compiled"
+_TOKEN_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+
+
+class _Compiled:
+    """What `compile` did to one model, so that `remove` can undo it."""
+
+    def __init__(self, model: nn.Module, decoder: nn.Module | None) -> None:
+        self.model, self.decoder = model, decoder
+        self.handles: list[Any] = []
+        self._local = threading.local()
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The visual mask of the forward that this thread is in, bool ``(batch, sequence)``."""
+        return getattr(self._local, "mask", None)
+
+    @mask.setter
+    def mask(self, value: Tensor | None) -> None:
+        self._local.mask = value
+
+    def undo(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        if self.decoder is None:
+            self.model._compiled_call_impl = None
+        else:
+            vars(self.decoder).pop("forward", None)
+
+
+def compile(model: nn.Module, schedule: Schedule | str | Mapping[str, Any] | None = None, **kwargs: Any) -> nn.Module:
+    """Compile ``model`` in place with the ``opskip`` backend; ``model(...)`` and ``model.generate(...)`` use it.
+
+    For a transformers model whose config names its image token, the text decoder is compiled and the rows of image
+    and video tokens are the visual rows. Any other module is compiled whole, and its own code has to name the rows
+    with `mark_visual`.
+
+    Args:
+        model: the model.
+        schedule: what to skip: a `Schedule`, spec text, a path or a dict; None for the default resolution.
+        **kwargs: of ``torch.compile``; ``options`` are the backend's (see `Settings`).
+
+    Returns:
+        ``model``. Compiling again replaces what was there.
+
+    Raises:
+        OptionError, ScheduleError: bad options or a bad schedule, before anything is changed.
+    """
+    if "backend" in kwargs:
+        raise OptionError("backend: opskip_compile.compile always uses 'opskip'")
+    options = dict(kwargs.pop("options", None) or {})
+    if schedule is not None:
+        if "schedule" in options:
+            raise OptionError("options.schedule: the schedule is given twice")
+        options["schedule"] = Schedule.of(schedule)
+    Settings.parse(options, kwargs.get("mode"))
+    if kwargs.get("mode") is not None and options:
+        options["mode"] = kwargs.pop("mode")
+    remove(model)
+    tokens = _visual_tokens(model)
+    decoder = _decoder(model) if tokens else None
+    state = _Compiled(model, decoder)
+    if decoder is None:
+        model.compile(backend="opskip", options=options, **kwargs)
+    else:
+        _compile_decoder(state, decoder, _owner(model, decoder), tokens, options, kwargs)
+    setattr(model, _STATE, state)
+    return model
+
+
+def remove(model: nn.Module) -> nn.Module:
+    """Take `compile` back: ``model`` is dense and eager again. Does nothing to a model that was not compiled."""
+    state = vars(model).pop(_STATE, None)
+    if state is not None:
+        state.undo()
+    return model
+
+
+def last_report() -> Report:
+    """What the latest compile did: the newest report of a graph that holds a decoder, else the newest of all.
+
+    Raises:
+        OpSkipError: nothing was compiled yet.
+    """
+    reports = REPORTS.all()
+    if not reports:
+        raise OpSkipError(
+            "last_report: nothing was compiled with the opskip backend yet (torch.compile compiles lazily)"
+        )
+    decoders = [report for report in reports if report.operators]
+    return (decoders or list(reports))[-1]
+
+
+def reports() -> tuple[Report, ...]:
+    """The reports of the latest graphs, oldest first."""
+    return REPORTS.all()
+
+
+def _compile_decoder(
+    state: _Compiled,
+    decoder: nn.Module,
+    owner: nn.Module,
+    tokens: tuple[int, ...],
+    options: dict[str, Any],
+    kwargs: dict[str, Any],
+) -> None:
+    dense: Callable[..., Any] = decoder.forward
+
+    def decoder_forward(visual_mask: Tensor | None, *args: Any, **named: Any) -> Any:
+        if visual_mask is not None:
+            named["inputs_embeds"] = mark_visual(named["inputs_embeds"], visual_mask)
+        return dense(*args, **named)
+
+    compiled = torch.compile(decoder_forward, backend="opskip", options=options, **kwargs)
+
+    def forward(*args: Any, **named: Any) -> Any:
+        mask, hidden = state.mask, named.get("inputs_embeds")
+        fits = isinstance(mask, Tensor) and isinstance(hidden, Tensor) and mask.shape == hidden.shape[:2]
+        return compiled(mask if fits else None, *args, **named)
+
+    def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        ids = named.get("input_ids", args[0] if args else None)
+        state.mask = _mask(ids, tokens)
+        if state.mask is None and any(v is not None for k, v in named.items() if k.startswith("pixel_values")):
+            why = "the forward got no input_ids, so the image tokens are not known"
+            warnings.warn(NOT_SKIPPED.format(why=why), NothingSkippedWarning, stacklevel=2)
+
+    def after(module: nn.Module, args: object, output: object) -> None:
+        state.mask = None
+
+    state.handles.append(owner.register_forward_pre_hook(before, with_kwargs=True))
+    state.handles.append(owner.register_forward_hook(after, always_call=True))
+    decoder.forward = forward
+
+
+def _mask(ids: object, tokens: tuple[int, ...]) -> Tensor | None:
+    """The visual mask of a prompt, or None for a decode step and for text."""
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[1] < 2:
+        return None
+    mask = torch.isin(ids, torch.tensor(tokens, device=ids.device))
+    return mask if bool(mask.any()) else None
+
+
+def _visual_tokens(model: nn.Module) -> tuple[int, ...]:
+    config = getattr(model, "config", None)
+    values = (getattr(config, name, None) for name in _TOKEN_FIELDS)
+    return tuple(sorted({value for value in values if isinstance(value, int)}))
+
+
+def _decoder(model: nn.Module) -> nn.Module | None:
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
+    return decoder if isinstance(decoder, nn.Module) and decoder is not model else None
+
+
+def _owner(model: nn.Module, decoder: nn.Module) -> nn.Module:
+    """The module that merges image features and calls the decoder."""
+    for module in model.modules():
+        if any(child is decoder for child in module.children()):
+            return module
+    raise OpSkipError(f"compile: the decoder of {type(model).__name__} is not one of its submodules")

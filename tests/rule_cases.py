@@ -1,0 +1,290 @@
+"""The tables behind `test_rules.py`: for each rule functions that it pushes a selection through, and functions where
+it has to decline, with the reason.
+
+A shape is text, one letter for each dimension: B batch, S sequence 7, W width 8, H heads 2, D head width 4, V 9, K 5
+(keys or features), or a number. A letter before a colon names the type: ``i`` int64, ``b`` bool, ``m`` float.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BOTH, ONE, THREE = (1, 3), (1,), (3,)
+sdpa = F.scaled_dot_product_attention
+
+
+@dataclass(frozen=True)
+class Case:
+    """``fn`` of inputs of these ``shapes``; dimension ``dim`` of its result carries the rows."""
+
+    names: str
+    fn: Callable[..., Any]
+    shapes: str = "BSW"
+    dim: int = 1
+    batches: tuple[int, ...] = BOTH
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return self.names.replace(" ", "+")
+
+
+def flat(x: Tensor) -> Tensor:
+    """One row for each token of a batch of one."""
+    return x.reshape(x.shape[1], x.shape[2])
+
+
+ATTENTION = "BHSD BHKD BHKD"
+NO_BATCH = "has no batch dimension in front"
+VIEW = "the view splits or merges the rows"
+SDPA = "scaled_dot_product_attention"
+REDUCTIONS = ("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "prod")
+NOTHING = "elements of the batch: no operand carries the rows"
+
+PUSHED = (
+    # Views of one tensor: heads, with -1 in each place, sizes in one sequence or not.
+    Case("view", lambda x: x.view(x.shape[0], x.shape[1], 2, 4)),
+    Case("view", lambda x: x.view((-1, x.shape[1], 2, 4))),
+    Case("view", lambda x: x.view(x.shape[0], -1, 2, 4)),
+    Case("view", lambda x: x.view(*x.shape[:-1], -1, 4)),
+    Case("view transpose", lambda x: x.view(x.shape[0], x.shape[1], 2, -1).transpose(1, 2), dim=2),
+    Case("reshape", lambda x: x.transpose(1, 2).reshape(x.shape[0], x.shape[2], -1), "BHSD"),
+    Case("reshape", lambda x: torch.reshape(input=x, shape=(x.shape[0], x.shape[1], 4, 2))),
+    Case("reshape", lambda x: x.reshape(x.shape[1], 8), dim=0, batches=ONE),
+    Case("flatten unflatten", lambda x: x.unflatten(-1, (2, -1)).flatten(2)),
+    Case("unflatten flatten", lambda x: x.unflatten(1, (1, 2)).flatten(1, 2), "BHSD", dim=2),
+    Case(
+        "transpose swapaxes",
+        lambda x: torch.swapaxes(x.transpose(1, -1), axis0=0, axis1=1),
+        dim=2,
+        batches=ONE,
+    ),
+    Case("swapaxes", lambda x: x.swapaxes(1, 2), dim=2),
+    Case("t", lambda x: flat(x).t(), batches=ONE),
+    Case("mT", lambda x: x.relu().mT, dim=2),
+    Case("permute", lambda x: x.permute(0, 2, -3, 3), "BHSD"),
+    Case("permute", lambda x: torch.permute(x, dims=(0, 2, 1, 3)), "BHSD"),
+    Case("unsqueeze", lambda x: x.unsqueeze(1), dim=2),
+    Case("unsqueeze squeeze", lambda x: x.unsqueeze(-1).squeeze(-1)),
+    Case("squeeze", lambda x: x.squeeze(1), "B1SW"),
+    Case("squeeze", lambda x: x.squeeze(2)),
+    Case("expand", lambda x: x[:, None].expand(-1, 2, -1, -1), dim=2),
+    Case("expand", lambda x: x[:, None].expand(x.shape[0], 2, x.shape[1], 8), dim=2),
+    Case("broadcast_to", lambda x: x.unsqueeze(1).broadcast_to((x.shape[0], 2, x.shape[1], 8)), dim=2),
+    Case("getitem", lambda x: x[..., ::2]),
+    Case("getitem", lambda x: x[:, None, :, 2:5], dim=2),
+    Case("getitem", lambda x: x[:, 1, :, :3], "BHSD"),
+    Case("getitem", lambda x: x[:, :, None, 0]),
+    Case("getitem", lambda x: x[..., None, :, -1], dim=2),
+    # Cuts and joins.
+    Case("chunk getitem", lambda x: torch.mul(*x.relu().chunk(2, dim=-1))),
+    Case("split", lambda x: torch.split(x, [2, 6], dim=-1)[1]),
+    Case("tensor_split", lambda x: x.tensor_split(2, -1)[0]),
+    Case("unbind", lambda x: x.unflatten(-1, (2, 4)).unbind(2)[1]),
+    Case("unbind", lambda x: x.unbind(1)[1], "BHSD"),
+    Case("cat", lambda x, y: torch.cat((-y, x), dim=-1), "BSW BSW"),
+    Case("cat", lambda x, y: torch.cat((x, y), axis=2), "BSW BSD"),
+    Case("stack", lambda x, y: torch.stack((x, y), 1), "BSW BSW", dim=2),
+    Case("stack", lambda x, y: torch.stack((x, y), dim=-1).flatten(-2), "BSW BSW"),
+    # Reductions and norms.
+    *(Case(name, lambda x, f=f: f(x, -1)) for name, f in {"all": torch.all, "any": torch.any}.items()),
+    *(
+        case
+        for name in REDUCTIONS
+        for case in (
+            Case(name, partial(getattr(torch, name), dim=-1, keepdim=True)),
+            Case(name, partial(getattr(torch, name), dim=1), "BHSD"),
+        )
+    ),
+    Case("mean", lambda x: x.mean((1, -1)), "BHSD"),
+    *(Case(n, partial(getattr(torch, n), dim=-1)) for n in ("softmax", "log_softmax", "cumsum", "cumprod")),
+    Case("softmax", lambda x: F.softmax(x, dim=1, dtype=torch.float64), "BHSD", dim=2),
+    Case("layer_norm", lambda x, w: F.layer_norm(x, (8,), w, w), "BSW W"),
+    Case("rms_norm", lambda x, w: F.rms_norm(x, w.shape, w), "BSW W"),
+    # Products.
+    Case("linear", lambda x, w: F.linear(x, w), "BSW KW"),
+    Case("linear", lambda x, w, b: F.linear(x, w, bias=b), "BHSD KD K", dim=2),
+    Case("matmul", lambda x, y: x @ y, "BSW BWK"),
+    Case("matmul", lambda x, y: x @ y, "BSW WK"),
+    Case("matmul", lambda x, y: torch.matmul(x, y.transpose(2, 3)), "BHSD BHKD", dim=2),
+    Case("matmul", lambda x, y: torch.bmm(x, mat2=y), "BSW BWK"),
+    Case("matmul", lambda x, y: torch.matmul(x, y), "1SW BWK"),
+    Case("matmul", lambda x, y: x.unsqueeze(2) @ y, "BSW WK"),
+    Case("addmm", lambda x, w, b: torch.addmm(b, flat(x), w), "BSW WK K", dim=0, batches=ONE),
+    Case("embedding", lambda x, w: F.embedding(x, w), "i:BS VW"),
+    # Attention.
+    Case(SDPA, lambda q, k, v: sdpa(q, k, v), ATTENTION, dim=2),
+    Case(SDPA, lambda q, k, v: sdpa(query=q, key=k, value=v, scale=0.3), ATTENTION, dim=2),
+    *(
+        Case(SDPA, lambda q, k, v, m: sdpa(q, k, v, m), f"{ATTENTION} {mask}", dim=2)
+        for mask in ("b:B1SK", "b:11SK", "b:B11K", "b:BHSK", "m:B1SK", "m:1HSK")
+    ),
+    Case(SDPA, partial(sdpa, is_causal=True), "BHSD BHSD BHSD", dim=2),
+    Case(SDPA, lambda q, k, v: sdpa(q, k, v, None, 0.0, True), ATTENTION, dim=2),
+    Case(SDPA, partial(sdpa, is_causal=True, enable_gqa=True), "B4SD BHSD BHSD", dim=2),
+    Case(
+        SDPA,
+        lambda q, k, v, m: sdpa(q, k, v, attn_mask=m, enable_gqa=True),
+        "B4SD BHKD BHKD b:B1SK",
+        dim=2,
+    ),
+    Case("dropout", lambda x: F.dropout(x, 0.5, training=False)),
+    Case("dropout", lambda x: F.dropout(x, p=0.0)),
+)
+
+UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    **{
+        name: getattr(torch, name)
+        for name in (
+            "neg abs square sqrt rsqrt exp exp2 log reciprocal sign floor ceil round trunc sin cos tan erf erfc log1p "
+            "expm1 sigmoid tanh logical_not isnan isinf isfinite nan_to_num positive clone"
+        ).split()
+    },
+    **{
+        name: getattr(F, name)
+        for name in (
+            "relu silu gelu softplus leaky_relu elu selu mish hardswish hardsigmoid relu6 hardtanh hardshrink softsign"
+        ).split()
+    },
+    **{
+        name: lambda x, name=name: getattr(x, name)()
+        for name in "half bfloat16 double int long bool contiguous detach".split()
+    },
+    "float": lambda x: x.double().float(),
+    "to": lambda x: x.to(torch.float16),
+    "type": lambda x: x.type(torch.float64),
+    "log_sigmoid": F.logsigmoid,
+    "threshold": lambda x: F.threshold(x, 0.4, 20.0),
+    "type_as": lambda x: x.type_as(x.double()),
+    "clamp": lambda x: torch.clamp(x, 0.2, max=0.7),
+    "clamp_min": lambda x: x.clamp_min(0.4),
+    "clamp_max": lambda x: x.clamp_max(0.4),
+    "pow": lambda x: x**2,
+    "invert": lambda x: ~(x > 0.4),
+    "bitwise_not": lambda x: torch.bitwise_not(x > 0.4),
+}
+BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    **{name: getattr(operator, name) for name in "add sub mul floordiv mod eq ne lt le gt ge".split()},
+    "div": operator.truediv,
+    "remainder": torch.remainder,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "lerp": lambda x, y: torch.lerp(x, y, 0.3),
+    "and": lambda x, y: (x > 0.4) & (y > 0.4),
+    "or": lambda x, y: torch.logical_or(x > 0.4, y > 0.4),
+    "xor": lambda x, y: (x > 0.4) ^ (y > 0.4),
+    "where": lambda x, y: torch.where(x > 0.4, x, y),
+    "masked_fill": lambda x, y: x.masked_fill(y > 0.4, -1.0),
+}
+TERNARY = {"addcmul": torch.addcmul, "addcdiv": torch.addcdiv}
+POINTWISE = {
+    **{name: (1, fn) for name, fn in UNARY.items()},
+    **{name: (2, fn) for name, fn in BINARY.items()},
+    **{name: (3, fn) for name, fn in TERNARY.items()},
+}
+
+# A value that is only one row long is left alone, and one operand may be broadcast over the batch.
+PUSHED += (
+    *(Case(name, fn, " ".join(["BSW"] * k), batches=THREE) for name, (k, fn) in POINTWISE.items()),
+    Case("add", lambda x, y: x + y, "BSW 1SW"),
+    Case("add", lambda x, y: x + y, "BSW W"),
+    Case("mul", lambda x, y: x * y, "BHSD B11D", dim=2),
+    Case("add", lambda x, y: torch.add(x, y, alpha=2), "BSW B1W"),
+)
+
+DECLINED = (
+    Case("view", lambda x: x.reshape(-1, 8).view(3, -1, 8), reason=VIEW, batches=THREE),
+    Case("view", lambda x: x.view(x.shape[0], -1), reason=VIEW, batches=ONE),
+    Case(
+        "view",
+        lambda x: x.view(-1, 7, 4).view(3, 2, 7, 4),
+        "BHSD",
+        2,
+        THREE,
+        f"elements of the batch: {VIEW}",
+    ),
+    Case("view", lambda x: x.view(torch.int32), reason="it reinterprets the data type"),
+    Case("reshape", lambda x: x.transpose(1, 2).reshape(x.shape[0], 7, 8), reason=VIEW),
+    Case("unflatten", lambda x: x.unflatten(1, (7, 1)), reason="the rows are split"),
+    Case("flatten", lambda x: x.flatten(1, 2), reason="the rows are merged with another dimension", batches=ONE),
+    Case("transpose", lambda x: x.transpose(0, 1), "SBW", reason=NO_BATCH, batches=THREE),
+    Case("swapaxes", lambda x: x.swapaxes(axis0=0, axis1=1), "SBW", reason=NO_BATCH, batches=THREE),
+    Case("permute", lambda x: x.permute(1, 0, 2), "SBW", reason=NO_BATCH, batches=THREE),
+    Case("t", lambda x: x.t(), "SB", reason=NO_BATCH, batches=THREE),
+    Case("mT", lambda x: x.relu().mT, "SB", reason=NO_BATCH, batches=THREE),
+    Case("getitem", lambda x: x[None], "SW", reason="rows are the new dimension", batches=THREE),
+    Case("unsqueeze", lambda x: x.unsqueeze(0), "SW", reason="rows are the new dimension", batches=THREE),
+    Case("squeeze", lambda x: x.squeeze(1), reason="it squeezes the rows"),
+    Case("squeeze", lambda x: x.unsqueeze(2).squeeze(), reason="it does not name one dimension", batches=THREE),
+    Case(
+        "squeeze",
+        lambda x: x[None].squeeze(0, 1),
+        dim=0,
+        reason="it does not name one dimension",
+        batches=ONE,
+    ),
+    Case("expand", lambda x: x.expand(-1, 7, -1), "B1W", reason="all rows are copies of one"),
+    Case("broadcast_to", lambda x: x.broadcast_to(3, 7, 8), "SW", reason="all rows are copies", batches=THREE),
+    Case("getitem", lambda x: x[:, 1:], "BWW", reason="it slices the rows"),
+    Case("getitem", lambda x, i: x[:, i], "BSW i:S", reason="it indexes with a tensor or a computed number"),
+    Case("getitem", lambda x: x[True], dim=2, reason="it indexes with a tensor", batches=ONE),
+    Case("getitem", lambda x: x.max(-1)[0], reason="it indexes something that is no tensor"),
+    Case("getitem", lambda x: x[:3], reason="elements of the batch: it slices the rows", batches=THREE),
+    Case("chunk getitem", lambda x: x.chunk(1, 1)[0], reason="it cuts along the rows"),
+    Case("split getitem", lambda x: x.split(7, dim=1)[0], reason="it cuts along the rows"),
+    Case("tensor_split getitem", lambda x: x.tensor_split(1, 1)[0], reason="it cuts along the rows"),
+    Case("unbind getitem", lambda x: x.unbind(0)[0], "HBSW", reason=NO_BATCH, batches=THREE),
+    Case("cat", lambda x: torch.cat((x[:, 3:], x[:, :3]), 1), reason="it joins along the rows"),
+    Case("stack", lambda *x: torch.stack(x, 1), " ".join(["BW"] * 7), reason="it joins along the rows"),
+    *(
+        Case(
+            n,
+            partial(getattr(torch, n), dim=0, keepdim=True),
+            reason="it reduces over the rows",
+            batches=THREE,
+        )
+        for n in ("all", "any", *REDUCTIONS)
+    ),
+    *(
+        Case(n, partial(getattr(torch, n), dim=1), reason="it works along the rows")
+        for n in ("softmax", "log_softmax", "cumsum", "cumprod")
+    ),
+    Case("layer_norm", lambda x: F.layer_norm(x, (7, 8)), reason="it normalises over the rows"),
+    Case("rms_norm", lambda x: F.rms_norm(x, (7, 8)), reason="it normalises over the rows"),
+    Case("linear", lambda x, w: F.linear(x, w), "BWW SW", dim=2, reason="the rows are the output features"),
+    Case("matmul", lambda x, y: x @ y, "BWW BWS", dim=2, reason="the rows are columns of the right operand"),
+    Case("matmul", lambda x: x @ x, "BSS", reason="both operands are the same tensor"),
+    Case("matmul", lambda x, y: x @ y, "BSW W", reason="an operand is a vector"),
+    Case("matmul", lambda x, y: x @ y, "SW BWK", reason=NO_BATCH, batches=THREE),
+    Case(
+        "addmm",
+        lambda x, w, b: torch.addmm(b, flat(x), w),
+        "BSW WK SK",
+        dim=0,
+        reason="one vector",
+        batches=ONE,
+    ),
+    Case("embedding", lambda x, w: F.embedding(x, w), "i:B SS", reason="the rows are embedding features"),
+    Case(
+        "embedding",
+        lambda x, w: torch.embedding(w, x),
+        "i:BS VW",
+        reason="its first operand is not the positions",
+    ),
+    Case("dropout", lambda x: F.dropout(x, 1.0), reason="dropout is active"),
+    Case(SDPA, partial(sdpa, dropout_p=1.0), ATTENTION, 2, reason="attention dropout is active"),
+    Case(SDPA, lambda x, v: sdpa(x, x, v), "BHSD BHSD", 2, reason="queries and keys are the same tensor"),
+    Case(SDPA, sdpa, "BHWD BHKD BHKS", 3, reason="the rows are value features"),
+    Case(SDPA, sdpa, f"{ATTENTION} b:SK", 2, THREE, reason=NO_BATCH),
+    Case(SDPA, partial(sdpa, is_causal=True), "BSW BSW BSW", reason="is_causal without a dimension of heads"),
+    Case("add", lambda x, y: x + y, "BSW SW", reason=NO_BATCH, batches=THREE),
+    Case("type_as", lambda x, y: x.type_as(y), "BSW BKW", reason="has another size in the row dimension"),
+    *(Case(n, f, " ".join(["1SW"] * k), reason=NOTHING, batches=THREE) for n, (k, f) in POINTWISE.items()),
+)

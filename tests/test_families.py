@@ -1,0 +1,185 @@
+"""Real decoders against the oracle: every family, a grid of schedules, every way to call the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from families import FAMILIES, ONE_IMAGE, UNEVEN, visual_mask
+from torch import Tensor, nn
+
+import opskip_compile as opskip
+from opskip_compile.backend import REPORTS
+
+LAYERS = 4
+ONE_ELEMENT, BATCH = ONE_IMAGE, UNEVEN
+# spec -> skipped operators
+GRID = {
+    "none": 0,
+    "attend:1": 1,
+    "transform:0-3": 4,
+    "attend:0-3": 4,
+    "silent:0-3": 8,
+    "silent:2 transform:1 attend:3": 4,
+    "silent@through_visual:2-3 transform:0 attend:1": 6,
+}
+ALL_FAMILIES = pytest.mark.parametrize("family", list(FAMILIES))
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """No compiled code and no report of another test."""
+    torch._dynamo.reset()
+    REPORTS.clear()
+    with torch.no_grad():
+        yield
+    torch._dynamo.reset()
+
+
+def by_oracle(model: nn.Module, spec: str, inputs: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Logits and every cached key and value, by definition."""
+    with opskip.oracle(model, opskip.Schedule.from_spec(spec), visual_mask(inputs)):
+        return unpack(model(**inputs))
+
+
+def unpack(outputs: object) -> tuple[Tensor, list[Tensor]]:
+    cache = [t for layer in outputs.past_key_values.layers for t in (layer.keys, layer.values)]
+    return outputs.logits, cache
+
+
+def assert_oracle(got: object, want: tuple[Tensor, list[Tensor]], tolerance: float = 1e-4) -> None:
+    """Within ``tolerance`` of the largest logit, and the KV cache likewise."""
+    logits, cache = unpack(got)
+    assert (logits - want[0]).abs().max() <= tolerance * want[0].abs().max()
+    assert len(cache) == len(want[1]) == 2 * LAYERS
+    for a, b in zip(cache, want[1], strict=True):
+        assert a.shape == b.shape
+        assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+def skipping() -> list[opskip.Report]:
+    return [report for report in opskip.reports() if report.rewritten]
+
+
+@ALL_FAMILIES
+@pytest.mark.parametrize("spec", list(GRID))
+def test_bare_compile_equals_the_oracle(family: str, spec: str) -> None:
+    model, inputs = FAMILIES[family].build(LAYERS), FAMILIES[family].inputs(ONE_ELEMENT)
+    want = by_oracle(model, spec, inputs)
+    dense = model(**inputs).logits
+    fast = torch.compile(model, backend="opskip", options={"schedule": spec, "lower": "eager"})
+    assert_oracle(fast(**inputs), want)
+    reports = skipping()
+    assert sum(len(report.skipped) for report in reports) == GRID[spec]
+    if GRID[spec]:
+        (report,) = reports
+        assert report.num_layers == LAYERS
+        assert not report.misses
+        assert not report.stops
+        assert not report.remaining(), "a skipped operator still works on visual rows"
+        # The schedule has to show, or the comparison says nothing.
+        assert (dense - want[0]).abs().max() > 1e-2 * want[0].abs().max()
+
+
+@ALL_FAMILIES
+@pytest.mark.parametrize("spec", ["silent:2-3 transform:0 attend:1", "silent@through_visual:1-3"])
+def test_batch_with_padding_and_several_images(family: str, spec: str) -> None:
+    model, inputs = FAMILIES[family].build(LAYERS), FAMILIES[family].inputs(BATCH)
+    want = by_oracle(model, spec, inputs)
+    opskip.compile(model, spec, options={"lower": "eager"})
+    got = model(**inputs)
+    padding = inputs["attention_mask"] == 0
+    assert padding.any()
+    logits, _ = unpack(got)
+    shown = ~padding
+    assert (logits - want[0])[shown].abs().max() <= 1e-4 * want[0][shown].abs().max()
+    (report,) = skipping()
+    assert not report.stops
+    assert not report.remaining()
+
+
+@ALL_FAMILIES
+@pytest.mark.parametrize("how", ["model.compile", "opskip.compile"])
+def test_generate_really_skips(family: str, how: str) -> None:
+    model, inputs = FAMILIES[family].build(LAYERS), FAMILIES[family].inputs(ONE_ELEMENT)
+    spec, arguments = "silent:0-3", {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True}
+    arguments["output_logits"] = True
+    with opskip.oracle(model, opskip.Schedule.from_spec(spec), visual_mask(inputs)):
+        want = model.generate(**inputs, **arguments)
+    dense = model.generate(**inputs, **arguments)
+    options = {"schedule": spec, "lower": "eager"}
+    if how == "model.compile":
+        model.compile(backend="opskip", options=options)
+    else:
+        opskip.compile(model, options=options)
+    got = model.generate(**inputs, **arguments)
+    assert torch.equal(got.sequences, want.sequences)
+    for a, b in zip(got.logits, want.logits, strict=True):
+        assert (a - b).abs().max() <= 1e-4 * b.abs().max()
+    assert (dense.logits[0] - want.logits[0]).abs().max() > 1e-2 * want.logits[0].abs().max()
+    (report,) = skipping()
+    assert len(report.skipped) == 2 * LAYERS
+
+
+@ALL_FAMILIES
+def test_text_only_is_unchanged_and_says_why(family: str) -> None:
+    model = FAMILIES[family].build(LAYERS)
+    inputs = FAMILIES[family].inputs(((9,),))
+    want = model(**inputs).logits
+    fast = torch.compile(model, backend="opskip", options={"schedule": "silent:0-3", "lower": "eager"})
+    assert torch.equal(fast(**inputs).logits, want)
+    assert not skipping()
+    assert all("no visual rows" in report.reason for report in opskip.reports())
+
+
+@ALL_FAMILIES
+def test_text_and_image_prompts_take_turns(family: str) -> None:
+    """A prompt without images never reuses rows of one before it, whatever came first."""
+    chosen, spec = FAMILIES[family], "silent:0-3"
+    model = chosen.build(LAYERS)
+    picture, other, text = (
+        chosen.inputs(ONE_ELEMENT),
+        chosen.inputs(((6, 8),), seed=1),
+        chosen.inputs(((24,),)),
+    )
+    wants = {id(i): by_oracle(model, spec, i) for i in (picture, other, text)}
+    opskip.compile(model, spec, options={"lower": "eager"})
+    for inputs in (text, picture, other, text, picture):
+        assert_oracle(model(**inputs), wants[id(inputs)])
+
+
+@pytest.mark.inductor
+@ALL_FAMILIES
+def test_inductor_equals_the_oracle(family: str) -> None:
+    model, inputs = FAMILIES[family].build(LAYERS), FAMILIES[family].inputs(ONE_ELEMENT)
+    spec = "silent:2-3 transform:0 attend:1"
+    want = by_oracle(model, spec, inputs)
+    opskip.compile(model, spec)
+    assert_oracle(model(**inputs), want)
+    assert len(skipping()) == 1
+
+
+@pytest.mark.inductor
+def test_schedule_none_is_bitwise_plain_inductor() -> None:
+    family = FAMILIES["llava"]
+    model, inputs = family.build(LAYERS), family.inputs(ONE_ELEMENT)
+    want = torch.compile(model)(**inputs).logits
+    torch._dynamo.reset()
+    got = torch.compile(model, backend="opskip", options={"schedule": "none"})(**inputs).logits
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bit_is_as_close_as_dense(dtype: torch.dtype) -> None:
+    """The error against the float32 oracle stays near that of the dense 16-bit model against dense float32."""
+    family = FAMILIES["qwen3_vl"]
+    inputs, spec = family.inputs(ONE_ELEMENT), "silent:2-3 transform:0 attend:1"
+    low = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+    exact, model = family.build(LAYERS), family.build(LAYERS, dtype)
+    dense = (model(**low).logits.float() - exact(**inputs).logits).abs().mean()
+    want = by_oracle(exact, spec, inputs)[0]
+    opskip.compile(model, spec, options={"lower": "eager"})
+    error = (model(**low).logits.float() - want).abs().mean()
+    assert error <= 2 * dense
+    assert len(skipping()) == 1

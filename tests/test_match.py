@@ -1,0 +1,189 @@
+"""Small decoders of every build: which operators are found, why others are not, and the result after every pass.
+
+The decoders and the oracle stand in `decoders.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from decoders import (
+    WIDTH,
+    W,
+    add,
+    added_in_place,
+    deepstack,
+    deepstack_in_place,
+    fragment,
+    gate_in_layer_one,
+    hidden_states,
+    in_place_at_once,
+    norm,
+    norm_after,
+    oracle,
+    parallel,
+    plain_ffn,
+    pre_norm,
+    scaled,
+    with_cache,
+)
+from torch import Tensor, fx
+from torch._dynamo.exc import BackendCompilerFailed
+
+from opskip_compile.passes.pipeline import FRAGMENT, NO_ROWS, Resolved, rewrite
+from opskip_compile.passes.report import Report
+from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.schedule import Schedule
+
+STAGES = ("insert", "push_down", "cancel", "clean_up")
+VISUAL = torch.tensor([[0, 1, 1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 1, 1, 0, 1]]).bool()
+
+
+def run(model: Callable[..., Any], spec: str, batch: int, mark: str = "call", **options: Any) -> Any:
+    """Results after each stage, reports, and the result as the caller gets it."""
+    torch.manual_seed(1)
+    h, features = torch.randn(batch, 8, WIDTH), torch.randn(batch, 8, WIDTH)
+    visual = VISUAL[:batch]
+    stages: dict[str, Any] = {}
+    reports: list[Report] = []
+
+    def marked(h: Tensor, visual: Tensor, features: Tensor) -> Any:
+        if mark == "call":
+            h = mark_visual(h, visual)
+        return model(h, add, features), torch.isnan(visual)
+
+    def mark_input(graph: fx.Graph) -> tuple[fx.Node, fx.Node]:
+        inputs = {n.name: n for n in graph.find_nodes(op="placeholder")}
+        return inputs["l_h_"], inputs["l_visual_"]
+
+    def backend(gm: fx.GraphModule, example_inputs: object) -> Callable[..., Any]:
+        options.setdefault("mark_input", mark_input if mark == "input" else None)
+        done = {
+            s: rewrite(gm, lambda *_: Resolved(Schedule.from_spec(spec), "test"), until=s, **options) for s in STAGES
+        }
+        reports.extend(r.report for r in done.values())
+        graphs = {s: gm if r.graph is None else fx.GraphModule(gm, r.graph) for s, r in done.items()}
+
+        def call(*args: Any) -> Any:
+            stages.update((s, graph(*args)) for s, graph in graphs.items())
+            return stages["clean_up"]
+
+        return call
+
+    torch._dynamo.reset()
+    result = torch.compile(marked, backend=backend, fullgraph=True)(h, visual, features)[0]
+    return result, stages, reports[-1], (h, visual, features)
+
+
+@dataclass(frozen=True)
+class Build:
+    """A decoder, a schedule and what is to be skipped of it."""
+
+    model: Callable[..., Any]
+    spec: str
+    skipped: str
+    through: str = ""
+    misses: tuple[tuple[str, str], ...] = ()
+    layers: int = 3
+    stopped: bool = False
+
+
+NOT_ITS_OWN = "add does not add the operator to its own input"
+IN_PLACE = "it is added in place, and the same memory may be read under another name"
+ALL_3 = "0.attention 0.ffn 1.attention 1.ffn 2.attention 2.ffn"
+BUILDS = {
+    "pre-norm": Build(pre_norm, "silent:1-2", "1.attention 1.ffn 2.attention 2.ffn"),
+    "pre-norm-all": Build(pre_norm, "silent:0-2", ALL_3),
+    "two-row-sets": Build(
+        pre_norm,
+        "silent@through_visual:2 transform:0 attend:1",
+        "0.attention 1.ffn 2.attention 2.ffn",
+        "2.attention 2.ffn",
+    ),
+    "norm-after": Build(norm_after, "transform:0 silent:1", "0.attention 1.attention 1.ffn", layers=2),
+    "parallel-one": Build(parallel, "transform:0 attend:1", "0.attention 1.ffn"),
+    "parallel-both": Build(parallel, "silent:1-2", "1.attention 1.ffn 2.attention 2.ffn"),
+    "parallel-two-row-sets": Build(parallel, "transform:1 attend@through_visual:1", "1.attention 1.ffn", "1.ffn"),
+    "scaled": Build(scaled, "silent:0-1", "0.attention 0.ffn 1.attention 1.ffn", layers=2),
+    "deepstack": Build(deepstack, "silent:0-2", ALL_3),
+    "deepstack-in-place": Build(deepstack_in_place, "silent:0-2", ALL_3, stopped=True),
+    "in-place-at-once": Build(in_place_at_once, "silent:0-2", ALL_3, stopped=True),
+    "plain-ffn": Build(plain_ffn, "silent:1 attend:0", "0.ffn 1.attention 1.ffn", layers=2),
+    "hidden-states": Build(hidden_states, "silent:1-2", "1.attention 1.ffn 2.attention 2.ffn"),
+    "with-cache": Build(with_cache, "silent:0 transform:2", "0.attention 0.ffn 2.attention"),
+    "gate": Build(
+        gate_in_layer_one,
+        "silent:0-2",
+        "0.attention 0.ffn 1.ffn 2.attention 2.ffn",
+        misses=(("1.attention", NOT_ITS_OWN),),
+    ),
+    "added-in-place": Build(added_in_place, "silent:0", "0.attention", misses=(("0.ffn", IN_PLACE),), layers=1),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", BUILDS)
+def test_every_stage_gives_the_oracles_result(name: str, batch: int) -> None:
+    build = BUILDS[name]
+    result, stages, report, (h, visual, features) = run(build.model, build.spec, batch)
+    assert report.num_layers == build.layers
+    assert sorted(report.skipped) == build.skipped.split()
+    assert [(f"{m.layer}.{m.kind}", m.reason) for m in report.misses] == list(build.misses)
+    assert all(m.source.startswith("decoders.py:") for m in report.misses)
+    expected = build.model(h, oracle(visual, build.skipped.split(), build.through.split()), features)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+    dense = build.model(h, add, features)
+    (dense, *_), (skipped, *_) = ((x if isinstance(x, tuple) else (x,)) for x in (dense, expected))
+    assert (dense - skipped).abs().max() > 1e-2
+    for stage in STAGES[:-1]:
+        torch.testing.assert_close(stages[stage], stages["clean_up"], rtol=0, atol=1e-5)
+    if not build.stopped:
+        assert report.remaining() == {}
+        assert report.stops == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "mark", "reason"),
+    [
+        (fragment, "input", FRAGMENT),
+        (pre_norm, "no", NO_ROWS),
+        (lambda h, join, features: norm(F.linear(h, W[0, 0])), "call", "visual rows are known, but no operator"),
+    ],
+    ids=["fragment", "no-rows", "no-operator"],
+)
+def test_graph_stays_as_it_is_with_a_reason(model: Callable[..., Any], mark: str, reason: str) -> None:
+    result, _, report, (h, _, features) = run(model, "silent:0", 1, mark)
+    assert not report.rewritten
+    assert report.reason.startswith(reason)
+    assert reason in str(report)
+    torch.testing.assert_close(result, model(h, add, features))
+
+
+def test_fragment_with_its_start_is_rewritten() -> None:
+    result, _, report, (h, visual, features) = run(fragment, "silent:1", 2)
+    assert report.skipped == ("1.attention", "1.ffn")
+    torch.testing.assert_close(result, fragment(h, oracle(visual, report.skipped), features), rtol=0, atol=1e-5)
+
+
+def test_marked_input_is_a_row_source() -> None:
+    result, _, report, (h, visual, features) = run(pre_norm, "silent:1", 2, "input")
+    assert report.row_source == "marked_input"
+    torch.testing.assert_close(result, pre_norm(h, oracle(visual, report.skipped), features), rtol=0, atol=1e-5)
+
+
+def test_strict_names_the_operator_and_the_line() -> None:
+    message = rf"RewriteError: 1\.attention stays full at \S+ \(decoders.py:\d+\): {NOT_ITS_OWN}"
+    with pytest.raises(BackendCompilerFailed, match=message):
+        run(gate_in_layer_one, "silent:1", 1, strict=True)
+
+
+def test_schedule_none_changes_nothing() -> None:
+    result, _, report, (h, _, features) = run(pre_norm, "none", 1)
+    assert not report.rewritten
+    assert report.reason == "the schedule skips nothing here"
+    assert torch.equal(result, pre_norm(h, add, features))
