@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import fx
+from torch._dynamo.callback import callback_handler
 from torch._dynamo.backends.registry import list_backends as _list_backends
 from torch._inductor.compile_fx import compile_fx
 from torch._library.fake_impl import allocate_size
@@ -62,6 +63,18 @@ def emit_artifact(name: str, payload: Callable[[], str]) -> None:
         metadata_fn=lambda: {"name": name, "encoding": "string"},
         payload_fn=payload,
     )
+
+
+def on_compile_start(callback: Callable[[], None]) -> None:
+    """Run ``callback`` whenever Dynamo starts to compile, until ``torch._dynamo.reset`` forgets it."""
+    handlers = callback_handler.start_callbacks
+    if not any(getattr(known, "opskip", None) is callback for known in handlers):
+
+        def start(args: object) -> None:
+            callback()
+
+        start.opskip = callback  # type: ignore[attr-defined]
+        callback_handler.register_start_callback(start)
 
 
 def backend_names() -> list[str]:

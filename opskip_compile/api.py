@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opskip_compile import capture
 from opskip_compile.backend import REPORTS
 from opskip_compile.errors import NothingSkippedWarning, OpSkipError, OptionError
 from opskip_compile.passes.marks import NOT_SKIPPED
@@ -78,6 +79,7 @@ def compile(model: nn.Module, schedule: Schedule | str | Mapping[str, Any] | Non
             raise OptionError("options.schedule: the schedule is given twice")
         options["schedule"] = Schedule.of(schedule)
     Settings.parse(options, kwargs.get("mode"))
+    capture.install()
     if kwargs.get("mode") is not None and options:
         options["mode"] = kwargs.pop("mode")
     remove(model)
@@ -135,6 +137,9 @@ def _compile_decoder(
             named["inputs_embeds"] = mark_visual(named["inputs_embeds"], visual_mask)
         return dense(*args, **named)
 
+    # Dynamo counts recompiles by code object, and this function's would be shared by every model of the process:
+    # after eight of them the next would silently run dense.
+    decoder_forward.__code__ = decoder_forward.__code__.replace()
     compiled = torch.compile(decoder_forward, backend="opskip", options=options, **kwargs)
 
     def forward(*args: Any, **named: Any) -> Any:

@@ -153,7 +153,7 @@ def _marking(gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings, sour
     graph = copy_graph(gm)
     output = graph.output_node()
     order = {node.name: node for node in graph.nodes}
-    source = RowSource(source.kind, order[source.root.name], tuple(order[m.name] for m in source.masks), source.whole)
+    source = RowSource(source.kind, order[source.root.name], tuple(order[m.name] for m in source.masks))
     results = output.args[0]
     if not isinstance(results, tuple | list) or source.root not in results:
         return _finish(gm, inputs, settings)

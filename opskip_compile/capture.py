@@ -17,16 +17,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opskip_compile import _compat
 from opskip_compile.passes.runtime import mark_visual
 
 _METHOD = "_deepstack_process"
 _PARAMETERS = ["self", "hidden_states", "visual_pos_masks", "visual_embeds"]
 
 
+_prepared: set[str] = set()
+
+
 def install() -> None:
-    """Prepare every decoder class of transformers that is imported and has the method. Safe to call again."""
+    """Prepare every decoder class of transformers that has the method, now and whenever a compile starts.
+
+    Safe to call again; a module is looked at once.
+    """
+    _compat.on_compile_start(_prepare)
+    _prepare()
+
+
+def _prepare() -> None:
     for name, module in list(sys.modules.items()):
-        if name.startswith("transformers.models.") and ".modeling_" in name:
+        if name.startswith("transformers.models.") and ".modeling_" in name and name not in _prepared:
+            _prepared.add(name)
             for kind in list(vars(module).values()):
                 method = vars(kind).get(_METHOD) if isinstance(kind, type) else None
                 if method is not None and not hasattr(method, "__wrapped__") and _fits(method):

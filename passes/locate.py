@@ -25,13 +25,11 @@ class RowSource:
         kind: ``"mark_visual"``, ``"masked_scatter"`` or ``"marked_input"``.
         root: the first value of the residual stream, ``(batch, sequence, width)``.
         masks: bool nodes, ``(batch, sequence)`` or with one more dimension; a row is visual where any is True.
-        whole: True if the graph is known to hold the start of the decoder.
     """
 
     kind: str
     root: fx.Node
     masks: tuple[fx.Node, ...]
-    whole: bool
 
 
 def is_stream(node: fx.Node) -> bool:
@@ -51,13 +49,12 @@ def locate_rows(graph: fx.Graph, marked_input: tuple[fx.Node, fx.Node] | None = 
     for node in graph.nodes:
         if node.op == "call_function" and node.target is mark_visual:
             root = _first_ancestor(node)
-            whole = root.op != "placeholder" or root is node.args[0]
-            return RowSource("mark_visual", root, (node.args[1],), whole)
+            return RowSource("mark_visual", root, (node.args[1],))
     merges = [node for node in graph.nodes if _is_merge(node)]
     if merges:
-        return RowSource("masked_scatter", merges[-1], tuple(_merge_mask(m) for m in merges), whole=True)
+        return RowSource("masked_scatter", merges[-1], tuple(_merge_mask(m) for m in merges))
     if marked_input is not None:
-        return RowSource("marked_input", marked_input[0], (marked_input[1],), whole=False)
+        return RowSource("marked_input", marked_input[0], (marked_input[1],))
     return None
 
 

@@ -53,7 +53,7 @@ class Marks:
         if not isinstance(tensor, torch.Tensor):
             return None
         with self._lock:
-            mark = self._marks.get(tensor)
+            mark = self._marks.get(tensor)  # type: ignore[no-untyped-call]
         return mark if mark is not None and mark.mask.shape == tensor.shape[:2] else None
 
 

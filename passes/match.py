@@ -19,9 +19,10 @@ import torch
 from torch import fx
 
 from opskip_compile.passes.locate import is_stream
-from opskip_compile.passes.ops import is_inplace, op_name, tensor
+from opskip_compile.passes.ops import SHAPE_ONLY, is_inplace, op_name, tensor
 
 MATRIX_PRODUCTS = frozenset({"linear", "matmul", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"})
+_PASSES_STREAM = frozenset({"add", "sub", "mul", "to", "float", "half", "bfloat16", "clone", "contiguous", "detach"})
 _CASTS = frozenset({"to", "float", "half", "bfloat16", "type", "type_as", "contiguous", "identity"})
 
 
@@ -71,7 +72,7 @@ class Match:
     operators: list[Operator] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
     num_layers: int = 0
-    ends_in_stream: bool = False
+    ends_in_stream: bool = False  # the graph returns the residual stream after the last operator, as a part would
 
     def named(self, layer: int, kind: str) -> list[Operator]:
         """All operators of that layer and kind."""
@@ -99,10 +100,24 @@ def match_operators(root: fx.Node) -> Match:
         if len(best.operators) and len(streams) < 2 * len(best.operators):
             continue
         found = _match_chain(streams, flow)
-        found.ends_in_stream = bool(found.operators) and found.operators[-1].exit is sink
+        found.ends_in_stream = bool(found.operators) and _returns_stream(found.operators[-1].exit, flow)
         if len(found.operators) + len(found.misses) > len(best.operators) + len(best.misses):
             best = found
     return best
+
+
+def _returns_stream(last: fx.Node, flow: nx.DiGraph) -> bool:
+    """True if the graph returns ``last``, or what sums, scalings and casts with other values make of it: no norm."""
+    stream, stack = {last}, [last]
+    while stack:
+        for user in stack.pop().users:
+            if user.op == "output":
+                return True
+            same = op_name(user) in _PASSES_STREAM and all(p in stream for p in flow.predecessors(user))
+            if same and user not in stream:
+                stream.add(user)
+                stack.append(user)
+    return False
 
 
 def is_attention_product(node: fx.Node) -> bool:
@@ -139,7 +154,7 @@ def _dataflow(root: fx.Node) -> nx.DiGraph:
     while stack:
         node = stack.pop()
         for user in node.users:
-            if user.op == "output":
+            if user.op == "output" or op_name(user) in SHAPE_ONLY:
                 continue
             if user not in flow:
                 stack.append(user)

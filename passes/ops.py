@@ -50,6 +50,11 @@ _VIEWS = frozenset(
     "float half bfloat16 double type type_as detach split chunk unbind flatten unflatten movedim swapaxes t mT view_as "
     "reshape_as broadcast_to ravel tensor_split int long bool alias lift_fresh positive dropout identity".split()
 )
+# Operations that read the shape of their argument and none of its data.
+SHAPE_ONLY = frozenset(
+    "size shape dim ndim numel stride device dtype zeros_like ones_like empty_like full_like rand_like randn_like "
+    "new_zeros new_ones new_empty new_full".split()
+)
 _COPIES = frozenset({KEPT_ROWS, causal_mask, scatter_rows, select_rows})
 _TRUSTED_MODULES = ("torch", "_operator", "builtins")
 

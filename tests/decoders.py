@@ -131,6 +131,15 @@ def hidden_states(h: Tensor, join: Join, features: Tensor) -> tuple[Tensor, ...]
     return (norm(h), *states[1:])
 
 
+def shape_only(h: Tensor, join: Join, features: Tensor) -> Tensor:
+    """Every layer also reads a tensor that is made from the shape of the input, and nothing of its data."""
+    ones = torch.ones_like(h) * h.new_ones(h.shape[0], h.size(1), 1)
+    for i in range(3):
+        h = join(h, i, attention=attention(norm(h) * ones, i))
+        h = join(h, i, ffn=gated(norm(h) + ones, i))
+    return norm(h)
+
+
 def with_cache(h: Tensor, join: Join, features: Tensor) -> tuple[Tensor, ...]:
     cache: list[Tensor] = []
     for i in range(3):

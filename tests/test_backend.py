@@ -372,7 +372,9 @@ def test_trace_artefact_holds_the_report(tmp_path: Path) -> None:
     """tlparse reads the files that TORCH_TRACE writes."""
     code = (
         "import torch, opskip_compile as o\n"
-        "def f(h, m):\n    h = o.mark_visual(h, m); return (h + torch.nn.functional.scaled_dot_product_attention(h, h, h)).sin()\n"
+        "def f(h, m):\n"
+        "    h = o.mark_visual(h, m)\n"
+        "    return (h + torch.nn.functional.scaled_dot_product_attention(h, h, h)).sin()\n"
         "m = torch.tensor([[True, False]])\n"
         "torch.compile(f, backend='opskip', options={'lower': 'eager', 'schedule': 'none'})(torch.ones(1, 2, 4), m)\n"
     )

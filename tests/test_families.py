@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import FAMILIES, ONE_IMAGE, UNEVEN, visual_mask
 from torch import Tensor, nn
+from transformers import StaticCache
 
 import opskip_compile as opskip
 from opskip_compile.backend import REPORTS
@@ -147,6 +148,35 @@ def test_text_and_image_prompts_take_turns(family: str) -> None:
     opskip.compile(model, spec, options={"lower": "eager"})
     for inputs in (text, picture, other, text, picture):
         assert_oracle(model(**inputs), wants[id(inputs)])
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava"])
+def test_static_cache(family: str) -> None:
+    """A cache that is written in place; the sizes of its second use are dynamic."""
+    model, inputs = FAMILIES[family].build(LAYERS), FAMILIES[family].inputs(ONE_ELEMENT)
+    spec = "silent:2-3 transform:0 attend:1"
+
+    def cache() -> StaticCache:
+        return StaticCache(config=model.config.get_text_config(), max_cache_len=48)
+
+    with opskip.oracle(model, opskip.Schedule.from_spec(spec), visual_mask(inputs)):
+        want = unpack(model(**inputs, past_key_values=cache()))
+    opskip.compile(model, spec, options={"lower": "eager"})
+    for _ in range(2):
+        assert_oracle(model(**inputs, past_key_values=cache()), want)
+    assert all(len(report.skipped) == 6 for report in skipping())
+
+
+def test_many_models_in_one_process() -> None:
+    """More models and schedules than Dynamo's recompile limit of eight."""
+    family, inputs = FAMILIES["qwen3_vl"], FAMILIES["qwen3_vl"].inputs(ONE_ELEMENT)
+    for i in range(10):
+        model, spec = family.build(2), ("silent:0", "attend:1", "transform:0-1")[i % 3]
+        with opskip.oracle(model, opskip.Schedule.from_spec(spec), visual_mask(inputs)):
+            want = model(**inputs).logits
+        got = opskip.compile(model, spec, options={"lower": "eager"})(**inputs).logits
+        assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+        assert len(skipping()) == i + 1
 
 
 @pytest.mark.inductor

@@ -6,7 +6,7 @@ The decoders and the oracle stand in `decoders.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -30,6 +30,7 @@ from decoders import (
     plain_ffn,
     pre_norm,
     scaled,
+    shape_only,
     with_cache,
 )
 from torch import Tensor, fx
@@ -44,8 +45,10 @@ STAGES = ("insert", "push_down", "cancel", "clean_up")
 VISUAL = torch.tensor([[0, 1, 1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 1, 1, 0, 1]]).bool()
 
 
-def run(model: Callable[..., Any], spec: str, batch: int, mark: str = "call", **options: Any) -> Any:
-    """Results after each stage, reports, and the result as the caller gets it."""
+def run(
+    model: Callable[..., Any], spec: str, batch: int, mark: str = "call", counted: int | None = None, **options: Any
+) -> Any:
+    """Results after each stage, reports, and the result as the caller gets it; ``counted``: the schedule's layers."""
     torch.manual_seed(1)
     h, features = torch.randn(batch, 8, WIDTH), torch.randn(batch, 8, WIDTH)
     visual = VISUAL[:batch]
@@ -63,9 +66,8 @@ def run(model: Callable[..., Any], spec: str, batch: int, mark: str = "call", **
 
     def backend(gm: fx.GraphModule, example_inputs: object) -> Callable[..., Any]:
         options.setdefault("mark_input", mark_input if mark == "input" else None)
-        done = {
-            s: rewrite(gm, lambda *_: Resolved(Schedule.from_spec(spec), "test"), until=s, **options) for s in STAGES
-        }
+        schedule = replace(Schedule.from_spec(spec), num_layers=counted)
+        done = {s: rewrite(gm, lambda *_: Resolved(schedule, "test"), until=s, **options) for s in STAGES}
         reports.extend(r.report for r in done.values())
         graphs = {s: gm if r.graph is None else fx.GraphModule(gm, r.graph) for s, r in done.items()}
 
@@ -91,6 +93,7 @@ class Build:
     misses: tuple[tuple[str, str], ...] = ()
     layers: int = 3
     stopped: bool = False
+    counted: int | None = None
 
 
 NOT_ITS_OWN = "add does not add the operator to its own input"
@@ -114,7 +117,8 @@ BUILDS = {
     "deepstack-in-place": Build(deepstack_in_place, "silent:0-2", ALL_3, stopped=True),
     "in-place-at-once": Build(in_place_at_once, "silent:0-2", ALL_3, stopped=True),
     "plain-ffn": Build(plain_ffn, "silent:1 attend:0", "0.ffn 1.attention 1.ffn", layers=2),
-    "hidden-states": Build(hidden_states, "silent:1-2", "1.attention 1.ffn 2.attention 2.ffn"),
+    "hidden-states": Build(hidden_states, "silent:1-2", "1.attention 1.ffn 2.attention 2.ffn", counted=3),
+    "shape-only": Build(shape_only, "silent:1-2", "1.attention 1.ffn 2.attention 2.ffn"),
     "with-cache": Build(with_cache, "silent:0 transform:2", "0.attention 0.ffn 2.attention"),
     "gate": Build(
         gate_in_layer_one,
@@ -130,7 +134,7 @@ BUILDS = {
 @pytest.mark.parametrize("name", BUILDS)
 def test_every_stage_gives_the_oracles_result(name: str, batch: int) -> None:
     build = BUILDS[name]
-    result, stages, report, (h, visual, features) = run(build.model, build.spec, batch)
+    result, stages, report, (h, visual, features) = run(build.model, build.spec, batch, counted=build.counted)
     assert report.num_layers == build.layers
     assert sorted(report.skipped) == build.skipped.split()
     assert [(f"{m.layer}.{m.kind}", m.reason) for m in report.misses] == list(build.misses)
@@ -164,8 +168,17 @@ def test_graph_stays_as_it_is_with_a_reason(model: Callable[..., Any], mark: str
     torch.testing.assert_close(result, model(h, add, features))
 
 
-def test_fragment_with_its_start_is_rewritten() -> None:
-    result, _, report, (h, visual, features) = run(fragment, "silent:1", 2)
+@pytest.mark.parametrize("model", [fragment, hidden_states])
+@pytest.mark.parametrize("counted", [None, 4])
+def test_what_may_be_a_part_is_not_numbered(model: Callable[..., Any], counted: int | None) -> None:
+    """``late:0.5`` of a part would be other layers than of the whole."""
+    _, _, report, _ = run(model, "late:0.5" if counted is None else "silent:1", 1, counted=counted)
+    assert not report.rewritten
+    assert report.reason == FRAGMENT
+
+
+def test_layer_count_of_the_schedule_proves_the_whole() -> None:
+    result, _, report, (h, visual, features) = run(fragment, "silent:1", 2, counted=2)
     assert report.skipped == ("1.attention", "1.ffn")
     torch.testing.assert_close(result, fragment(h, oracle(visual, report.skipped), features), rtol=0, atol=1e-5)
 

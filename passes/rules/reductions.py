@@ -23,10 +23,8 @@ def reduce(node: fx.Node, dim: int) -> Dims | Decline:
     reduced = _reduced(node, rank)
     if reduced is None:
         return Decline("it reduces over all dimensions")
-    if len(shape(node)) == rank:
-        source = dim
-    else:
-        source = [d for d in range(rank) if d not in reduced][dim]
+    left = [d for d in range(rank) if d not in reduced]
+    source = dim if len(shape(node)) == rank else left[dim]
     if source in reduced:
         return Decline("it reduces over the rows")
     return {x: source}
