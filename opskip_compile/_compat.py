@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import torch
 from torch import fx
-from torch._dynamo.callback import callback_handler
 from torch._dynamo.backends.registry import list_backends as _list_backends
+from torch._dynamo.callback import callback_handler
 from torch._inductor.compile_fx import compile_fx
 from torch._library.fake_impl import allocate_size
 from torch._logging._internal import trace_structured
