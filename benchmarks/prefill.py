@@ -30,6 +30,7 @@ import opskip_compile as opskip
 SCHEDULES = {
     "schedule none": "none",
     "last half silent": "late:0.5",
+    "the same, rotary not shared": "late:0.5",
     "all attention skipped": "transform:{all}",
     "all FFN skipped": "attend:{all}",
     "all silent": "silent:{all}",
@@ -75,7 +76,8 @@ def contenders(model: Qwen3VLTextModel, args: argparse.Namespace) -> dict[str, C
     found: dict[str, Callable[..., Any]] = {"eager": eager, "Inductor": torch.compile(forward)}
     for name, spec in SCHEDULES.items():
         spec = spec.format(all=f"0-{args.layers - 1}")
-        found[name] = torch.compile(forward, backend="opskip", options={"schedule": spec})
+        options = {"schedule": spec, "share_rotary": "not shared" not in name}
+        found[name] = torch.compile(forward, backend="opskip", options=options)
     return found
 
 

@@ -85,6 +85,7 @@ def opskip(
         gm,
         lambda match, graph: resolve_schedule(settings.schedule, match, graph),
         strict=settings.strict,
+        share_rotary=settings.share_rotary,
         mark_input=None if marked is None else lambda graph: _add_mask_input(graph, marked),
     )
     before = gm.code if settings.dump else ""

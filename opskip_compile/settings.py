@@ -24,6 +24,7 @@ class Settings:
         strict: raise `RewriteError` where an operator of the schedule has to stay full.
         dump: folder for the code before and after and the report, one set per rewritten graph.
         lower: ``"inductor"``, or ``"eager"`` to run the rewritten graph as it is.
+        share_rotary: compute the sines and cosines of the rotary embedding once instead of in every layer.
         inductor: Inductor config patches (from ``mode`` and from every option that is an Inductor config key).
     """
 
@@ -31,6 +32,7 @@ class Settings:
     strict: bool = False
     dump: str | None = None
     lower: str = "inductor"
+    share_rotary: bool = True
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -46,20 +48,19 @@ class Settings:
         options = dict(options or {})
         mode = options.pop("mode", mode)
         schedule = options.pop("schedule", None)
-        strict, lower, dump = (
-            options.pop("strict", False),
-            options.pop("lower", "inductor"),
-            options.pop("dump", None),
-        )
-        if not isinstance(strict, bool):
-            raise OptionError(f"options.strict: must be True or False, not {strict!r}")
+        lower, dump = options.pop("lower", "inductor"), options.pop("dump", None)
+        flags = {"strict": options.pop("strict", False), "share_rotary": options.pop("share_rotary", True)}
+        for name, value in flags.items():
+            if not isinstance(value, bool):
+                raise OptionError(f"options.{name}: must be True or False, not {value!r}")
         if lower not in LOWERINGS:
             raise OptionError(f"options.lower: must be one of {', '.join(LOWERINGS)}, not {lower!r}")
         if dump is not None and not isinstance(dump, str | os.PathLike):
             raise OptionError(f"options.dump: must be a folder, not {dump!r}")
         return cls(
             schedule=None if schedule is None else Schedule.of(schedule),
-            strict=strict,
+            strict=flags["strict"],
+            share_rotary=flags["share_rotary"],
             dump=None if dump is None else os.fspath(dump),
             lower=lower,
             inductor={**_mode_options(mode), **_inductor_options(options)},
@@ -79,7 +80,7 @@ def _inductor_options(options: Mapping[str, Any]) -> dict[str, Any]:
     known = frozenset(_compat.inductor_option_names())
     for name in options:
         if not isinstance(name, str) or name.replace("-", "_") not in known:
-            own = ["schedule", "strict", "dump", "lower", "mode"]
+            own = ["schedule", "strict", "dump", "lower", "share_rotary", "mode"]
             near = difflib.get_close_matches(str(name), [*own, *sorted(known)], n=1, cutoff=0.0)
             raise OptionError(f"options.{name}: no such option; the nearest known one is {near[0]!r}")
     return {name.replace("-", "_"): value for name, value in options.items()}

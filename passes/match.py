@@ -84,7 +84,7 @@ def match_operators(root: fx.Node) -> Match:
 
     Linear in the size of the graph: one dominator tree, and each region is walked once.
     """
-    flow = _dataflow(root)
+    flow = dataflow(root)
     dominators = nx.immediate_dominators(flow, root)
     graph_order = {node: i for i, node in enumerate(root.graph.nodes)}
     best = Match()
@@ -147,7 +147,8 @@ def source_line(node: fx.Node) -> str:
     return f"{frames[-1][0].rsplit('/', 1)[-1]}:{frames[-1][1]}" if frames else ""
 
 
-def _dataflow(root: fx.Node) -> nx.DiGraph:
+def dataflow(root: fx.Node) -> nx.DiGraph:
+    """Every value that is computed from the data of ``root``, with an edge from each to its readers."""
     flow = nx.DiGraph()
     flow.add_node(root)
     stack = [root]

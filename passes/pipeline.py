@@ -1,7 +1,7 @@
 """The passes in their order, and the one function that runs them on a Dynamo graph.
 
-normalize -> locate rows -> match -> plan -> insert -> push down -> cancel -> clean up. Analysis ends with the plan;
-from then on every pass leaves a graph that computes the oracle's result.
+normalize -> locate rows -> match -> plan -> insert -> push down -> cancel -> share rotary -> clean up. Analysis ends
+with the plan; from then on every pass leaves a graph that computes the oracle's result.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.plan import Plan, make_plan
 from opskip_compile.passes.pushdown import Pushdown
 from opskip_compile.passes.report import OperatorReport, PassReport, Report
+from opskip_compile.passes.share_rotary import share_rotary_tables
 from opskip_compile.schedule import Schedule
 
-PASSES = ("normalize", "locate", "match", "plan", "insert", "push_down", "cancel", "clean_up")
+PASSES = ("normalize", "locate", "match", "plan", "insert", "push_down", "cancel", "share_rotary", "clean_up")
 NO_ROWS = "no visual rows in this graph (text-only prompt, decode step or vision tower)"
 FRAGMENT = (
     "the graph returns the residual stream with no final norm after it, so it may hold a part of the decoder only, "
@@ -69,6 +70,7 @@ def rewrite(
     resolve: Callable[[Match, fx.Graph], Resolved],
     *,
     strict: bool = False,
+    share_rotary: bool = True,
     mark_input: Callable[[fx.Graph], tuple[fx.Node, fx.Node] | None] | None = None,
     until: str = PASSES[-1],
 ) -> Rewritten:
@@ -78,6 +80,7 @@ def rewrite(
         gm: a graph that Dynamo captured, with example values.
         resolve: gives the schedule once the decoder is known.
         strict: raise where an operator of the schedule has to stay full.
+        share_rotary: run the pass of that name.
         mark_input: adds the mask of an input that an earlier graph marked; called only if a mark exists.
         until: the last pass to run; from ``"insert"`` on the graph is runnable after each.
 
@@ -128,6 +131,12 @@ def rewrite(
     in_full = {op: rows_needed_in_full(op) if op in skipped else (op.branch,) for op in match.operators}
     every_row = {op: [n for o in in_full if o.exit is op.exit for n in in_full[o]] for op in skipped}
     _transform(graph, plan, source, clock, report, PASSES.index(until))
+    if share_rotary and PASSES.index(until) >= PASSES.index("share_rotary"):
+        with clock("share_rotary") as changed:
+            changed[0] = share_rotary_tables(graph, source.root)
+    if until == PASSES[-1]:
+        with clock("clean_up") as changed:
+            changed[0] = remove_dead(graph)
     graph.lint()
     alive = frozenset(graph.nodes)
     left = {op: remaining(op, every_row[op], alive) for op in every_row}
@@ -150,9 +159,6 @@ def _transform(graph: fx.Graph, plan: Plan, source: RowSource, clock: _Clock, re
     if last >= PASSES.index("cancel"):
         with clock("cancel") as changed:
             changed[0] = cancel(graph)
-    if last >= PASSES.index("clean_up"):
-        with clock("clean_up") as changed:
-            changed[0] = remove_dead(graph)
 
 
 def _operator_report(op: Operator, plan: Plan | None = None, remaining: tuple[str, ...] = ()) -> OperatorReport:

@@ -19,7 +19,7 @@ from opskip_compile.passes.insert import RowSet, copy_origin
 from opskip_compile.passes.match import source_line
 from opskip_compile.passes.ops import mutated_nodes, tensor
 from opskip_compile.passes.rules import RULES, Decline, Rule, known_operations
-from opskip_compile.passes.rules.registry import Dims, name_of, shape
+from opskip_compile.passes.rules.registry import name_of
 from opskip_compile.passes.runtime import scatter_rows, select_rows
 
 
@@ -97,9 +97,7 @@ class Pushdown:
                 if isinstance(inner, Decline):
                     return inner
         if not self.one_element:
-            # One value for all elements, such as a causal mask, is selected for each: no size may be spelt out.
-            shared = same_size(shape(node)[0], 1) and rule.resize is None
-            by_element: Dims | Decline = {} if shared else rule.ask(node, 0)
+            by_element = rule.ask(node, 0)
             if isinstance(by_element, Decline):
                 return Decline(f"elements of the batch: {by_element.reason}")
             for operand in dims:

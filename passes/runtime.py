@@ -45,6 +45,18 @@ def _(visual: Tensor, through: bool) -> tuple[Tensor, Tensor]:
     return visual.new_empty(shape, dtype=torch.int64), visual.new_empty(shape, dtype=torch.bool)
 
 
+@torch.library.custom_op("opskip::shared", mutates_args=())
+def shared(x: Tensor) -> Tensor:
+    """A copy of ``x`` that Inductor computes once instead of inlining ``x`` into every reader."""
+    return x.clone()
+
+
+@shared.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+SHARED = torch.ops.opskip.shared.default
 KEPT_ROWS = torch.ops.opskip.kept_rows.default
 
 

@@ -179,3 +179,29 @@ def test_a_malformed_package_says_how_to_install(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(easy_vqa, "get_test_image_paths", dict)
     with pytest.raises(OpSkipError, match=r"incomplete .* reinstall the demo"):
         data.load_questions("test")
+
+
+def test_the_shipped_folder_loads_and_matches_the_recipe(processor: data.DemoProcessor) -> None:
+    transformers = pytest.importorskip("transformers")
+    shipped = data.load_processor()
+    assert shipped.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    assert shipped.tokenizer.padding_side == "left"
+    assert shipped.image_processor.to_dict() == processor.image_processor.to_dict()
+    model, info = transformers.Qwen3VLForConditionalGeneration.from_pretrained(
+        data.MODEL_DIR, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert model.config.to_dict()["text_config"]["num_hidden_layers"] == 8
+    assert sum(file.stat().st_size for file in data.MODEL_DIR.iterdir()) <= 10 * 1024 * 1024
+
+
+@torch.inference_mode()
+def test_the_shipped_model_answers_test_questions() -> None:
+    test = data.load_questions("test")[::400]
+    processor, model = data.load_processor(), data.load_model()
+    found = [
+        word
+        for _, inputs in data.batches(test, processor, 16)
+        for word in data.predict(model(**inputs, logits_to_keep=1).logits, processor)
+    ]
+    assert data.accuracy(found, test) >= 0.9

@@ -41,7 +41,7 @@ from opskip_compile.passes.report import Report
 from opskip_compile.passes.runtime import mark_visual
 from opskip_compile.schedule import Schedule
 
-STAGES = ("insert", "push_down", "cancel", "clean_up")
+STAGES = ("insert", "push_down", "cancel", "share_rotary", "clean_up")
 VISUAL = torch.tensor([[0, 1, 1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 1, 1, 0, 1]]).bool()
 
 
