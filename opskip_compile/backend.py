@@ -26,6 +26,7 @@ from opskip_compile.passes.normalize import copy_graph
 from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.pipeline import NO_ROWS, Rewritten, rewrite
 from opskip_compile.passes.report import Report
+from opskip_compile.passes.runtime import mark_visual
 from opskip_compile.resolve import resolve_schedule
 from opskip_compile.settings import Settings
 
@@ -99,19 +100,17 @@ def _lower(
     gm: fx.GraphModule, inputs: Sequence[Any], result: Rewritten, settings: Settings, marked: int | None
 ) -> Compiled:
     source, inputs, report = result.source, list(inputs), result.report
-    if source is not None and source.kind == "masked_scatter" and not report.operators:
+    if source is not None and source.kind != "marked_input" and not report.operators:
         return _marking(gm, inputs, settings, source)
     if result.graph is not None:
         gm.graph = result.graph
         if source is not None and source.kind == "marked_input":
             inputs.append(source.masks[0].meta["example_value"])
             return _with_mask(_finish(gm, inputs, settings), _position(gm.graph, source.root))
-    run = _finish(gm, inputs, settings)
-    if marked is None or not report.operators:
-        return run
-    if report.misses or not report.schedule:
+    elif report.operators and (report.misses or not report.schedule):
         warnings.warn(NOT_SKIPPED.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
-    return _taking_up(run, marked)
+    run = _finish(gm, inputs, settings)
+    return run if marked is None or not report.operators else _taking_up(run, marked)
 
 
 def _finish(gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings) -> Compiled:
@@ -153,12 +152,15 @@ def _marking(gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings, sour
     """A graph that merges image features and ends before the decoder: mark the tensor that it hands on."""
     graph = copy_graph(gm)
     output = graph.output_node()
-    order = {node.name: node for node in graph.nodes}
-    source = RowSource(source.kind, order[source.root.name], tuple(order[m.name] for m in source.masks))
+    named = {node.name: node for node in graph.nodes}
+    source = RowSource(source.kind, named[source.root.name], tuple(named[m.name] for m in source.masks))
     results = output.args[0]
-    if not isinstance(results, tuple | list) or source.root not in results:
+    handed = [n for n in graph.nodes if n is source.root or n.target is mark_visual]
+    position = (
+        next((i for i, n in enumerate(results) if n in handed), None) if isinstance(results, tuple | list) else None
+    )
+    if position is None:
         return _finish(gm, inputs, settings)
-    position = list(results).index(source.root)
     mask = row_mask(graph, source)
     output.args = ((*results, mask),)
     gm.graph = graph

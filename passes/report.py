@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from opskip_compile.passes.match import Miss
@@ -75,7 +75,6 @@ class Report:
     passes: tuple[PassReport, ...] = ()
     nodes_before: int = 0
     nodes_after: int = 0
-    notes: list[str] = field(default_factory=list)
 
     @property
     def rewritten(self) -> bool:

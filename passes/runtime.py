@@ -56,6 +56,8 @@ def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
+shared.register_autograd(lambda ctx, gradient: gradient)
+
 SHARED = torch.ops.opskip.shared.default
 KEPT_ROWS = torch.ops.opskip.kept_rows.default
 

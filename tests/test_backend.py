@@ -38,8 +38,9 @@ def fresh() -> Iterator[None]:
 class Decoder(nn.Module):
     """A decoder of one's own: no transformers, rows named by mark_visual."""
 
-    def __init__(self, layers: int = 2, width: int = 16) -> None:
+    def __init__(self, layers: int = 2, width: int = 16, broken: bool = False) -> None:
         super().__init__()
+        self.broken = broken
         torch.manual_seed(0)
         self.attention = nn.ModuleList(nn.Linear(width, 4 * width) for _ in range(layers))
         self.ffn = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
@@ -48,6 +49,8 @@ class Decoder(nn.Module):
     def forward(self, hidden: Tensor, visual: Tensor, skip: str = "") -> Tensor:
         """With ``skip``, the definition: the named operators drop their visual rows."""
         hidden = opskip.mark_visual(hidden, visual)
+        if self.broken:
+            torch._dynamo.graph_break()
         drop = visual[..., None]
         for i, (attention, ffn) in enumerate(zip(self.attention, self.ffn, strict=True)):
             q, k, v, gate = attention(self.norm(hidden)).chunk(4, dim=-1)
@@ -110,6 +113,27 @@ def test_a_model_of_ones_own(spec: str, batch: int) -> None:
     assert (got - want).abs().max() <= 1e-5
     assert (model(hidden, mask) - want).abs().max() > 1e-3
     assert not opskip.last_report().remaining()
+
+
+@pytest.mark.parametrize("lower", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
+def test_rows_cross_a_graph_break(lower: str) -> None:
+    model, options = Decoder(broken=True), {"schedule": "silent:0-1", "lower": lower}
+    fast = torch.compile(model, backend="opskip", options=options)
+    for seed, mask in enumerate((visual(2, 12, 2, 8), visual(2, 12, 0, 5), visual(2, 12, 0, 0))):
+        hidden = torch.randn(2, 12, 16, generator=torch.Generator().manual_seed(seed)) * 2
+        assert (fast(hidden, mask) - model(hidden, mask, "0a0f1a1f")).abs().max() <= 1e-5
+    assert opskip.last_report().row_source == "marked_input"
+
+
+def test_a_schedule_that_can_not_be_followed_is_warned_of() -> None:
+    class Stream(Decoder):
+        def forward(self, hidden: Tensor, visual: Tensor, skip: str = "") -> Tensor:
+            hidden = opskip.mark_visual(hidden, visual)
+            return hidden + self.ffn[0](self.norm(hidden))
+
+    fast = torch.compile(Stream(), backend="opskip", options={"schedule": "silent:0", **EAGER})
+    with pytest.warns(opskip.NothingSkippedWarning, match="no final norm"):
+        fast(torch.randn(1, 12, 16), visual(1, 12, 2, 8))
 
 
 def test_every_row_visual_and_no_row_visual() -> None:

@@ -1,19 +1,15 @@
-"""Skip operators of the demo model eagerly, by forward hooks that zero the visual rows of a branch's output.
-
-A zeroed branch leaves the residual of those rows as it is, while attention still projects K and V of every
-row: the definition of a skipped operator, at dense cost. Good for measuring what a schedule does to answers.
-"""
+"""What a set of skipped operators does to the demo model's answers, measured with the oracle at dense cost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from opskip_compile.demo.data import DemoProcessor, Question, batches
+from opskip_compile.oracle import oracle
 from opskip_compile.schedule import OPERATORS, Rule, Schedule
 
 
@@ -41,28 +37,6 @@ def as_schedule(skipped: Iterable[Operator], **more: Any) -> Schedule:
     return Schedule(rules=tuple(rules), **more)
 
 
-@contextmanager
-def skip(model: Any, skipped: Iterable[Operator], visual: Tensor) -> Iterator[None]:
-    """Run `model` with `skipped` operators; `visual` is a bool mask of shape `(batch, sequence)`."""
-    kept = (~visual)[..., None]
-
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (output[0] * kept.to(output[0].dtype), *output[1:])
-        return output * kept.to(output.dtype)
-
-    layers = model.model.language_model.layers
-    handles = [
-        (layers[layer].self_attn if name == "attention" else layers[layer].mlp).register_forward_hook(hook)
-        for layer, name in skipped
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @torch.inference_mode()
 def answer_logits(
     model: Any,
@@ -75,7 +49,7 @@ def answer_logits(
     rows = []
     for _, inputs in batches(questions, processor, size):
         inputs = {name: value.to(model.device) for name, value in inputs.items()}
-        with skip(model, skipped, inputs["mm_token_type_ids"].bool()):
+        with oracle(model, as_schedule(skipped), inputs["mm_token_type_ids"].bool()):
             rows.append(model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float())
     return torch.cat(rows)
 
