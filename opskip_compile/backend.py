@@ -154,11 +154,9 @@ def _marking(gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings, sour
     output = graph.output_node()
     named = {node.name: node for node in graph.nodes}
     source = RowSource(source.kind, named[source.root.name], tuple(named[m.name] for m in source.masks))
-    results = output.args[0]
+    results = list(output.args[0]) if isinstance(output.args[0], tuple | list) else []
     handed = [n for n in graph.nodes if n is source.root or n.target is mark_visual]
-    position = (
-        next((i for i, n in enumerate(results) if n in handed), None) if isinstance(results, tuple | list) else None
-    )
+    position = next((i for i, n in enumerate(results) if n in handed), None)
     if position is None:
         return _finish(gm, inputs, settings)
     mask = row_mask(graph, source)
