@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from torch import fx
-from torch._dynamo.backends.registry import list_backends as _list_backends
 from torch._dynamo.callback import callback_handler
 from torch._inductor.compile_fx import compile_fx
 from torch._library.fake_impl import allocate_size
@@ -75,11 +74,6 @@ def on_compile_start(callback: Callable[[], None]) -> None:
 
         start.opskip = callback  # type: ignore[attr-defined]
         callback_handler.register_start_callback(start)
-
-
-def backend_names() -> list[str]:
-    """The names that ``torch.compile(backend=...)`` knows."""
-    return list(_list_backends())
 
 
 def unbacked_size(minimum: int) -> torch.SymInt | int:

@@ -35,7 +35,7 @@ def resolve_schedule(given: Schedule | None, match: Match, graph: fx.Graph) -> R
         preset = match_preset(architecture, match.num_layers, hidden, intermediate)
         if preset is not None:
             return Resolved(preset.schedule, f"preset {preset.name}")
-    if match.ends_in_stream:  # perhaps a part of a decoder, which no fallback fits
+    if match.doubt:  # no fallback fits layers that can't be counted
         return Resolved(Schedule.from_spec(FALLBACK), "uncalibrated fallback")
     warnings.warn(
         f"opskip: no schedule was given and no preset fits this decoder ({match.num_layers} layers of width {hidden}); "

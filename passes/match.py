@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import networkx as nx
-import torch
 from torch import fx
 
 from opskip_compile.passes.locate import is_stream
-from opskip_compile.passes.ops import SHAPE_ONLY, is_inplace, op_name, tensor
+from opskip_compile.passes.ops import SHAPE_ONLY, is_inplace, op_name
 
 MATRIX_PRODUCTS = frozenset({"linear", "matmul", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"})
 _PASSES_STREAM = frozenset({"add", "sub", "mul", "to", "float", "half", "bfloat16", "clone", "contiguous", "detach"})
@@ -72,7 +71,7 @@ class Match:
     operators: list[Operator] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
     num_layers: int = 0
-    ends_in_stream: bool = False  # the graph returns the residual stream after the last operator, as a part would
+    doubt: str = ""  # why the layer numbers may be wrong, unless the schedule confirms their count
 
     def named(self, layer: int, kind: str) -> list[Operator]:
         """All operators of that layer and kind."""
@@ -100,10 +99,33 @@ def match_operators(root: fx.Node) -> Match:
         if len(best.operators) and len(streams) < 2 * len(best.operators):
             continue
         found = _match_chain(streams, flow)
-        found.ends_in_stream = bool(found.operators) and _returns_stream(found.operators[-1].exit, flow)
+        if found.operators:
+            found.doubt = found.doubt or _doubt(found, flow)
         if len(found.operators) + len(found.misses) > len(best.operators) + len(best.misses):
             best = found
     return best
+
+
+PART = (
+    "the graph returns the residual stream with no final norm after it, so it may hold a part of the decoder only, "
+    "and the schedule does not say how many layers there are"
+)
+
+
+def _doubt(match: Match, flow: nx.DiGraph) -> str:
+    """Why counting layers by their attention may go wrong here, or an empty text."""
+    if _returns_stream(match.operators[-1].exit, flow):
+        return PART
+    exits: dict[tuple[int, str], set[fx.Node]] = {}
+    for operator in match.operators:
+        exits.setdefault((operator.layer, operator.kind), set()).add(operator.exit)
+    for (layer, kind), found in exits.items():
+        if len(found) > 1:
+            return (
+                f"{len(found)} operators of kind {kind} follow each other in layer {layer}, so layers can't be told apart "
+                "by their attention, and the schedule does not say how many layers there are"
+            )
+    return ""
 
 
 def _returns_stream(last: fx.Node, flow: nx.DiGraph) -> bool:
@@ -177,8 +199,13 @@ def _match_chain(chain: tuple[fx.Node, ...], flow: nx.DiGraph) -> Match:
         parts = list(_branches(entry, exit_, flow))
         if not parts:
             continue
-        if layer < 0 or any(kind == "attention" for _, kind, _ in parts):
+        if any(kind == "attention" for _, kind, _ in parts):
             layer += 1
+        elif layer < 0:
+            match.doubt = (
+                f"{exit_.name} ({source_line(exit_)}) adds an operator to the stream before the first attention"
+            )
+            continue
         for branch, kind, region in parts:
             if branch is None:
                 reason = f"{op_name(exit_) or exit_.target} does not add the operator to its own input"
@@ -266,10 +293,3 @@ def _kind(region: tuple[fx.Node, ...]) -> str | None:
         return "attention"
     products = [node for node in region if op_name(node) in MATRIX_PRODUCTS]
     return "ffn" if products else None
-
-
-def width_of(operator: Operator) -> int | torch.SymInt:
-    """The width of the residual stream."""
-    value = tensor(operator.entry)
-    assert value is not None
-    return value.shape[-1]

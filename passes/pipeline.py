@@ -30,10 +30,6 @@ from opskip_compile.schedule import Schedule
 
 PASSES = ("normalize", "locate", "match", "plan", "insert", "push_down", "cancel", "share_rotary", "clean_up")
 NO_ROWS = "no visual rows in this graph (text-only prompt, decode step or vision tower)"
-FRAGMENT = (
-    "the graph returns the residual stream with no final norm after it, so it may hold a part of the decoder only, "
-    "and the schedule does not say how many layers there are"
-)
 
 
 @dataclass(frozen=True)
@@ -112,11 +108,11 @@ def rewrite(
     report.num_layers = match.num_layers
     report.operators = tuple(_operator_report(op) for op in match.operators)
     if not match.operators:
-        return unchanged("visual rows are known, but no operator returns to their residual stream", source)
+        return unchanged(match.doubt or "visual rows are known, but no operator returns to their stream", source)
     with clock("plan"):
         resolved = resolve(match, graph)
-        if match.ends_in_stream and resolved.schedule.num_layers != match.num_layers:
-            return unchanged(FRAGMENT, source)
+        if match.doubt and resolved.schedule.num_layers != match.num_layers:
+            return unchanged(match.doubt, source)
         report.schedule = resolved.schedule.name or resolved.schedule.to_spec()
         report.schedule_origin = resolved.origin
         plan = make_plan(match, resolved.schedule, source)

@@ -140,6 +140,24 @@ def shape_only(h: Tensor, join: Join, features: Tensor) -> Tensor:
     return norm(h)
 
 
+def ffn_first(h: Tensor, join: Join, features: Tensor) -> Tensor:
+    """An operator without a layer stands before the layers."""
+    h = h + gated(norm(h), 2)
+    for i in range(2):
+        h = join(h, i, attention=attention(norm(h), i))
+        h = join(h, i, ffn=gated(norm(h), i))
+    return norm(h)
+
+
+def two_ffns(h: Tensor, join: Join, features: Tensor) -> Tensor:
+    """As in a hybrid decoder, whose layers do not all begin with an attention."""
+    for i in range(2):
+        h = join(h, i, attention=attention(norm(h), i))
+        h = join(h, i, ffn=gated(norm(h), i))
+        h = h + gated(norm(h), 2)
+    return norm(h)
+
+
 def with_cache(h: Tensor, join: Join, features: Tensor) -> tuple[Tensor, ...]:
     cache: list[Tensor] = []
     for i in range(3):
