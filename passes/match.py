@@ -122,8 +122,8 @@ def _doubt(match: Match, flow: nx.DiGraph) -> str:
     for (layer, kind), found in exits.items():
         if len(found) > 1:
             return (
-                f"{len(found)} operators of kind {kind} follow each other in layer {layer}, so layers can't be told apart "
-                "by their attention, and the schedule does not say how many layers there are"
+                f"{len(found)} operators of kind {kind} follow each other in layer {layer}, so attention does not tell "
+                "where a layer begins, and the schedule does not say how many layers there are"
             )
     return ""
 

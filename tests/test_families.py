@@ -200,6 +200,19 @@ def test_schedule_none_is_bitwise_plain_inductor() -> None:
     assert torch.equal(got, want)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@ALL_FAMILIES
+def test_cuda_equals_the_oracle(family: str) -> None:
+    model = FAMILIES[family].build(LAYERS).cuda()
+    inputs = {k: v.cuda() for k, v in FAMILIES[family].inputs(BATCH).items()}
+    want = by_oracle(model, "silent:2-3 transform:0 attend:1", inputs)[0]
+    opskip.compile(model, "silent:2-3 transform:0 attend:1")
+    shown = inputs["attention_mask"] == 1
+    assert (model(**inputs).logits - want)[shown].abs().max() <= 1e-4 * want[shown].abs().max()
+    assert len(skipping()) == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bit_is_as_close_as_dense(dtype: torch.dtype) -> None:
     """The error against the float32 oracle stays near that of the dense 16-bit model against dense float32."""
