@@ -8,7 +8,7 @@ import warnings
 
 from torch import fx
 
-from opskip_compile.errors import UncalibratedScheduleWarning
+from opskip_compile.errors import ScheduleError, UncalibratedScheduleWarning
 from opskip_compile.passes.match import Match
 from opskip_compile.passes.ops import op_name, tensor
 from opskip_compile.passes.pipeline import Resolved
@@ -29,7 +29,10 @@ def resolve_schedule(given: Schedule | None, match: Match, graph: fx.Graph) -> R
         return Resolved(given, "given")
     text = os.environ.get(ENVIRONMENT)
     if text:
-        return Resolved(Schedule.of(text), f"environment variable {ENVIRONMENT}")
+        try:
+            return Resolved(Schedule.of(text), f"environment variable {ENVIRONMENT}")
+        except ScheduleError as error:
+            raise ScheduleError(f"environment variable {ENVIRONMENT}: {error}") from None
     hidden, intermediate = _widths(match)
     for architecture in _architectures(graph):
         preset = match_preset(architecture, match.num_layers, hidden, intermediate)

@@ -186,6 +186,11 @@ class TestDefaultSchedule:
         assert opskip.last_report().skipped == ("1.ffn",)
         assert "OPSKIP_SCHEDULE" in opskip.last_report().schedule_origin
 
+    def test_bad_environment_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPSKIP_SCHEDULE", "silent:oops")
+        with pytest.raises(Exception, match=r"ScheduleError: environment variable OPSKIP_SCHEDULE: .*oops"):
+            torch.compile(Decoder(), backend="opskip", options=EAGER)(torch.randn(1, 12, 16), visual(1, 12, 2, 8))
+
     def test_fallback_warns_once_and_says_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("OPSKIP_SCHEDULE", raising=False)
         with pytest.warns(opskip.UncalibratedScheduleWarning, match=r"late:0\.33.*options=") as caught:
