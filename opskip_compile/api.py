@@ -144,8 +144,11 @@ def _compile_decoder(
 
     def forward(*args: Any, **named: Any) -> Any:
         mask, hidden = state.mask, named.get("inputs_embeds")
-        fits = isinstance(mask, Tensor) and isinstance(hidden, Tensor) and mask.shape == hidden.shape[:2]
-        return compiled(mask if fits else None, *args, **named)
+        if mask is not None and not (isinstance(hidden, Tensor) and mask.shape == hidden.shape[:2]):
+            mask = None
+            why = "the decoder was not called with inputs_embeds= of as many rows as there are input_ids"
+            warnings.warn(NOT_SKIPPED.format(why=why), NothingSkippedWarning, stacklevel=2)
+        return compiled(mask, *args, **named)
 
     def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         ids = named.get("input_ids", args[0] if args else None)

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -352,6 +353,27 @@ def test_without_token_ids_one_warning_says_which_call_to_use() -> None:
             pixel_values=inputs["pixel_values"],
             attention_mask=inputs["attention_mask"],
         )
+
+
+def test_a_decoder_that_is_called_otherwise_is_warned_of() -> None:
+    class Owner(nn.Module):
+        config = SimpleNamespace(image_token_id=7)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.decoder = nn.Embedding(8, 4), nn.Linear(4, 4)
+
+        def get_decoder(self) -> nn.Module:
+            return self.decoder
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self.decoder(self.embed(input_ids))
+
+    model, ids = Owner(), torch.tensor([[1, 7, 7, 2]])
+    want = model(ids)
+    opskip.compile(model, "silent:0", options=EAGER)
+    with pytest.warns(opskip.NothingSkippedWarning, match="inputs_embeds="):
+        assert torch.equal(model(ids), want)
 
 
 def test_compile_again_and_remove() -> None:
