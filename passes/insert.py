@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator as op
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -28,28 +28,21 @@ class RowSet:
     n: fx.Node
 
 
-@dataclass
-class Inserted:
-    """What was inserted: the row sets by name."""
-
-    row_sets: dict[str, RowSet] = field(default_factory=dict)
-
-
-def insert_skips(graph: fx.Graph, plan: Plan, source: RowSource) -> Inserted:
-    """Replace the exit of every skipped operator by its definition."""
-    inserted = Inserted()
+def insert_skips(graph: fx.Graph, plan: Plan, source: RowSource) -> dict[str, RowSet]:
+    """Replace the exit of every skipped operator by its definition; returns the row sets by name."""
+    sets: dict[str, RowSet] = {}
     mask: fx.Node | None = None
     for name in sorted({skip.rows for skip in plan.skips}):
         mask = mask if mask is not None else row_mask(graph, source)
-        inserted.row_sets[name] = _row_set(graph, mask, name)
+        sets[name] = _row_set(graph, mask, name)
     by_exit: dict[fx.Node, list[Skip]] = {}
     for skip in plan.skips:
         by_exit.setdefault(skip.operator.exit, []).append(skip)
     streams: dict[fx.Node, fx.Node] = {}
     for exit_, skips in by_exit.items():
         entry = skips[0].operator.entry
-        streams[exit_] = _replace_exit(graph, exit_, streams.get(entry, entry), skips, inserted.row_sets)
-    return inserted
+        streams[exit_] = _replace_exit(graph, exit_, streams.get(entry, entry), skips, sets)
+    return sets
 
 
 def copy_origin(new: Iterable[fx.Node], old: fx.Node) -> None:

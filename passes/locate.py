@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from opskip_compile._compat import same_size
-from opskip_compile.passes.ops import op_name, tensor
+from opskip_compile.passes.ops import CASTS, op_name, tensor
 from opskip_compile.passes.runtime import mark_visual
 
 
@@ -50,7 +50,7 @@ def locate_rows(graph: fx.Graph, marked_input: tuple[fx.Node, fx.Node] | None = 
         if node.op == "call_function" and node.target is mark_visual:
             root = _first_ancestor(node)
             return RowSource("mark_visual", root, (node.args[1],))
-    merges = [node for node in graph.nodes if _is_merge(node)]
+    merges = _merges(graph)
     if merges:
         return RowSource("masked_scatter", merges[-1], tuple(_merge_mask(m) for m in merges))
     if marked_input is not None:
@@ -88,6 +88,24 @@ def _as_rows(graph: fx.Graph, mask: fx.Node, order: dict[fx.Node, int]) -> fx.No
         return graph.call_method("any", (mask, -1))
 
 
+def _merges(graph: fx.Graph) -> list[fx.Node]:
+    """The first merge, and those that go on from its result at once (images, then videos).
+
+    A scatter further down the stream adds features between layers; the stream does not start there.
+    """
+    found: list[fx.Node] = []
+    for node in graph.nodes:
+        if _is_merge(node) and (not found or _uncast(node.args[0]) is found[-1]):
+            found.append(node)
+    return found
+
+
+def _uncast(node: object) -> object:
+    while isinstance(node, fx.Node) and op_name(node) in CASTS:
+        node = node.args[0]
+    return node
+
+
 def _is_merge(node: fx.Node) -> bool:
     if op_name(node) != "masked_scatter" or not is_stream(node):
         return False
@@ -95,8 +113,11 @@ def _is_merge(node: fx.Node) -> bool:
     value, out = tensor(mask), tensor(node)
     if not isinstance(base, fx.Node) or value is None or out is None or value.dtype != torch.bool:
         return False
+    # A mask that is broadcast over the rows names none of them.
+    if value.dim() != 3 or not all(same_size(value.shape[d], out.shape[d]) for d in (0, 1)):
+        return False
     # Scattering into zeros adds features to the stream (DeepStack); it is not the merge itself.
-    return value.dim() == 3 and op_name(base) not in ("zeros_like", "zeros", "new_zeros")
+    return op_name(base) not in ("zeros_like", "zeros", "new_zeros")
 
 
 def _merge_mask(node: fx.Node) -> fx.Node:

@@ -18,11 +18,11 @@ import networkx as nx
 from torch import fx
 
 from opskip_compile.passes.locate import is_stream
-from opskip_compile.passes.ops import SHAPE_ONLY, is_inplace, op_name
+from opskip_compile.passes.ops import CASTS, SHAPE_ONLY, is_inplace, op_name
+from opskip_compile.passes.runtime import mark_visual
 
 MATRIX_PRODUCTS = frozenset({"linear", "matmul", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"})
 _PASSES_STREAM = frozenset({"add", "sub", "mul", "to", "float", "half", "bfloat16", "clone", "contiguous", "detach"})
-_CASTS = frozenset({"to", "float", "half", "bfloat16", "type", "type_as", "contiguous", "identity"})
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ def _returns_stream(last: fx.Node, flow: nx.DiGraph) -> bool:
         for user in stack.pop().users:
             if user.op == "output":
                 return True
-            same = op_name(user) in _PASSES_STREAM and all(p in stream for p in flow.predecessors(user))
-            if same and user not in stream:
+            passes = op_name(user) in _PASSES_STREAM or user.target is mark_visual
+            if passes and user not in stream and all(p in stream for p in flow.predecessors(user)):
                 stream.add(user)
                 stack.append(user)
     return False
@@ -157,7 +157,7 @@ def is_attention_product(node: fx.Node) -> bool:
         user = ahead.pop()
         if op_name(user) == "matmul":
             return True
-        if user not in seen and op_name(user) in _CASTS | {"dropout"}:
+        if user not in seen and op_name(user) in CASTS | {"dropout"}:
             seen.add(user)
             ahead.extend(user.users)
     return False
@@ -272,7 +272,7 @@ def _terms(entry: fx.Node, exit_: fx.Node, flow: nx.DiGraph) -> list[fx.Node]:
 
 def _is_cast_of(term: fx.Node, entry: fx.Node) -> bool:
     while term is not entry:
-        if op_name(term) not in _CASTS or not isinstance(term.args[0], fx.Node):
+        if op_name(term) not in CASTS or not isinstance(term.args[0], fx.Node):
             return False
         term = term.args[0]
     return True

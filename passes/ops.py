@@ -50,6 +50,8 @@ _VIEWS = frozenset(
     "float half bfloat16 double type type_as detach split chunk unbind flatten unflatten movedim swapaxes t mT view_as "
     "reshape_as broadcast_to ravel tensor_split int long bool alias lift_fresh positive dropout identity".split()
 )
+# Operations that leave every value as it is, up to its data type and its memory.
+CASTS = frozenset({"to", "float", "half", "bfloat16", "type", "type_as", "contiguous", "clone"})
 # Operations that read the shape of their argument and none of its data.
 SHAPE_ONLY = frozenset(
     "size shape dim ndim numel stride device dtype zeros_like ones_like empty_like full_like rand_like randn_like "

@@ -145,11 +145,11 @@ def _transform(graph: fx.Graph, plan: Plan, source: RowSource, clock: _Clock, re
     root = tensor(source.root)
     assert root is not None
     with clock("insert") as changed:
-        inserted = insert_skips(graph, plan, source)
+        row_sets = insert_skips(graph, plan, source)
         changed[0] = len(plan.skips)
     if last >= PASSES.index("push_down"):
         with clock("push_down") as changed:
-            pushdown = Pushdown(graph, inserted.row_sets, one_element=same_size(root.shape[0], 1))
+            pushdown = Pushdown(graph, row_sets, one_element=same_size(root.shape[0], 1))
             report.stops = tuple(pushdown.run())
             changed[0] = pushdown.pushed
     if last >= PASSES.index("cancel"):

@@ -17,6 +17,7 @@ from decoders import (
     W,
     add,
     added_in_place,
+    attention,
     deepstack,
     deepstack_in_place,
     ffn_first,
@@ -35,10 +36,12 @@ from decoders import (
     two_ffns,
     with_cache,
 )
+from graphs import capture
 from torch import Tensor, fx
 from torch._dynamo.exc import BackendCompilerFailed
 
-from opskip_compile.passes.match import PART
+from opskip_compile.passes.locate import locate_rows
+from opskip_compile.passes.match import PART, match_operators
 from opskip_compile.passes.pipeline import NO_ROWS, Resolved, rewrite
 from opskip_compile.passes.report import Report
 from opskip_compile.passes.runtime import mark_visual
@@ -189,6 +192,51 @@ def test_layers_that_can_not_be_counted(model: Callable[..., Any]) -> None:
     result, _, report, (h, visual, features) = run(model, "transform:1", 2, counted=2)
     assert report.skipped == ("1.attention",)
     torch.testing.assert_close(result, model(h, oracle(visual, report.skipped), features), rtol=0, atol=1e-5)
+
+
+def merge_then(between: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Two merges, and what happens to the stream between them."""
+
+    def model(h: Tensor, features: Tensor, image: Tensor, video: Tensor) -> Tensor:
+        h = between(h.masked_scatter(image, features))
+        h = h.masked_scatter(video, features * 2)
+        return norm(h + attention(norm(h), 0))
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("between", "masks"),
+    [(lambda h: h, 2), (lambda h: h.float(), 2), (lambda h: h + attention(norm(h), 1), 1)],
+    ids=["at-once", "cast", "a-layer"],
+)
+def test_the_stream_starts_at_the_merge(between: Callable[[Tensor], Tensor], masks: int) -> None:
+    """A scatter between layers is no start: the layers before it would be lost and the others misnumbered."""
+    h, features = torch.randn(1, 8, WIDTH), torch.randn(1, 8, WIDTH)
+    image, video = VISUAL[:1, :, None].expand(-1, -1, WIDTH), VISUAL[1:, :, None]
+    source = locate_rows(capture(merge_then(between), h, features, image, video).graph)
+    assert source is not None
+    assert len(source.masks) == masks
+    assert match_operators(source.root).num_layers == 3 - masks
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1), (1, 8, 1), (1, 1, WIDTH)])
+def test_a_mask_that_names_no_rows_is_no_source(shape: tuple[int, ...]) -> None:
+    h, mask = torch.randn(2, 8, WIDTH), torch.ones(shape, dtype=torch.bool)
+    assert locate_rows(capture(lambda h, m: norm(h.masked_scatter(m, h * 2)), h, mask).graph) is None
+
+
+def marked_between(h: Tensor, visual: Tensor) -> Tensor:
+    """What a graph break behind DeepStack would leave of a decoder."""
+    h = h + attention(norm(h), 0)
+    return mark_visual(h + torch.ones_like(h), visual)
+
+
+def test_a_marked_stream_that_is_returned_is_a_part() -> None:
+    graph = capture(marked_between, torch.randn(1, 8, WIDTH), VISUAL[:1]).graph
+    source = locate_rows(graph)
+    assert source is not None
+    assert match_operators(source.root).doubt == PART
 
 
 def test_layer_count_of_the_schedule_proves_the_whole() -> None:
