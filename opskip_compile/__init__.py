@@ -3,7 +3,7 @@
 ``torch.compile(model, backend="opskip")`` for ``forward``; ``opskip_compile.compile(model)`` for everything.
 """
 
-from opskip_compile.api import compile, last_report, remove, reports
+from opskip_compile.api import compile, explain, last_report, remove, reports
 from opskip_compile.errors import (
     NothingSkippedWarning,
     OpSkipError,
@@ -12,7 +12,8 @@ from opskip_compile.errors import (
     ScheduleError,
     UncalibratedScheduleWarning,
 )
-from opskip_compile.flops import Geometry, count_flops
+from opskip_compile.flops import FlopsReport, Geometry, count_flops
+from opskip_compile.graphs.diff import GraphDiff
 from opskip_compile.oracle import oracle
 from opskip_compile.passes.report import Report
 from opskip_compile.passes.runtime import mark_visual
@@ -23,7 +24,9 @@ from opskip_compile.settings import Settings
 __version__ = "0.1.0"
 
 __all__ = [
+    "FlopsReport",
     "Geometry",
+    "GraphDiff",
     "NothingSkippedWarning",
     "OpSkipError",
     "OptionError",
@@ -37,6 +40,7 @@ __all__ = [
     "UncalibratedScheduleWarning",
     "compile",
     "count_flops",
+    "explain",
     "last_report",
     "mark_visual",
     "oracle",

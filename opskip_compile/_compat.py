@@ -11,9 +11,11 @@ from typing import Any, cast
 import torch
 from torch import fx
 from torch._dynamo.callback import callback_handler
+from torch._dynamo.utils import get_metrics_context
 from torch._inductor.compile_fx import compile_fx
 from torch._library.fake_impl import allocate_size
 from torch._logging._internal import trace_structured
+from torch._subclasses import FakeTensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 Compiled = Callable[..., Any]
@@ -37,6 +39,30 @@ def inductor_option_names() -> list[str]:
 def same_size(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
     """True if two sizes are equal for every input the graph may see; adds no guard."""
     return bool(statically_known_true(a == b))
+
+
+def size_hint(size: int | torch.SymInt) -> int | str:
+    """The size as it was when the graph was captured; its symbol where it is not known before the graph runs."""
+    if isinstance(size, int):
+        return size
+    hint = size.node.hint if size.node.has_hint() else None
+    return int(hint) if isinstance(hint, int) else str(size)
+
+
+def is_fake(value: object) -> bool:
+    """True for a tensor with a shape and no data."""
+    return isinstance(value, FakeTensor)
+
+
+def recompile_reason() -> str:
+    """Why Dynamo compiles the present frame again (its first failed guard); empty for the first time."""
+    reason = get_metrics_context()._metrics.get("recompile_reason")
+    return str(reason) if reason else ""
+
+
+def unlimited_recompiles() -> Any:
+    """A context in which Dynamo never gives up on a function for being compiled too often."""
+    return torch._dynamo.config.patch(recompile_limit=2**30, accumulated_recompile_limit=2**30)
 
 
 def add_tensor_placeholder(graph: fx.Graph, name: str, example: torch.Tensor) -> fx.Node:

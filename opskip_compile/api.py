@@ -1,4 +1,4 @@
-"""The verbs: compile a model in place, take it back, and ask what the compiler did.
+"""The verbs: compile a model in place, take it back, and ask what the compiler did or would do.
 
 `compile` puts the backend on the text decoder alone, the part that is worth it, and hands it the mask of the visual
 rows as an argument, so that Dynamo's own guards tell a prompt with images from one without.
@@ -6,16 +6,18 @@ rows as an argument, so that Dynamo's own guards tell a prompt with images from 
 
 from __future__ import annotations
 
+import itertools
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from opskip_compile import capture
-from opskip_compile.backend import REPORTS
+from opskip_compile import _compat, capture
+from opskip_compile.backend import REPORTS, DecoderReached
 from opskip_compile.errors import NothingSkippedWarning, OpSkipError, OptionError
 from opskip_compile.passes.marks import NOT_SKIPPED
 from opskip_compile.passes.report import Report
@@ -24,6 +26,7 @@ from opskip_compile.schedule import Schedule
 from opskip_compile.settings import Settings
 
 _STATE = "_opskip_compiled"
+_RUNS = itertools.count(1)
 _TOKEN_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
@@ -32,6 +35,8 @@ class _Compiled:
 
     def __init__(self, model: nn.Module, decoder: nn.Module | None) -> None:
         self.model, self.decoder = model, decoder
+        # A forward of the module's own, not of its class, as device maps put it there.
+        self.dense = None if decoder is None else vars(decoder).get("forward")
         self.handles: list[Any] = []
         self._local = threading.local()
 
@@ -47,10 +52,17 @@ class _Compiled:
     def undo(self) -> None:
         for handle in self.handles:
             handle.remove()
+        self.detach()
+
+    def detach(self) -> Callable[[], None]:
+        """Let the model run dense; returns what puts the compiled code back."""
         if self.decoder is None:
-            self.model._compiled_call_impl = None
-        else:
-            vars(self.decoder).pop("forward", None)
+            call, self.model._compiled_call_impl = self.model._compiled_call_impl, None
+            return lambda: setattr(self.model, "_compiled_call_impl", call)
+        forward = vars(self.decoder).pop("forward", None)
+        if self.dense is not None:
+            self.decoder.forward = self.dense
+        return lambda: setattr(self.decoder, "forward", forward)
 
 
 def compile(model: nn.Module, schedule: Schedule | str | Mapping[str, Any] | None = None, **kwargs: Any) -> nn.Module:
@@ -71,25 +83,13 @@ def compile(model: nn.Module, schedule: Schedule | str | Mapping[str, Any] | Non
     Raises:
         OptionError, ScheduleError: bad options or a bad schedule, before anything is changed.
     """
-    if "backend" in kwargs:
-        raise OptionError("backend: opskip_compile.compile always uses 'opskip'")
-    options = dict(kwargs.pop("options", None) or {})
-    if schedule is not None:
-        if "schedule" in options:
-            raise OptionError("options.schedule: the schedule is given twice")
-        options["schedule"] = Schedule.of(schedule)
-    Settings.parse(options, kwargs.get("mode"))
-    capture.install()
-    if kwargs.get("mode") is not None and options:
-        options["mode"] = kwargs.pop("mode")
+    options = _options(model, schedule, kwargs)
     remove(model)
-    tokens = _visual_tokens(model)
-    decoder = _decoder(model) if tokens else None
-    state = _Compiled(model, decoder)
-    if decoder is None:
+    state = _Compiled(model, _decoder(model))
+    if state.decoder is None:
         model.compile(backend="opskip", options=options, **kwargs)
     else:
-        _compile_decoder(state, decoder, _owner(model, decoder), tokens, options, kwargs)
+        _compile_decoder(state, state.decoder, options, kwargs)
     setattr(model, _STATE, state)
     return model
 
@@ -100,6 +100,78 @@ def remove(model: nn.Module) -> nn.Module:
     if state is not None:
         state.undo()
     return model
+
+
+def explain(
+    model: nn.Module,
+    inputs: Mapping[str, Any] | Sequence[Any] | Tensor,
+    schedule: Schedule | str | Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Report:
+    """What `compile` would do to ``model`` for these inputs: capture and passes, without lowering.
+
+    What comes before the decoder runs (eagerly); the decoder itself does not. A decoder on the meta device can be
+    explained as well, with the mask of its visual rows on the CPU and without a cache (``use_cache=False``).
+    ``model`` stays as it is, compiled or not.
+
+    Args:
+        model: the model.
+        inputs: keyword inputs of one forward as a mapping, positional ones as a sequence, or one tensor.
+        schedule, **kwargs: as for `compile`.
+
+    Returns:
+        The report of the decoder's graph, as `last_report` gives it, with its diff. Without visual rows or a
+        decoder in reach it is the report of the last graph, and its ``reason`` says so.
+
+    Raises:
+        OptionError, ScheduleError: bad options, a bad schedule, or one that does not fit.
+        RewriteError: under ``strict``, an operator of the schedule has to stay full.
+        OpSkipError: Dynamo captured no graph at all.
+    """
+    if isinstance(inputs, Mapping):
+        args, named = (), dict(inputs)
+    else:
+        args, named = ((inputs,) if isinstance(inputs, Tensor) else tuple(inputs)), {}
+    given = {**(kwargs.pop("options", None) or {}), "lower": "eager", "dry_run": next(_RUNS)}
+    options = _options(model, schedule, {**kwargs, "options": given})
+    kwargs.pop("mode", None)
+    earlier = REPORTS.count
+    with _decompiled(model), _compat.unlimited_recompiles(), torch.no_grad():
+        state = _Compiled(model, _decoder(model))
+        try:
+            if state.decoder is not None:
+                _compile_decoder(state, state.decoder, options, kwargs)
+                model(*args, **named)
+            else:
+                torch.compile(_fresh(lambda *a, **k: model(*a, **k)), backend="opskip", options=options, **kwargs)(
+                    *args, **named
+                )
+        except DecoderReached as reached:
+            return reached.report
+        except Exception as error:
+            own = getattr(error, "inner_exception", None)
+            raise (own if isinstance(own, OpSkipError) else error) from None
+        finally:
+            state.undo()
+    made = REPORTS.since(earlier)
+    if not made:
+        raise OpSkipError(f"explain: no graph of {type(model).__name__} was captured for these inputs")
+    return made[-1]
+
+
+@contextmanager
+def _decompiled(model: nn.Module) -> Iterator[None]:
+    """Take off what `compile` or ``model.compile`` put on the model, for a while."""
+    state = vars(model).pop(_STATE, None)
+    put_back = None if state is None else state.detach()
+    call, model._compiled_call_impl = model._compiled_call_impl, None
+    try:
+        yield
+    finally:
+        model._compiled_call_impl = call
+        if state is not None and put_back is not None:
+            put_back()
+            setattr(model, _STATE, state)
 
 
 def last_report() -> Report:
@@ -122,25 +194,47 @@ def reports() -> tuple[Report, ...]:
     return REPORTS.all()
 
 
-def _compile_decoder(
-    state: _Compiled,
-    decoder: nn.Module,
-    owner: nn.Module,
-    tokens: tuple[int, ...],
-    options: dict[str, Any],
-    kwargs: dict[str, Any],
-) -> None:
-    dense: Callable[..., Any] = decoder.forward
+def _options(
+    model: nn.Module, schedule: Schedule | str | Mapping[str, Any] | None, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The backend's options, checked; what goes into them is taken out of ``kwargs``."""
+    if "backend" in kwargs:
+        raise OptionError("backend: opskip_compile always uses 'opskip'")
+    options = dict(kwargs.pop("options", None) or {})
+    if schedule is not None:
+        if "schedule" in options:
+            raise OptionError("options.schedule: the schedule is given twice")
+        options["schedule"] = Schedule.of(schedule)
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if isinstance(kind, str) and kind:
+        options.setdefault("model_type", kind)
+    Settings.parse(options, kwargs.get("mode"))
+    capture.install()
+    if kwargs.get("mode") is not None:
+        options["mode"] = kwargs.pop("mode")
+    return options
+
+
+def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with a code object of its own.
+
+    Dynamo counts recompiles by code object, which all models of a process would share: after eight of them the next
+    would silently run dense.
+    """
+    function.__code__ = function.__code__.replace()
+    return function
+
+
+def _compile_decoder(state: _Compiled, decoder: nn.Module, options: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    model, dense = state.model, decoder.forward
+    owner, tokens = _owner(model, decoder), _visual_tokens(model)
 
     def decoder_forward(visual_mask: Tensor | None, *args: Any, **named: Any) -> Any:
         if visual_mask is not None:
             named["inputs_embeds"] = mark_visual(named["inputs_embeds"], visual_mask)
         return dense(*args, **named)
 
-    # Dynamo counts recompiles by code object, and this function's would be shared by every model of the process:
-    # after eight of them the next would silently run dense.
-    decoder_forward.__code__ = decoder_forward.__code__.replace()
-    compiled = torch.compile(decoder_forward, backend="opskip", options=options, **kwargs)
+    compiled = torch.compile(_fresh(decoder_forward), backend="opskip", options=options, **kwargs)
 
     def forward(*args: Any, **named: Any) -> Any:
         mask, hidden = state.mask, named.get("inputs_embeds")
@@ -180,6 +274,9 @@ def _visual_tokens(model: nn.Module) -> tuple[int, ...]:
 
 
 def _decoder(model: nn.Module) -> nn.Module | None:
+    """The text decoder, if the model's config names the tokens of its visual rows."""
+    if not _visual_tokens(model):
+        return None
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
     return decoder if isinstance(decoder, nn.Module) and decoder is not model else None
 

@@ -7,46 +7,58 @@ second one takes it as one more input.
 
 from __future__ import annotations
 
-import json
-import logging
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
-from opskip_compile import _compat, capture
+from opskip_compile import _compat, capture, dump
 from opskip_compile.errors import NothingSkippedWarning
 from opskip_compile.passes.locate import RowSource, is_stream, row_mask
 from opskip_compile.passes.marks import MARKS, NOT_SKIPPED
 from opskip_compile.passes.normalize import copy_graph
 from opskip_compile.passes.ops import tensor
-from opskip_compile.passes.pipeline import NO_ROWS, Rewritten, rewrite
+from opskip_compile.passes.pipeline import Rewritten, rewrite
 from opskip_compile.passes.report import Report
 from opskip_compile.passes.runtime import mark_visual
 from opskip_compile.resolve import resolve_schedule
 from opskip_compile.settings import Settings
 
-log = logging.getLogger(__name__)
 Compiled = Callable[..., Any]
 
 capture.install()
 
 
 class _Reports:
-    """The reports of this process, newest last; bounded."""
+    """The reports of this process, newest last; bounded. Only the newest few keep the graphs for a diff."""
 
-    def __init__(self, limit: int = 64) -> None:
-        self._limit, self._items, self._lock, self._count = limit, list[Report](), threading.Lock(), 0
+    def __init__(self, limit: int = 64, with_graphs: int = 8) -> None:
+        self._limit, self._with_graphs = limit, with_graphs
+        self._items, self._lock, self._count = list[Report](), threading.Lock(), 0
 
-    def add(self, report: Report) -> int:
+    @property
+    def count(self) -> int:
+        """How many graphs there were so far."""
+        return self._count
+
+    def since(self, count: int) -> list[Report]:
+        """The reports of all graphs after the first ``count``."""
+        return [report for report in self.all() if report.number > count]
+
+    def add(self, report: Report) -> None:
         with self._lock:
-            self._items = [*self._items, report][-self._limit :]
             self._count += 1
-            return self._count
+            report.number = self._count
+            items = [*self._items, report][-self._limit :]
+            old = items[: -self._with_graphs]
+            # A copy without graphs: whoever holds the report itself keeps them.
+            items[: len(old)] = [r if r.make_diff is None else replace(r, make_diff=None) for r in old]
+            self._items = items
 
     def all(self) -> tuple[Report, ...]:
         with self._lock:
@@ -82,18 +94,24 @@ def opskip(
     settings = Settings.parse(options, mode)
     capture.install()
     marked = _marked_position(gm.graph, example_inputs)
+    mark = None if marked is None else MARKS.get(example_inputs[marked])
     result = rewrite(
         gm,
-        lambda match, graph: resolve_schedule(settings.schedule, match, graph),
+        lambda match, graph: resolve_schedule(settings.schedule, match, graph, settings.model_type),
         strict=settings.strict,
         share_rotary=settings.share_rotary,
         mark_input=None if marked is None else lambda graph: _add_mask_input(graph, marked),
+        inputs=example_inputs if mark is None else [*example_inputs, mark.mask],
     )
-    before = gm.code if settings.dump else ""
-    number = REPORTS.add(result.report)
-    run = _lower(gm, example_inputs, result, settings, marked)
-    _publish(result.report, settings, before, gm, number)
-    return run
+    report, captured = result.report, gm.graph
+    report.recompile = _compat.recompile_reason()
+    REPORTS.add(report)
+    if result.graph is not None:
+        gm.graph = result.graph
+    _publish(report, settings, captured, gm)
+    if settings.dry_run and report.operators:
+        return _stopping(report)
+    return _lower(gm, example_inputs, result, settings, marked)
 
 
 def _lower(
@@ -103,7 +121,6 @@ def _lower(
     if source is not None and source.kind != "marked_input" and not report.operators:
         return _marking(gm, inputs, settings, source)
     if result.graph is not None:
-        gm.graph = result.graph
         if source is not None and source.kind == "marked_input":
             inputs.append(source.masks[0].meta["example_value"])
             return _with_mask(_finish(gm, inputs, settings), _position(gm.graph, source.root))
@@ -150,7 +167,7 @@ def _with_mask(run: Compiled, position: int) -> Compiled:
 
 def _marking(gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings, source: RowSource) -> Compiled:
     """A graph that merges image features and ends before the decoder: mark the tensor that it hands on."""
-    graph = copy_graph(gm)
+    graph = copy_graph(gm.graph)
     output = graph.output_node()
     named = {node.name: node for node in graph.nodes}
     source = RowSource(source.kind, named[source.root.name], tuple(named[m.name] for m in source.masks))
@@ -195,19 +212,28 @@ def _position(graph: fx.Graph, wanted: fx.Node) -> int:
     return list(graph.find_nodes(op="placeholder")).index(wanted)
 
 
-def _publish(report: Report, settings: Settings, before: str, gm: fx.GraphModule, number: int) -> None:
-    if report.reason == NO_ROWS:
-        log.debug("%s", report)
-    else:
-        log.info("%s", report)
-    for done in report.passes:
-        log.debug("pass %-10s %8.2f ms %5d changed", done.name, done.milliseconds, done.changed)
-    _compat.emit_artifact("opskip_report", lambda: json.dumps(report.to_dict(), indent=1, default=str))
+class DecoderReached(Exception):
+    """Ends the forward of a dry run where the decoder would start; carries its report."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__("opskip: the dry run ends here")
+        self.report = report
+
+
+def _stopping(report: Report) -> Compiled:
+    def call(*args: Any) -> Any:
+        raise DecoderReached(report)
+
+    return call
+
+
+def _publish(report: Report, settings: Settings, captured: fx.Graph, gm: fx.GraphModule) -> None:
+    """Tell what was done, before it is lowered: a failure of Inductor then has its graphs beside it."""
+
+    def code(graph: fx.Graph) -> str:
+        return str(graph.python_code("self").src)
+
+    dump.log_report(report)
+    dump.trace_report(report, lambda: code(captured), lambda: code(gm.graph))
     if settings.dump and report.rewritten:
-        folder = Path(settings.dump)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"graph{number}_before.py").write_text(before, encoding="utf-8")
-        (folder / f"graph{number}_after.py").write_text(gm.code, encoding="utf-8")
-        (folder / f"graph{number}_report.json").write_text(
-            json.dumps(report.to_dict(), indent=1, default=str) + "\n", encoding="utf-8"
-        )
+        dump.write_dump(Path(settings.dump), report, code(captured), code(gm.graph))

@@ -5,25 +5,23 @@ Bad input ends with exit code 2 and one line on stderr. With ``--json``, stdout 
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from opskip_compile.cli_flops import flops
+from opskip_compile.cli_inspect import inspect
+from opskip_compile.console import AsJson, note, print_json, print_table
 from opskip_compile.errors import OpSkipError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from opskip_compile.flops import FlopsReport
     from opskip_compile.presets import Preset
-    from opskip_compile.schedule import Schedule
 
 PRESET_ROWS = (576, 1024, 2048)
 PRESET_TEXT = 64
+NARROW = 96  # columns that the table of presets needs
 
 
 class _Commands(TyperGroup):
@@ -33,7 +31,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except OpSkipError as error:
-            print(f"opskip: {' '.join(str(error).split())}", file=sys.stderr)
+            note(str(error))
             raise typer.Exit(2) from None
 
 
@@ -44,7 +42,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 
 
 @app.command()
@@ -75,9 +72,12 @@ def demo(
             step=step,
         )
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
     else:
         show(result, Console(highlight=False))
+
+
+app.command()(inspect)
 
 
 @app.command()
@@ -86,59 +86,29 @@ def presets(as_json: AsJson = False) -> None:
     from opskip_compile.presets import presets as published
 
     if as_json:
-        _print_json([_preset_dict(preset) for preset in published()])
+        print_json([_preset_dict(preset) for preset in published()])
         return
+    from rich.console import Console
     from rich.table import Table
 
+    wide = Console().width >= NARROW  # else the name has to tell the model
     title = f"FLOPs cut at {', '.join(map(str, PRESET_ROWS))} visual tokens with {PRESET_TEXT} of text"
     table = Table(title=title, title_justify="left")
-    for name in ("name", "model", "source"):
+    for name in ("name", "model", "source") if wide else ("name", "source"):
         table.add_column(name, no_wrap=True)
     for rows in PRESET_ROWS:
         table.add_column(str(rows), justify="right", no_wrap=True)
     for preset in published():
         cuts = (f"{preset.cut(rows, PRESET_TEXT):.1%}" for rows in PRESET_ROWS)
         paper = ", ".join(preset.source.split(", ")[:2])
-        table.add_row(preset.name + (" *" if preset.default else ""), preset.model, paper, *cuts)
+        name = preset.name + (" *" if preset.default else "")
+        table.add_row(name, *([preset.model] if wide else []), paper, *cuts)
     table.caption = "* used for this model if no schedule is given"
     table.caption_justify = "left"
-    _print_table(table)
+    print_table(table)
 
 
-@app.command()
-def flops(
-    preset: Annotated[str | None, typer.Option(help="A preset: its decoder and its schedule.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A transformers model folder or config.json.")] = None,
-    schedule: Annotated[
-        str | None, typer.Option(help="Spec text, or a file that ends in .json; none is dense.")
-    ] = None,
-    visual: Annotated[int, typer.Option(help="Visual rows of the prompt.")] = 1024,
-    text: Annotated[int, typer.Option(help="Text rows of the prompt.")] = 64,
-    as_json: AsJson = False,
-) -> None:
-    """Count the FLOPs of one prefill, dense and skipped, by layer state."""
-    from opskip_compile.errors import OptionError
-    from opskip_compile.flops import count_flops
-    from opskip_compile.presets import presets as published
-    from opskip_compile.schedule import Schedule
-
-    if (preset is None) == (config is None):
-        raise OptionError("flops: expected either --preset or --config")
-    geometry: Any
-    if preset is not None:
-        plan = Schedule.preset(preset)
-        geometry = next(item.geometry for item in published() if item.name == preset)
-    else:
-        assert config is not None
-        plan, geometry = Schedule(), _read_config(config)
-    if schedule is not None:
-        plan = Schedule.of(schedule)
-    report = count_flops(geometry, visual_tokens=visual, text_tokens=text, schedule=plan)
-    if as_json:
-        states = [layer.state for layer in plan.resolve(report.geometry.num_layers)]
-        _print_json({"schedule": plan.to_spec(), "layer_states": states, **report.to_dict()})
-    else:
-        _print_table(_flops_table(report, plan))
+app.command()(flops)
 
 
 def main() -> None:
@@ -158,58 +128,3 @@ def _preset_dict(preset: Preset) -> dict[str, Any]:
         "text_tokens": PRESET_TEXT,
         "cut": cuts,
     }
-
-
-def _flops_table(report: FlopsReport, schedule: Schedule) -> Table:
-    from rich.table import Table
-
-    from opskip_compile.tables import format_layers
-
-    groups: dict[tuple[str, str], list[int]] = {}
-    for layer, found in enumerate(schedule.resolve(report.geometry.num_layers)):
-        rows = " + ".join(dict.fromkeys(filter(None, (found.attention, found.ffn))))
-        groups.setdefault((found.state, rows), []).append(layer)
-    unit, letter = next(((u, s) for u, s in ((1e12, "T"), (1e9, "G"), (1e6, "M")) if report.dense >= u), (1.0, ""))
-    prompt = f"{report.visual_tokens} visual + {report.text_tokens} text rows"
-    table = Table(title=f"{letter}FLOPs of one prefill, {prompt}", title_justify="left")
-    for name in ("layer state", "rows left out", "layers"):
-        table.add_column(name, overflow="fold")
-    for name in ("count", "dense", "skipped", "cut"):
-        table.add_column(name, justify="right", no_wrap=True)
-
-    def add(state: str, rows: str, layers: list[int], named: str) -> None:
-        part = [item for item in report.operators if item.layer in layers]
-        dense, skipped = sum(item.dense for item in part), sum(item.skipped for item in part)
-        sizes = (f"{dense / unit:.3f}", f"{skipped / unit:.3f}", f"{1 - skipped / dense:.1%}")
-        table.add_row(state, rows, named, str(len(layers)), *sizes)
-
-    for (state, rows), layers in groups.items():
-        add(state, rows, layers, format_layers(tuple(layers)))
-    table.add_section()
-    add("total", "", list(range(report.geometry.num_layers)), "")
-    table.caption = f"ideal speed-up {report.ideal_speedup:.2f}x"
-    table.caption_justify = "left"
-    return table
-
-
-def _read_config(path: Path) -> Any:
-    """The transformers config in a folder or a JSON file; nothing is downloaded or executed."""
-    file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
-        raise OpSkipError(f"config: there is no file {str(file)!r}")
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(file, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # a config class may fail with anything on a file that it does not expect
-        raise OpSkipError(f"config: {str(file)!r} is no transformers config: {str(error)[:200]}") from error
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=1, default=str))
-
-
-def _print_table(table: Table) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(table)

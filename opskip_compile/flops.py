@@ -22,8 +22,11 @@ from opskip_compile.schedule import OPERATORS, Rows, Schedule
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from opskip_compile.passes.report import Report
+
 _FFN_WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
 _PLAIN_FFN = frozenset({"bloom", "falcon", "gpt2", "gpt_neox", "opt", "persimmon", "phi", "starcoder2"})
 
 
@@ -98,13 +101,21 @@ class OperatorFlops:
 
 @dataclass(frozen=True)
 class FlopsReport:
-    """FLOPs of one prefill, dense and with a schedule. `str()` is a small table."""
+    """FLOPs of one prefill, dense and with a schedule. `str()` is a small table.
 
-    geometry: Geometry
+    ``geometry`` is None where a graph was counted: for a batch, the rows are those of all its elements, and
+    ``text_tokens`` are the rows that are not visual.
+    """
+
+    geometry: Geometry | None
     visual_tokens: int
     text_tokens: int
     text_before: int
     operators: tuple[OperatorFlops, ...]
+
+    @property
+    def num_layers(self) -> int:
+        return 1 + max(item.layer for item in self.operators)
 
     @property
     def dense(self) -> int:
@@ -132,8 +143,9 @@ class FlopsReport:
         from rich.table import Table
 
         rows = f"{self.visual_tokens} visual + {self.text_tokens} text rows"
-        table = Table(title=f"Prefill FLOPs, {self.geometry.num_layers} layers, {rows}")
-        for name in ("operator", "skipped in", "dense T", "skipped T", "cut"):
+        table = Table(title=f"Prefill FLOPs, {self.num_layers} layers, {rows}")
+        unit, letter = next(((u, x) for u, x in _UNITS if self.dense >= u), (1.0, ""))
+        for name in ("operator", "skipped in", f"dense {letter}", f"skipped {letter}", "cut"):
             table.add_column(name, justify="left" if name == "operator" else "right")
         fewer = Counter(item.operator for item in self.operators if item.skipped < item.dense)
         for name in (*OPERATORS, "total"):
@@ -141,7 +153,7 @@ class FlopsReport:
             dense, skipped = sum(item.dense for item in part), sum(item.skipped for item in part)
             layers = "" if name == "total" else f"{fewer[name]} layers"
             cut = f"{1 - skipped / dense:.1%}"
-            table.add_row(name, layers, f"{dense / 1e12:.3f}", f"{skipped / 1e12:.3f}", cut)
+            table.add_row(name, layers, f"{dense / unit:.3f}", f"{skipped / unit:.3f}", cut)
         table.caption = f"ideal speed-up {self.ideal_speedup:.2f}x"
         return table
 
@@ -155,22 +167,32 @@ class FlopsReport:
 
 
 def count_flops(
-    model_or_config: Any,
+    source: Any,
     *,
-    visual_tokens: int,
-    text_tokens: int,
+    visual_tokens: int | None = None,
+    text_tokens: int | None = None,
     schedule: Any = None,
     text_before: int = 0,
 ) -> FlopsReport:
     """Count one prefill of ``visual_tokens + text_tokens`` rows, dense and with `schedule`.
 
-    `schedule` is anything that `Schedule.of` takes; None is dense. `text_before` of the text rows come before
-    the last visual row: rules with rows ``through_visual`` leave them out as well. With 0 (all text after the
-    image) both row sets cost the same. Raises `OptionError` for a bad count, else `ScheduleError`.
+    Args:
+        source: a `Geometry`, a transformers config or a model that has one: counted by the formula. Or a `Report`
+            of a compile: then the matrix products of its two graphs were counted, and no other argument is taken.
+        visual_tokens, text_tokens: rows of the prompt.
+        schedule: anything that `Schedule.of` takes; None is dense.
+        text_before: of the text rows, those before the last visual row: rules with rows ``through_visual`` leave
+            them out as well. With 0 (all text after the image) both row sets cost the same.
+
+    Raises:
+        OptionError: a bad count; ScheduleError: a bad schedule; OpSkipError: sizes that are not known.
     """
-    geometry = Geometry.from_config(model_or_config)
+    if hasattr(source, "make_diff"):
+        return _count_graph(source, visual_tokens, text_tokens, schedule)
+    geometry = Geometry.from_config(source)
     _check_count(visual_tokens, "visual_tokens", least=0)
     _check_count(text_tokens, "text_tokens", least=0 if visual_tokens else 1)
+    assert visual_tokens is not None and text_tokens is not None
     _check_count(text_before, "text_before", least=0)
     if text_before > (text_tokens if visual_tokens else 0):
         raise OptionError(f"text_before: at most the text rows before a visual row, got {text_before}")
@@ -187,6 +209,19 @@ def count_flops(
         operators.append(OperatorFlops(i, "attention", geometry.attention(n, n), attention))
         operators.append(OperatorFlops(i, "ffn", geometry.ffn(n), geometry.ffn(kept[layer.ffn])))
     return FlopsReport(geometry, visual_tokens, text_tokens, text_before, tuple(operators))
+
+
+def _count_graph(report: Report, *others: object) -> FlopsReport:
+    if any(other is not None for other in others):
+        raise OptionError("visual_tokens, text_tokens, schedule: a report has its own")
+    if report.prompt is None or report.flops_before is None or report.flops_after is None:
+        raise OpSkipError(f"report: its sizes are not known ({report.reason or 'the inputs had no data'})")
+    visual = sum(report.prompt.visual)
+    text = report.prompt.batch * report.prompt.rows - visual
+    operators = tuple(
+        OperatorFlops(op.layer, op.kind, op.flops_before or 0, op.flops_after or 0) for op in report.operators
+    )
+    return FlopsReport(None, visual, text, 0, operators)
 
 
 def _check_count(value: object, name: str, least: int) -> None:

@@ -19,8 +19,10 @@ ENVIRONMENT = "OPSKIP_SCHEDULE"
 FALLBACK = "late:0.33"
 
 
-def resolve_schedule(given: Schedule | None, match: Match, graph: fx.Graph) -> Resolved:
+def resolve_schedule(given: Schedule | None, match: Match, graph: fx.Graph, model_type: str | None = None) -> Resolved:
     """The schedule for the decoder that was matched in ``graph`` (DESIGN section 4).
+
+    ``model_type`` names the whole model where it is known; the graph's own modules are asked as well.
 
     Raises:
         ScheduleError: the environment variable holds no schedule.
@@ -34,7 +36,7 @@ def resolve_schedule(given: Schedule | None, match: Match, graph: fx.Graph) -> R
         except ScheduleError as error:
             raise ScheduleError(f"environment variable {ENVIRONMENT}: {error}") from None
     hidden, intermediate = _widths(match)
-    for architecture in _architectures(graph):
+    for architecture in filter(None, (model_type, *_architectures(graph))):
         preset = match_preset(architecture, match.num_layers, hidden, intermediate)
         if preset is not None:
             return Resolved(preset.schedule, f"preset {preset.name}")

@@ -235,7 +235,11 @@ class Schedule:
         return " ".join(f"{s}{'' if r == 'visual' else '@' + r}:{body}" for s, r, body in items) or "none"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON file as a whole or not at all; the same schedule always gives the same bytes."""
+        """Write the JSON file as a whole or not at all; the same schedule always gives the same bytes.
+
+        Raises:
+            OpSkipError: the file can't be written.
+        """
         tables.write_json(self.to_dict(), path)
 
     def resolve(self, num_layers: int) -> tuple[LayerStates, ...]:

@@ -22,9 +22,13 @@ class Settings:
     Attributes:
         schedule: which operator of which layer leaves out its visual rows; None for the default resolution.
         strict: raise `RewriteError` where an operator of the schedule has to stay full.
-        dump: folder for the code before and after and the report, one set per rewritten graph.
+        dump: folder for the code before and after, the report and the diff, one set per rewritten graph.
         lower: ``"inductor"``, or ``"eager"`` to run the rewritten graph as it is.
         share_rotary: compute the sines and cosines of the rotary embedding once instead of in every layer.
+        model_type: transformers' name of the whole model, for finding its preset: the graph of a decoder alone names
+            only the decoder's. `opskip_compile.compile` sets it.
+        dry_run: stop the forward where the decoder would start. Not an option of users: `opskip_compile.explain` gives
+            each of its runs a number of its own, so that nothing that was captured before is taken for it.
         inductor: Inductor config patches (from ``mode`` and from every option that is an Inductor config key).
     """
 
@@ -33,6 +37,8 @@ class Settings:
     dump: str | None = None
     lower: str = "inductor"
     share_rotary: bool = True
+    model_type: str | None = None
+    dry_run: int = 0
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -48,6 +54,10 @@ class Settings:
         options = dict(options or {})
         mode = options.pop("mode", mode)
         schedule = options.pop("schedule", None)
+        model_type = options.pop("model_type", None)
+        if not isinstance(model_type, str | None):
+            raise OptionError(f"options.model_type: must be a name, not {model_type!r}")
+        dry_run = options.pop("dry_run", 0)
         lower, dump = options.pop("lower", "inductor"), options.pop("dump", None)
         flags = {"strict": options.pop("strict", False), "share_rotary": options.pop("share_rotary", True)}
         for name, value in flags.items():
@@ -63,6 +73,8 @@ class Settings:
             share_rotary=flags["share_rotary"],
             dump=None if dump is None else os.fspath(dump),
             lower=lower,
+            model_type=model_type,
+            dry_run=dry_run,
             inductor={**_mode_options(mode), **_inductor_options(options)},
         )
 
@@ -80,7 +92,7 @@ def _inductor_options(options: Mapping[str, Any]) -> dict[str, Any]:
     known = frozenset(_compat.inductor_option_names())
     for name in options:
         if not isinstance(name, str) or name.replace("-", "_") not in known:
-            own = ["schedule", "strict", "dump", "lower", "share_rotary", "mode"]
+            own = ["schedule", "strict", "dump", "lower", "share_rotary", "mode", "model_type"]
             near = difflib.get_close_matches(str(name), [*own, *sorted(known)], n=1, cutoff=0.0)
             raise OptionError(f"options.{name}: no such option; the nearest known one is {near[0]!r}")
     return {name.replace("-", "_"): value for name, value in options.items()}

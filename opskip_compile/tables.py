@@ -10,12 +10,12 @@ import contextlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from opskip_compile.errors import ScheduleError
+from opskip_compile.files import write_whole
 
 MAX_LAYER = 9_999
 MAX_ITEMS = 10_000
@@ -173,13 +173,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 def write_json(value: object, path: str | os.PathLike[str]) -> None:
     """Write beside the target and rename, so that a reader never sees half a file."""
-    target = Path(path)
-    temporary = target.with_name(f".opskip-{secrets.token_hex(8)}.tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, json.dumps(value, indent=2) + "\n")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

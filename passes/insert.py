@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from opskip_compile.graphs.origin import Origin, captured_name, set_origin
 from opskip_compile.passes.locate import RowSource, row_mask
 from opskip_compile.passes.ops import op_name, tensor
 from opskip_compile.passes.plan import Plan, Skip
@@ -63,6 +64,8 @@ def _row_set(graph: fx.Graph, mask: fx.Node, name: str) -> RowSet:
         flags = graph.call_function(op.getitem, (both, 1))
         live = graph.create_node("call_method", "unsqueeze", (flags, -1), name=f"live_{name}")
         n = graph.create_node("call_method", "size", (rows, 1), name=f"kept_{name}")
+    for node in (both, rows, flags, live, n):
+        set_origin(node, Origin(mask.name))
     return RowSet(name, rows, live, n)
 
 
@@ -75,8 +78,9 @@ def _replace_exit(
     assert out is not None
     made: list[fx.Node] = []
 
-    def call(target: object, *args: object, name: str | None = None) -> fx.Node:
+    def call(target: object, *args: object, name: str | None = None, rows: str = "", twin: bool = False) -> fx.Node:
         node = graph.create_node("call_function", target, args, name=name)  # type: ignore[arg-type]
+        set_origin(node, Origin(exit_.name, captured_name(exit_), 1 if rows else None, rows, twin))
         made.append(node)
         return node
 
@@ -89,11 +93,13 @@ def _replace_exit(
         dtype = getattr(tensor(entry), "dtype", out.dtype)
         if dtype != out.dtype:
             base = graph.call_method("to", (stream, out.dtype))
+            set_origin(base, Origin(exit_.name, exit_.name))
             made.append(base)
         for branch, rows in skipped.items():
-            before = call(select_rows, base, rows.rows, 1, name=f"{base.name}_rows")
-            update = call(op.add, before, call(select_rows, branch, rows.rows, 1), name=f"{exit_.name}_updated")
-            kept = call(torch.where, rows.live, update, before, name=f"{exit_.name}_kept")
+            before = call(select_rows, base, rows.rows, 1, name=f"{base.name}_rows", rows=rows.name)
+            update = call(select_rows, branch, rows.rows, 1, rows=rows.name)
+            update = call(op.add, before, update, name=f"{exit_.name}_updated", rows=rows.name, twin=True)
+            kept = call(torch.where, rows.live, update, before, name=f"{exit_.name}_kept", rows=rows.name)
             base = call(scatter_rows, base, rows.rows, kept, name=f"{exit_.name}_all")
     copy_origin(made, exit_)
     base.meta["example_value"] = out

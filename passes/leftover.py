@@ -6,7 +6,8 @@ exempt. Anything else that is left costs speed, never correctness, and the repor
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from torch import fx
 
@@ -18,24 +19,50 @@ _ACTIVATIONS = frozenset({"silu", "gelu", "relu", "sigmoid", "tanh", "softmax", 
 COSTLY = MATRIX_PRODUCTS | _NORM_STEPS | _ACTIVATIONS
 
 
-def rows_needed_in_full(operator: Operator) -> tuple[fx.Node, ...]:
+@dataclass(frozen=True)
+class Leftover:
+    """What the skipped operators have to compute in full, read before the rewrite changes the graph.
+
+    Attributes:
+        in_full: skipped operator -> nodes that the definition computes for every row.
+        regions: skipped operator -> the nodes of all operators that end in the same addition.
+    """
+
+    in_full: Mapping[Operator, tuple[fx.Node, ...]]
+    regions: Mapping[Operator, frozenset[fx.Node]]
+
+    @classmethod
+    def of(cls, operators: Iterable[Operator], skipped: Iterable[Operator]) -> Leftover:
+        """Look at the captured graph."""
+        skip, groups = set(skipped), dict[fx.Node, list[Operator]]()
+        for op in operators:
+            groups.setdefault(op.exit, []).append(op)
+        in_full, regions = {}, {}
+        for group in groups.values():
+            # Parallel operators share their norm: what one of them needs in full is not left over by the other.
+            nodes = tuple(n for op in group for n in (_rows_needed_in_full(op) if op in skip else (op.branch,)))
+            region = frozenset(n for op in group for n in op.region)
+            for op in skip.intersection(group):
+                in_full[op], regions[op] = nodes, region
+        return cls(in_full, regions)
+
+    def remaining(self, operator: Operator, alive: frozenset[fx.Node]) -> tuple[str, ...]:
+        """Names of the costly operations of ``operator`` that are still in the graph and were not needed."""
+        excused, stack, region = set(), list(self.in_full[operator]), self.regions[operator]
+        while stack:
+            node = stack.pop()
+            if node not in excused:
+                excused.add(node)
+                stack.extend(other for other in node.all_input_nodes if other in region)
+        left = (op_name(node) for node in operator.region if node in alive and node not in excused)
+        return tuple(sorted(name for name in left if name in COSTLY))
+
+
+def _rows_needed_in_full(operator: Operator) -> tuple[fx.Node, ...]:
     """Nodes of the operator that the definition of skipping computes for every row: keys, values, other outputs."""
     keys_and_values = [n for node in operator.region if is_attention_product(node) for n in _right_operands(node)]
     outputs = [node for node in operator.region if any(user.op == "output" for user in node.users)]
     return (*keys_and_values, *outputs)
-
-
-def remaining(operator: Operator, exempt: Iterable[fx.Node], alive: frozenset[fx.Node]) -> tuple[str, ...]:
-    """Names of the costly operations of ``operator`` that are still in the graph and not exempt."""
-    excused: set[fx.Node] = set()
-    stack = list(exempt)
-    while stack:
-        node = stack.pop()
-        if node not in excused:
-            excused.add(node)
-            stack.extend(node.all_input_nodes)
-    left = [node for node in operator.region if node in alive and node not in excused]
-    return tuple(sorted(str(op_name(node)) for node in left if op_name(node) in COSTLY))
 
 
 def _right_operands(product: fx.Node) -> list[fx.Node]:

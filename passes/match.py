@@ -9,15 +9,17 @@ attention product is an attention, one that holds another matrix product is an F
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import networkx as nx
 from torch import fx
 
+from opskip_compile.graphs.record import source_line
 from opskip_compile.passes.locate import is_stream
+from opskip_compile.passes.nearest import nearest_sum, sum_without_product
 from opskip_compile.passes.ops import CASTS, SHAPE_ONLY, is_inplace, op_name
 from opskip_compile.passes.runtime import mark_visual
 
@@ -37,6 +39,7 @@ class Operator:
         exit: the addition.
         summands: everything that the exit adds up, the entry and the branch among them, in order.
         region: every node that is computed from the entry for the branch.
+        number: 1, or more where a layer has several of the kind.
     """
 
     layer: int
@@ -46,22 +49,29 @@ class Operator:
     exit: fx.Node
     summands: tuple[fx.Node, ...]
     region: tuple[fx.Node, ...]
+    number: int = 1
 
     @property
     def name(self) -> str:
-        """``"17.ffn"`` and the like."""
-        return f"{self.layer}.{self.kind}"
+        """``"17.ffn"`` and the like; ``"17.ffn/2"`` for a second one."""
+        return operator_name(self.layer, self.kind, self.number)
+
+
+def operator_name(layer: int, kind: str, number: int = 1) -> str:
+    """How reports and commands name an operator."""
+    return f"{layer}.{kind}" if number == 1 else f"{layer}.{kind}/{number}"
 
 
 @dataclass(frozen=True)
 class Miss:
-    """A part of the stream that looks like an operator and could not be matched, with the node and the reason."""
+    """An operator that stays full: the node, its source line, the reason, and what comes nearest to a match."""
 
     layer: int
     kind: str
     node: str
     source: str
     reason: str
+    nearest: str = ""
 
 
 @dataclass
@@ -69,9 +79,11 @@ class Match:
     """The operators of a graph, in order, and what was not matched."""
 
     operators: list[Operator] = field(default_factory=list)
+    unmatched: list[Operator] = field(default_factory=list)  # those of the misses; never rewritten
     misses: list[Miss] = field(default_factory=list)
     num_layers: int = 0
     doubt: str = ""  # why the layer numbers may be wrong, unless the schedule confirms their count
+    other_sums: dict[int, str] = field(default_factory=dict)  # layer -> an addition to the stream that is no operator
 
     def named(self, layer: int, kind: str) -> list[Operator]:
         """All operators of that layer and kind."""
@@ -163,12 +175,6 @@ def is_attention_product(node: fx.Node) -> bool:
     return False
 
 
-def source_line(node: fx.Node) -> str:
-    """``file.py:line`` of the model code that made the node, without its folder; empty if unknown."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    return f"{frames[-1][0].rsplit('/', 1)[-1]}:{frames[-1][1]}" if frames else ""
-
-
 def dataflow(root: fx.Node) -> nx.DiGraph:
     """Every value that is computed from the data of ``root``, with an edge from each to its readers."""
     flow = nx.DiGraph()
@@ -198,6 +204,10 @@ def _match_chain(chain: tuple[fx.Node, ...], flow: nx.DiGraph) -> Match:
     for entry, exit_ in pairwise(chain):
         parts = list(_branches(entry, exit_, flow))
         if not parts:
+            residual = _residual_term(entry, exit_, flow)
+            for term in _terms(entry, exit_, flow) if residual is not None else ():
+                if term is not residual and term in flow:
+                    match.other_sums.setdefault(layer, sum_without_product(exit_, term))
             continue
         if any(kind == "attention" for _, kind, _ in parts):
             layer += 1
@@ -207,14 +217,17 @@ def _match_chain(chain: tuple[fx.Node, ...], flow: nx.DiGraph) -> Match:
             )
             continue
         for branch, kind, region in parts:
+            number = 1 + sum(op.layer == layer and op.kind == kind for op in match.operators + match.unmatched)
             if branch is None:
+                match.unmatched.append(Operator(layer, kind, entry, exit_, exit_, (), region, number))
                 reason = f"{op_name(exit_) or exit_.target} does not add the operator to its own input"
-                match.misses.append(Miss(layer, kind, exit_.name, source_line(exit_), reason))
+                nearest = nearest_sum(entry, exit_, region, partial(_path, entry=entry, flow=flow))
+                match.misses.append(Miss(layer, kind, exit_.name, source_line(exit_), reason, nearest))
             else:
                 residual = _residual_term(entry, exit_, flow)
                 assert residual is not None
                 summands = tuple(_terms(entry, exit_, flow))
-                match.operators.append(Operator(layer, kind, residual, branch, exit_, summands, region))
+                match.operators.append(Operator(layer, kind, residual, branch, exit_, summands, region, number))
     match.num_layers = layer + 1
     return match
 
@@ -279,13 +292,19 @@ def _is_cast_of(term: fx.Node, entry: fx.Node) -> bool:
 
 
 def _region(last: fx.Node, entry: fx.Node, flow: nx.DiGraph) -> tuple[fx.Node, ...]:
-    region, stack = {last}, [last]
+    region, stack = {last: None}, [last]  # a dict, for its order
     while stack:
         for node in flow.predecessors(stack.pop()):
             if node is not entry and node not in region:
-                region.add(node)
+                region[node] = None
                 stack.append(node)
     return tuple(region)
+
+
+def _path(node: fx.Node, entry: fx.Node, flow: nx.DiGraph) -> tuple[fx.Node, ...] | None:
+    """What ``node`` is computed from the entry by, the last step first; None if an attention is among it."""
+    region = _region(node, entry, flow) if node in flow and is_stream(node) else ()
+    return region if region and _kind(region) != "attention" else None
 
 
 def _kind(region: tuple[fx.Node, ...]) -> str | None:

@@ -33,14 +33,14 @@ def remove_dead(graph: fx.Graph) -> int:
     return removed
 
 
-def copy_graph(gm: fx.GraphModule) -> fx.Graph:
+def copy_graph(graph: fx.Graph) -> fx.Graph:
     """A copy of a Dynamo graph that AOTAutograd still recognises as one."""
-    copied = fx.Graph(gm)
+    copied = fx.Graph(graph.owning_module)
     mapping: dict[fx.Node, fx.Node] = {}
-    result = copied.graph_copy(gm.graph, mapping)
-    copied.output(result).meta = dict(gm.graph.output_node().meta)
+    result = copied.graph_copy(graph, mapping)
+    copied.output(result).meta = dict(graph.output_node().meta)
     for old, new in mapping.items():
         if hasattr(old, "_dynamo_source"):
             new._dynamo_source = old._dynamo_source
-    copied._codegen = gm.graph._codegen
+    copied._codegen = graph._codegen
     return copied

@@ -1,34 +1,38 @@
 """The passes in their order, and the one function that runs them on a Dynamo graph.
 
 normalize -> locate rows -> match -> plan -> insert -> push down -> cancel -> share rotary -> clean up. Analysis ends
-with the plan; from then on every pass leaves a graph that computes the oracle's result.
+with the plan; from then on every pass leaves a graph that computes the oracle's result. The report comes last.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import fx
 
 from opskip_compile._compat import same_size
 from opskip_compile.errors import RewriteError
 from opskip_compile.passes.cancel import cancel
+from opskip_compile.passes.compare import compare
+from opskip_compile.passes.facts import Facts
 from opskip_compile.passes.insert import insert_skips
-from opskip_compile.passes.leftover import remaining, rows_needed_in_full
+from opskip_compile.passes.leftover import Leftover
 from opskip_compile.passes.locate import RowSource, locate_rows
-from opskip_compile.passes.match import Match, Operator, match_operators, source_line
+from opskip_compile.passes.match import Match, match_operators
 from opskip_compile.passes.normalize import copy_graph, remove_dead
 from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.plan import Plan, make_plan
-from opskip_compile.passes.pushdown import Pushdown
-from opskip_compile.passes.report import OperatorReport, PassReport, Report
+from opskip_compile.passes.pushdown import Pushdown, Stop
+from opskip_compile.passes.report import PassReport, Report
 from opskip_compile.passes.share_rotary import share_rotary_tables
 from opskip_compile.schedule import Schedule
 
 PASSES = ("normalize", "locate", "match", "plan", "insert", "push_down", "cancel", "share_rotary", "clean_up")
+MarkInput = Callable[[fx.Graph], tuple[fx.Node, fx.Node] | None]
 NO_ROWS = "no visual rows in this graph (text-only prompt, decode step or vision tower)"
 
 
@@ -42,23 +46,36 @@ class Resolved:
 
 @dataclass
 class Rewritten:
-    """The new graph, or None where nothing is skipped, and the report."""
+    """The new graph, or None where nothing is skipped, and the report.
+
+    Attributes:
+        owners: name of a captured node -> the operator that it belongs to.
+    """
 
     graph: fx.Graph | None
     report: Report
     source: RowSource | None = None
+    owners: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Clock:
+    """Times passes; the report is made in two parts, which count as one and come last."""
+
     def __init__(self) -> None:
-        self.passes: list[PassReport] = []
+        self._passes: dict[str, PassReport] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[list[int]]:
         changed = [0]
         start = time.perf_counter()
         yield changed
-        self.passes.append(PassReport(name, (time.perf_counter() - start) * 1e3, changed[0]))
+        before = self._passes.pop(name, PassReport(name, 0.0, 0))
+        time_taken = before.milliseconds + (time.perf_counter() - start) * 1e3
+        self._passes[name] = PassReport(name, time_taken, before.changed + changed[0])
+
+    @property
+    def passes(self) -> tuple[PassReport, ...]:
+        return tuple(sorted(self._passes.values(), key=lambda done: done.name == "report"))
 
 
 def rewrite(
@@ -67,7 +84,8 @@ def rewrite(
     *,
     strict: bool = False,
     share_rotary: bool = True,
-    mark_input: Callable[[fx.Graph], tuple[fx.Node, fx.Node] | None] | None = None,
+    mark_input: MarkInput | None = None,
+    inputs: Sequence[Any] | None = None,
     until: str = PASSES[-1],
 ) -> Rewritten:
     """Run the passes on a copy of ``gm.graph``.
@@ -78,22 +96,42 @@ def rewrite(
         strict: raise where an operator of the schedule has to stay full.
         share_rotary: run the pass of that name.
         mark_input: adds the mask of an input that an earlier graph marked; called only if a mark exists.
+        inputs: the values of this call, that of a marked input's mask last; only the report reads them.
         until: the last pass to run; from ``"insert"`` on the graph is runnable after each.
 
     Raises:
         RewriteError: under ``strict``, with the node, its source line and the reason.
         ScheduleError: the schedule does not fit the decoder.
     """
-    clock = _Clock()
-    report = Report(nodes_before=len(gm.graph.nodes))
-    report.nodes_after = report.nodes_before
+    made: list[Resolved] = []
 
-    def unchanged(reason: str, source: RowSource | None = None) -> Rewritten:
-        report.reason, report.passes = reason, tuple(clock.passes)
-        return Rewritten(None, report, source)
+    def resolve_once(match: Match, graph: fx.Graph) -> Resolved:
+        if not made:
+            made.append(resolve(match, graph))
+        return made[0]
 
+    def again(inputs: Sequence[Any] | None) -> Rewritten:
+        return _rewrite(captured, resolve_once, strict, share_rotary, mark_input, inputs, PASSES.index(until))
+
+    captured = gm.graph
+    result = again(inputs)
+    # The same passes on the same graph give the same result, so nothing has to be kept for a diff but the graph.
+    result.report.make_diff = lambda report: compare(captured, again(None), report)
+    return result
+
+
+def _rewrite(
+    captured: fx.Graph,
+    resolve: Callable[[Match, fx.Graph], Resolved],
+    strict: bool,
+    share_rotary: bool,
+    mark_input: MarkInput | None,
+    inputs: Sequence[Any] | None,
+    last: int,
+) -> Rewritten:
+    clock, report = _Clock(), Report(nodes_before=len(captured.nodes), nodes_after=len(captured.nodes))
     with clock("normalize") as changed:
-        graph = copy_graph(gm)
+        graph = copy_graph(captured)
         changed[0] = remove_dead(graph)
     with clock("locate"):
         source = locate_rows(graph)
@@ -101,18 +139,25 @@ def rewrite(
             marked = mark_input(graph)
             source = locate_rows(graph, marked) if marked is not None else None
     if source is None:
-        return unchanged(NO_ROWS)
+        report.reason, report.passes = NO_ROWS, clock.passes
+        return Rewritten(None, report)
     report.row_source = source.kind
     with clock("match"):
         match = match_operators(source.root)
-    report.num_layers = match.num_layers
-    report.operators = tuple(_operator_report(op) for op in match.operators)
+    with clock("report"):
+        facts = Facts.of(graph, source, match, inputs)
+        report.num_layers, report.prompt, report.operators = match.num_layers, facts.prompt, facts.operators()
+
+    def unchanged(reason: str) -> Rewritten:
+        report.reason, report.passes = reason, clock.passes
+        return Rewritten(None, report, source, facts.owners)
+
     if not match.operators:
-        return unchanged(match.doubt or "visual rows are known, but no operator returns to their stream", source)
+        return unchanged(match.doubt or "visual rows are known, but no operator returns to their stream")
     with clock("plan"):
         resolved = resolve(match, graph)
         if match.doubt and resolved.schedule.num_layers != match.num_layers:
-            return unchanged(match.doubt, source)
+            return unchanged(match.doubt)
         report.schedule = resolved.schedule.name or resolved.schedule.to_spec()
         report.schedule_origin = resolved.origin
         plan = make_plan(match, resolved.schedule, source)
@@ -121,45 +166,38 @@ def rewrite(
         miss = plan.misses[0]
         raise RewriteError(f"{miss.layer}.{miss.kind} stays full at {miss.node or '-'} ({miss.source}): {miss.reason}")
     if not plan.skips:
-        return unchanged("the schedule skips nothing here" if not plan.misses else plan.misses[0].reason, source)
-    skipped = {skip.operator for skip in plan.skips}
-    # Parallel operators share their norm: what one of them needs in full is not left over by the other.
-    in_full = {op: rows_needed_in_full(op) if op in skipped else (op.branch,) for op in match.operators}
-    every_row = {op: [n for o in in_full if o.exit is op.exit for n in in_full[o]] for op in skipped}
-    _transform(graph, plan, source, clock, report, PASSES.index(until))
-    if share_rotary and PASSES.index(until) >= PASSES.index("share_rotary"):
+        return unchanged("the schedule skips nothing here" if not plan.misses else plan.misses[0].reason)
+    left = Leftover.of(match.operators, [skip.operator for skip in plan.skips])
+    report.stops = _transform(graph, plan, source, clock, facts.owners, last)
+    if share_rotary and last >= PASSES.index("share_rotary"):
         with clock("share_rotary") as changed:
             changed[0] = share_rotary_tables(graph, source.root)
-    if until == PASSES[-1]:
+    if last == len(PASSES) - 1:
         with clock("clean_up") as changed:
             changed[0] = remove_dead(graph)
     graph.lint()
-    alive = frozenset(graph.nodes)
-    left = {op: remaining(op, every_row[op], alive) for op in every_row}
-    report.operators = tuple(_operator_report(op, plan, left.get(op, ())) for op in match.operators)
-    report.nodes_after, report.passes = len(graph.nodes), tuple(clock.passes)
-    return Rewritten(graph, report, source)
+    with clock("report"):
+        alive = frozenset(graph.nodes)
+        report.operators = facts.operators(plan, graph, lambda op: left.remaining(op, alive))
+        report.nodes_after = len(graph.nodes)
+    report.passes = clock.passes
+    return Rewritten(graph, report, source, facts.owners)
 
 
-def _transform(graph: fx.Graph, plan: Plan, source: RowSource, clock: _Clock, report: Report, last: int) -> None:
+def _transform(
+    graph: fx.Graph, plan: Plan, source: RowSource, clock: _Clock, owners: Mapping[str, str], last: int
+) -> tuple[Stop, ...]:
     root = tensor(source.root)
     assert root is not None
+    stops: tuple[Stop, ...] = ()
     with clock("insert") as changed:
         row_sets = insert_skips(graph, plan, source)
         changed[0] = len(plan.skips)
     if last >= PASSES.index("push_down"):
         with clock("push_down") as changed:
-            pushdown = Pushdown(graph, row_sets, one_element=same_size(root.shape[0], 1))
-            report.stops = tuple(pushdown.run())
-            changed[0] = pushdown.pushed
+            pushdown = Pushdown(graph, row_sets, one_element=same_size(root.shape[0], 1), owners=owners)
+            stops, changed[0] = tuple(pushdown.run()), pushdown.pushed
     if last >= PASSES.index("cancel"):
         with clock("cancel") as changed:
             changed[0] = cancel(graph)
-
-
-def _operator_report(op: Operator, plan: Plan | None = None, remaining: tuple[str, ...] = ()) -> OperatorReport:
-    rows = next((s.rows for s in plan.skips if s.operator is op), None) if plan is not None else None
-    left = remaining if rows is not None else ()
-    return OperatorReport(
-        op.layer, op.kind, rows is not None, rows, op.entry.name, op.exit.name, source_line(op.exit), left
-    )
+    return stops

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from torch import fx
 
 from opskip_compile._compat import same_size
+from opskip_compile.graphs.record import source_line
 from opskip_compile.passes.locate import RowSource
-from opskip_compile.passes.match import Match, Miss, Operator, source_line
+from opskip_compile.passes.match import Match, Miss, Operator
 from opskip_compile.passes.ops import is_inplace, mutated_nodes, tensor
 from opskip_compile.passes.rules import known_operations
 from opskip_compile.schedule import LayerStates, Schedule
@@ -54,14 +55,16 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
             operators = match.named(layer, kind)
             if not operators:
                 reason = "no branch of this layer returns to the residual stream and holds such a product"
-                misses.append(missed.get((layer, kind)) or Miss(layer, kind, "", "", reason))
+                nearest = match.other_sums.get(layer, "")
+                misses.append(missed.get((layer, kind)) or Miss(layer, kind, "", "", reason, nearest))
             for operator in operators:
                 unsafe = _unsafe(operator, source, order, known, mutated)
                 if unsafe is None:
                     skips.append(Skip(operator, rows))
                 else:
                     exit_ = operator.exit
-                    misses.append(Miss(layer, kind, exit_.name, source_line(exit_), unsafe))
+                    nearest = f"{operator.entry.name} -> {exit_.name}, matched, but not safe to skip"
+                    misses.append(Miss(layer, kind, exit_.name, source_line(exit_), unsafe, nearest))
     return Plan(states, tuple(skips), tuple(misses))
 
 

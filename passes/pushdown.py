@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from torch import fx
 from torch.fx.node import map_arg
 
 from opskip_compile._compat import same_size
+from opskip_compile.graphs.origin import Origin, captured_name, captured_place, set_origin
+from opskip_compile.graphs.record import source_line
 from opskip_compile.passes.insert import RowSet, copy_origin
-from opskip_compile.passes.match import source_line
 from opskip_compile.passes.ops import mutated_nodes, tensor
 from opskip_compile.passes.rules import RULES, Decline, Rule, known_operations
 from opskip_compile.passes.rules.registry import name_of
@@ -25,12 +27,13 @@ from opskip_compile.passes.runtime import scatter_rows, select_rows
 
 @dataclass(frozen=True)
 class Stop:
-    """A selection that stopped early: at which node, of which operation, and why."""
+    """A selection that stopped early: at which node, of which operation, in which operator, and why."""
 
     node: str
     operation: str
     source: str
     reason: str
+    operator: str = ""
 
 
 def is_selection(node: fx.Node) -> bool:
@@ -41,8 +44,14 @@ def is_selection(node: fx.Node) -> bool:
 class Pushdown:
     """One run over one graph."""
 
-    def __init__(self, graph: fx.Graph, row_sets: Mapping[str, RowSet], one_element: bool) -> None:
-        self.graph = graph
+    def __init__(
+        self,
+        graph: fx.Graph,
+        row_sets: Mapping[str, RowSet],
+        one_element: bool,
+        owners: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.graph, self.owners = graph, owners
         self.sets = {s.rows: s for s in row_sets.values()}
         self.mutated = mutated_nodes(graph, known_operations())
         self.order = {node: i for i, node in enumerate(graph.nodes)}
@@ -65,7 +74,8 @@ class Pushdown:
         for selection in selections:
             answer = self._ask(node, int(selection.args[2]), self.sets[selection.args[1]])  # type: ignore[arg-type,index]
             if isinstance(answer, Decline):
-                self.stops.append(Stop(node.name, name_of(node), source_line(node), answer.reason))
+                owner = self.owners.get(captured_place(node), "")
+                self.stops.append(Stop(node.name, name_of(node), source_line(node), answer.reason, owner))
                 return
             asked.append((selection, answer))
         for selection, (rule, dims) in asked:
@@ -122,6 +132,7 @@ class Pushdown:
                 selected[operand] = self.graph.create_node(
                     "call_function", select_rows, (operand, rows.rows, own), name=f"{operand.name}_rows"
                 )
+                set_origin(selected[operand], Origin(captured_place(node), captured_name(operand), own, rows.name))
                 made.append(selected[operand])
             args: tuple[Any, ...] = node.args
             kwargs: dict[str, Any] = dict(node.kwargs)
@@ -135,6 +146,7 @@ class Pushdown:
                 map_arg(kwargs, lambda n: selected.get(n, n)),
                 name=f"{node.name}_kept",
             )
+        set_origin(new, Origin(captured_place(node), captured_name(node), dim, rows.name, twin=True))
         copy_origin([*made, new], node)
         return new
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from opskip_compile.graphs.origin import Origin, set_origin
 from opskip_compile.passes.match import dataflow
 from opskip_compile.passes.ops import op_name, tensor
 from opskip_compile.passes.runtime import SHARED
@@ -35,5 +36,6 @@ def share_rotary_tables(graph: fx.Graph, root: fx.Node) -> int:
         copy.name = f"{node.name}_shared"
         node.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
         copy.meta.update(node.meta)
+        set_origin(copy, Origin(node.name, node.name))
         count += 1
     return count

@@ -13,6 +13,8 @@ from opskip_compile.backend import REPORTS
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from browser import browser, page  # noqa: F401
+
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
@@ -22,3 +24,13 @@ def fresh() -> Iterator[None]:
     with torch.no_grad():
         yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A picture of 64 by 32 pixels: redder to the right, greener to the bottom, with a pattern in blue."""
+    module = pytest.importorskip("PIL.Image")
+    pytest.importorskip("numpy")
+    pixels = bytes(value for y in range(32) for x in range(64) for value in (4 * x, 8 * y, 37 * x * y % 256))
+    module.frombytes("RGB", (64, 32), pixels).save(tmp_path / "image.png")
+    return tmp_path / "image.png"

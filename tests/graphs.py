@@ -101,7 +101,7 @@ def push(fn: Callable[..., Any], visual: Tensor, *inputs: Tensor, dim: int = 1, 
         return fn(*xs), torch.isnan(mask)
 
     def change(gm: fx.GraphModule) -> fx.Graph:
-        graph = copy_graph(gm)
+        graph = copy_graph(gm.graph)
         marker = nodes_named(graph, "isnan")[-1]
         mask, output = marker.args[0], graph.output_node()
         # Dynamo gives every output once, in the order of `with_mask`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from opskip_compile import Geometry, OpSkipError, Schedule, count_flops, presets
+from opskip_compile import Geometry, OpSkipError, Schedule, count_flops, plots, presets
 from opskip_compile.cli import app
 from opskip_compile.demo import data, run, show
 
@@ -37,8 +38,8 @@ def fresh_dynamo() -> None:
     torch._dynamo.reset()
 
 
-def call(*arguments: str) -> Result:
-    return CliRunner(env={"COLUMNS": "100"}).invoke(app, list(arguments))
+def call(*arguments: str, columns: int = 100) -> Result:
+    return CliRunner(env={"COLUMNS": str(columns)}).invoke(app, list(arguments))
 
 
 def parsed(*arguments: str) -> Any:
@@ -80,6 +81,17 @@ def test_presets_as_json() -> None:
         assert item["cut"]["576"] == flops.cut
 
 
+@pytest.mark.parametrize("columns", [80, 95, 96, 120])
+def test_presets_can_be_read_at_any_width(columns: int) -> None:
+    printed = call("presets", columns=columns).stdout
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= columns
+    for preset in presets():
+        row = cells(printed, preset.name)
+        assert re.fullmatch(r"(Op-Skip|ShortV), arXiv \d{4}\.\d{5}", row[-4])
+        assert (preset.model in row) == (columns >= 96)
+
+
 def test_flops_of_a_preset_as_table() -> None:
     printed = call("flops", "--preset", "qwen3-vl-8b/24").stdout
     preset = next(item for item in presets() if item.name == "qwen3-vl-8b/24")
@@ -100,6 +112,88 @@ def test_flops_of_a_preset_as_table() -> None:
         f"{1 - sum(item.skipped for item in attend) / sum(item.dense for item in attend):.1%}",
     ]
     assert cells(printed, "silent")[1:4] == ["through_visual", "24-35", "12"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ("qwen3-vl-8b/24", "0-1,3,6-13,16 2,4-5,17-18,20-23 14-15,19 24-35"),
+        ("transform:10-13,20-23,30-33", "0-9,14-19,24-29,34-35 10-13,20-23,30-33"),
+    ],
+)
+def test_flops_table_breaks_layers_behind_commas(spec: str, named: str) -> None:
+    printed = call("flops", "--preset", "qwen3-vl-8b/24", "--schedule", spec, columns=80).stdout
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "…" not in printed
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in printed.splitlines() if "│" in line]
+    layers = [row[2] for row in rows if len(row) == 7 and row[2]]
+    assert "".join(layers) == named.replace(" ", "")
+    assert all(re.fullmatch(r"(\d+(-\d+)?(,|$))+", line) for line in layers)
+
+
+SIZES = (64, 144, 256, 576, 1024, 2048, 2880, 4096, 8192, 16384)
+
+
+def test_flops_over_image_sizes_as_table() -> None:
+    printed = call("flops", "--preset", "qwen3-vl-8b/24", "--text", "20").stdout
+    title = "TFLOPs over image sizes, 20 text rows"
+    assert title in printed
+    preset = next(item for item in presets() if item.name == "qwen3-vl-8b/24")
+    for visual in SIZES:
+        flops = count_flops(preset.geometry, visual_tokens=visual, text_tokens=20, schedule=preset.schedule)
+        assert cells(printed.split(title)[1], str(visual))[1:] == [
+            f"{flops.dense / 1e12:.3f}",
+            f"{flops.skipped / 1e12:.3f}",
+            f"{flops.cut:.1%}",
+            f"{flops.ideal_speedup:.2f}x",
+        ]
+
+
+@pytest.mark.parametrize("spec", ["none", "silent:3 attend:1"])
+def test_flops_over_image_sizes_as_json(config: Path, spec: str) -> None:
+    found = parsed("flops", "--config", str(config), "--schedule", spec, "--visual", "7", "--text", "5", "--json")
+    assert [item["visual_tokens"] for item in found["sizes"]] == list(SIZES)
+    for item in found["sizes"]:
+        flops = count_flops(
+            Geometry(4, 64, 160, 4, 2, 16), visual_tokens=item["visual_tokens"], text_tokens=5, schedule=spec
+        )
+        assert item == {
+            "visual_tokens": flops.visual_tokens,
+            "text_tokens": 5,
+            "dense": flops.dense,
+            "skipped": flops.skipped,
+            "cut": flops.cut,
+            "ideal_speedup": flops.ideal_speedup,
+        }
+
+
+def test_flops_plot(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    drawn: list[tuple[list[int], str]] = []
+    draw = plots.figure
+    monkeypatch.setattr(
+        plots,
+        "figure",
+        lambda reports, title: (drawn.append(([r.skipped for r in reports], title)), draw(reports, title))[1],
+    )
+    target = tmp_path / "out.svg"
+    for source in (["--preset", "qwen3-vl-8b/24"], ["--config", str(config), "--schedule", "silent:3"]):
+        result = call("flops", *source, "--plot", str(target), "--json")
+        assert result.exit_code == 0, result.output
+        assert result.stderr == f"opskip: wrote {target}\n"
+        assert drawn[-1][0] == [item["skipped"] for item in json.loads(result.stdout)["sizes"]]
+        assert target.read_text().startswith("<?xml")
+    assert [title for _, title in drawn] == [
+        "Qwen3-VL-8B: prefill FLOPs with schedule qwen3-vl-8b/24",
+        f"{config.name}: prefill FLOPs with schedule silent:3",
+    ]
+
+
+def test_flops_plot_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = call("flops", "--preset", "qwen3-vl-8b/24", "--plot", str(tmp_path / "a.png"))
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+    assert 'pip install "opskip-compile[plot]"' in result.stderr
 
 
 @pytest.mark.parametrize("file", ["", "config.json"])
@@ -137,6 +231,9 @@ def test_another_schedule_on_a_preset() -> None:
         (["flops", "--preset", "qwen3-vl-8b/20", "--visual", "-1"], "visual_tokens: "),
         (["flops", "--config", "missing"], "config: there is no file 'missing'"),
         (["flops"], "either --preset or --config"),
+        (["flops", "--preset", "qwen3-vl-8b/20", "--plot", "a.gif"], "plot: expected a file that ends in .png"),
+        (["flops", "--preset", "qwen3-vl-8b/20", "--plot", "gone/a.png"], "plot: there is no folder 'gone'"),
+        (["flops", "--preset", "qwen3-vl-8b/20", "--text", "-1"], "text_tokens: "),
         (["flops", "--preset", "qwen3-vl-8b/20", "--config", "x"], "either --preset or --config"),
         (["demo", "--eager", "--model", "missing"], "model: there is no demo model in 'missing'"),
         (["demo", "--eager", "--questions", "9674"], "questions: expected 1 to 9673"),
@@ -179,7 +276,7 @@ def test_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "opskip_compile", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0
-    assert all(name in done.stdout for name in ("Usage: opskip", "demo", "presets", "flops"))
+    assert all(name in done.stdout for name in ("Usage: opskip", "demo", "inspect", "presets", "flops"))
 
 
 @pytest.mark.parametrize("missing", ["easy_vqa", "PIL.Image"])

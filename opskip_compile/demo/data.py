@@ -7,6 +7,7 @@ last row predicts. The demo command and the training recipe share this module, s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -86,9 +87,23 @@ def load_model(folder: Path = MODEL_DIR, dtype: torch.dtype = torch.float32) -> 
     """The demo model, a `Qwen3VLForConditionalGeneration` in evaluation mode."""
     transformers = _require("transformers")
     try:
-        return transformers.Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+        with quiet_loading():
+            return transformers.Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
     except (AttributeError, OSError, ValueError) as error:
         raise OpSkipError(f"{folder} is not a demo model folder ({error}); {INSTALL_HINT}") from error
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without the bar that transformers draws while it reads weights."""
+    logging = _require("transformers.utils.logging")
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_image(path: Path) -> Any:

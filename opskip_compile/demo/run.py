@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from opskip_compile import api
+from opskip_compile.backend import REPORTS
 from opskip_compile.demo import contenders, data
 from opskip_compile.demo.contenders import Contender, Step
 from opskip_compile.demo.result import Answers, DemoResult, Example
@@ -62,7 +63,7 @@ def run_demo(
     if not (model_dir / "config.json").is_file():  # else transformers would look for it on the network
         raise OpSkipError(f"model: there is no demo model in {str(model_dir)!r}")
     asked = spread(data.load_questions("test"), questions, seed)
-    processor, model = data.load_processor(model_dir), _load(model_dir)
+    processor, model = data.load_processor(model_dir), data.load_model(model_dir)
     plan = Schedule.of(SCHEDULE_FILE if schedule is None else schedule)
     plan.resolve(model.config.get_text_config().num_hidden_layers)
     batches = padded_batches(asked, processor, step)
@@ -70,12 +71,12 @@ def run_demo(
     if not eager:
         field.insert(1, contenders.inductor(model))
     plain, dense, skipping = field[0], field[-2], field[-1]
-    earlier = api.reports()
+    earlier = REPORTS.count
     with torch.no_grad():
         times = contenders.race(field, dense.name, batches[0], rounds, step)
         said = {c.name: answers(c, batches, step) for c in (dense, skipping)}
         error = _oracle_error(plain, skipping, plan, batches[0])
-    made = [r for r in api.reports() if r.operators and all(r is not old for old in earlier)]
+    made = [report for report in REPORTS.since(earlier) if report.operators]
     words = {name: data.predict(logits, processor)[: len(asked)] for name, logits in said.items()}
     before, after = words[dense.name], words[skipping.name]
     return DemoResult(
@@ -141,19 +142,6 @@ def answers(contender: Contender, batches: Sequence[Mapping[str, Tensor]], step:
         found.append(contender(inputs)[0])
     step(f"answering: {contender.name}", len(batches), len(batches))
     return torch.cat(found)
-
-
-def _load(folder: Path) -> Any:
-    """The model, without the bar that transformers draws while it reads the weights."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        return data.load_model(folder, torch.float32)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _oracle_error(plain: Contender, skipping: Contender, schedule: Schedule, inputs: Mapping[str, Tensor]) -> float:

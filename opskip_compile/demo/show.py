@@ -113,7 +113,7 @@ def _model(result: DemoResult) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
     grid.add_column()
-    layers = result.flops.geometry.num_layers
+    layers = result.flops.num_layers
     millions = f"{result.parameters / 1e6:.1f} M parameters"
     grid.add_row("model", f"Qwen3-VL with {layers} decoder layers, {millions}, trained on easy-VQA; float32, CPU")
     grid.add_row("schedule", f"{result.schedule.to_spec()} ({result.origin})")

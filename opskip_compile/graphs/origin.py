@@ -1,0 +1,55 @@
+"""Where a node that a pass made comes from: enough to lay a rewritten graph beside the captured one.
+
+A pass writes an `Origin` into the metadata of each node that it makes. Nothing else is kept while compiling; shapes
+and differences are worked out from the origins when somebody asks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+_KEY = "opskip_origin"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a new node stands for. Names are those of nodes of the captured graph.
+
+    Attributes:
+        at: the node on whose behalf it was made; it belongs to the same operator.
+        like: the node that has the same shape and data type, up to ``dim``; empty if there is none.
+        dim: the dimension of ``like`` that holds kept rows only, or None.
+        rows: the row set of ``dim``; empty without one.
+        twin: True if it does what ``like`` does, on the kept rows.
+    """
+
+    at: str
+    like: str = ""
+    dim: int | None = None
+    rows: str = ""
+    twin: bool = False
+
+
+def set_origin(node: fx.Node, origin: Origin) -> None:
+    """Note where ``node`` comes from."""
+    node.meta[_KEY] = origin
+
+
+def origin(node: fx.Node) -> Origin | None:
+    """Where ``node`` comes from, or None for a node of the captured graph."""
+    found = node.meta.get(_KEY)
+    return found if isinstance(found, Origin) else None
+
+
+def captured_name(node: fx.Node) -> str:
+    """The name of the captured node that ``node`` is, or is made like."""
+    found = origin(node)
+    return node.name if found is None else found.like or found.at
+
+
+def captured_place(node: fx.Node) -> str:
+    """The name of the captured node on whose behalf ``node`` was made, or its own."""
+    found = origin(node)
+    return node.name if found is None else found.at
