@@ -180,6 +180,9 @@ def _visual_tokens(model: nn.Module) -> tuple[int, ...]:
 
 
 def _decoder(model: nn.Module) -> nn.Module | None:
+    configs = (getattr(model, "config", None), getattr(getattr(model, "config", None), "text_config", None))
+    if any(getattr(config, "is_encoder_decoder", False) for config in configs):
+        return None  # the rows are in the encoder: the whole model is compiled, and the report says so
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
     return decoder if isinstance(decoder, nn.Module) and decoder is not model else None
 

@@ -20,7 +20,9 @@ from torch import fx
 
 from opskip_compile import _compat, capture
 from opskip_compile.errors import NothingSkippedWarning
-from opskip_compile.passes.locate import RowSource, is_stream, row_mask
+from opskip_compile.passes.crossing import CROSSINGS
+from opskip_compile.passes.dataflow import is_stream
+from opskip_compile.passes.locate import RowSource, row_mask
 from opskip_compile.passes.marks import MARKS, NOT_SKIPPED
 from opskip_compile.passes.normalize import copy_graph
 from opskip_compile.passes.ops import tensor
@@ -100,6 +102,10 @@ def _lower(
     gm: fx.GraphModule, inputs: Sequence[Any], result: Rewritten, settings: Settings, marked: int | None
 ) -> Compiled:
     source, inputs, report = result.source, list(inputs), result.report
+    if report.reason in CROSSINGS:
+        if settings.schedule is None or settings.schedule.rules or settings.schedule.late:
+            warnings.warn(NOT_SKIPPED.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
+        return _finish(gm, inputs, settings)
     if source is not None and source.kind != "marked_input" and not report.operators:
         return _marking(gm, inputs, settings, source)
     if result.graph is not None:

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from torch import fx
 
-from opskip_compile.passes.match import MATRIX_PRODUCTS, Operator, is_attention_product
+from opskip_compile.passes.dataflow import is_attention_product
+from opskip_compile.passes.match import MATRIX_PRODUCTS, Operator
 from opskip_compile.passes.ops import op_name
 
 _NORM_STEPS = frozenset({"mean", "var", "rsqrt", "layer_norm", "rms_norm"})

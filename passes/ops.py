@@ -45,7 +45,7 @@ _INPLACE_OPERATORS = frozenset(
 ) | {operator.setitem, operator.delitem}
 
 # Operations whose result is always new memory, or that read no tensor data at all.
-_VIEWS = frozenset(
+VIEWS = frozenset(
     "view reshape transpose permute expand expand_as unsqueeze squeeze getitem select narrow slice contiguous to "
     "float half bfloat16 double type type_as detach split chunk unbind flatten unflatten movedim swapaxes t mT view_as "
     "reshape_as broadcast_to ravel tensor_split int long bool alias lift_fresh positive dropout identity".split()
@@ -131,7 +131,7 @@ def mutated_nodes(graph: fx.Graph, known: Iterable[str]) -> frozenset[fx.Node]:
     is not known may return memory of its arguments, so those are joined with them; all members of a joined set in
     which something is written count as mutated.
     """
-    fresh = frozenset(known) - _VIEWS
+    fresh = frozenset(known) - VIEWS
     parent: dict[fx.Node, fx.Node] = {}
 
     def find(node: fx.Node) -> fx.Node:

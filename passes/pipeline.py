@@ -16,6 +16,7 @@ from torch import fx
 from opskip_compile._compat import same_size
 from opskip_compile.errors import RewriteError
 from opskip_compile.passes.cancel import cancel
+from opskip_compile.passes.crossing import crossing_without_rows
 from opskip_compile.passes.insert import insert_skips
 from opskip_compile.passes.leftover import remaining, rows_needed_in_full
 from opskip_compile.passes.locate import RowSource, locate_rows
@@ -25,6 +26,7 @@ from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.plan import Plan, make_plan
 from opskip_compile.passes.pushdown import Pushdown
 from opskip_compile.passes.report import OperatorReport, PassReport, Report
+from opskip_compile.passes.rules import known_operations
 from opskip_compile.passes.share_rotary import share_rotary_tables
 from opskip_compile.schedule import Schedule
 
@@ -101,7 +103,7 @@ def rewrite(
             marked = mark_input(graph)
             source = locate_rows(graph, marked) if marked is not None else None
     if source is None:
-        return unchanged(NO_ROWS)
+        return unchanged(crossing_without_rows(graph, known_operations()) or NO_ROWS)
     report.row_source = source.kind
     with clock("match"):
         match = match_operators(source.root)
