@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from opskip_compile._compat import same_size
 from opskip_compile.errors import RewriteError
 from opskip_compile.passes.cancel import cancel
 from opskip_compile.passes.crossing import crossing_without_rows
@@ -23,6 +22,7 @@ from opskip_compile.passes.locate import RowSource, locate_rows
 from opskip_compile.passes.match import Match, Operator, match_operators, source_line
 from opskip_compile.passes.normalize import copy_graph, remove_dead
 from opskip_compile.passes.ops import tensor
+from opskip_compile.passes.outplace import write_out_of_place
 from opskip_compile.passes.plan import Plan, make_plan
 from opskip_compile.passes.pushdown import Pushdown
 from opskip_compile.passes.report import OperatorReport, PassReport, Report
@@ -96,7 +96,7 @@ def rewrite(
 
     with clock("normalize") as changed:
         graph = copy_graph(gm)
-        changed[0] = remove_dead(graph)
+        changed[0] = remove_dead(graph) + write_out_of_place(graph)
     with clock("locate"):
         source = locate_rows(graph)
         if source is None and mark_input is not None:
@@ -151,7 +151,7 @@ def _transform(graph: fx.Graph, plan: Plan, source: RowSource, clock: _Clock, re
         changed[0] = len(plan.skips)
     if last >= PASSES.index("push_down"):
         with clock("push_down") as changed:
-            pushdown = Pushdown(graph, row_sets, one_element=same_size(root.shape[0], 1))
+            pushdown = Pushdown(graph, row_sets, root)
             report.stops = tuple(pushdown.run())
             changed[0] = pushdown.pushed
     if last >= PASSES.index("cancel"):

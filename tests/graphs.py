@@ -14,7 +14,6 @@ from unittest import mock
 import torch
 from torch import Tensor, fx
 
-from opskip_compile._compat import same_size
 from opskip_compile.passes.insert import RowSet
 from opskip_compile.passes.normalize import copy_graph, remove_dead
 from opskip_compile.passes.ops import op_name
@@ -111,8 +110,7 @@ def push(fn: Callable[..., Any], visual: Tensor, *inputs: Tensor, dim: int = 1, 
         with graph.inserting_before(output):
             selection = graph.call_function(select_rows, (result, rows.rows, dim))
         output.args = (tuple(selection if node is result else node for node in output.args[0]),)
-        one = same_size(mask.meta["example_value"].shape[0], 1)
-        done.stops = Pushdown(graph, {"visual": rows}, one_element=one).run()
+        done.stops = Pushdown(graph, {"visual": rows}, mask.meta["example_value"][..., None]).run()
         remove_dead(graph)
         graph.lint()
         done.after, done.selected = op_names(graph), selected(graph)

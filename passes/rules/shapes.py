@@ -10,6 +10,7 @@ from torch import fx
 
 from opskip_compile._compat import same_size
 from opskip_compile.passes.ops import op_name, tensor
+from opskip_compile.passes.rules.lookups import table_lookup
 from opskip_compile.passes.rules.registry import Decline, Dims, argument, operand, rule, shape
 
 _Size = int | torch.SymInt
@@ -178,9 +179,11 @@ def getitem(node: fx.Node, dim: int) -> Dims | Decline:
         # x is a tuple of parts; the pushdown pass takes the selection through the operation that made it.
         return (
             {x: dim}
-            if isinstance(index, int) and op_name(x) in _CUTS
+            if isinstance(index, int) and op_name(x) in (*_CUTS, "topk", "sort")
             else Decline("it indexes something that is no tensor")
         )
+    if isinstance(index, fx.Node) and tensor(index) is not None:
+        return table_lookup(node, dim)
     items = list(index) if isinstance(index, tuple) else [index]
     if any(isinstance(i, bool) or not (i is None or i is Ellipsis or isinstance(i, int | slice)) for i in items):
         return Decline("it indexes with a tensor or a computed number")
