@@ -95,11 +95,10 @@ def prove_flat(end: fx.Node, dim: int, stream: torch.Tensor) -> FlatRegion | Sto
         return None
     try:
         if dim == 1 and op_name(end) in _VIEWS:
-            order = Order(_rows_for_a_token(end))
-            if not _leads_with_rows(region, end) or not region.holds(operand(end), order):
+            if not _leads_with_rows(region, end) or not region.holds(operand(end), TOKENS):
                 return None
             region.orders[end] = TOKENS
-            _demand(region, operand(end), order)
+            _demand(region, operand(end), TOKENS)
         elif dim == 0 and same_size(region.batch, 1) and region.holds(end, TOKENS):
             _demand(region, end, TOKENS)
         else:
@@ -107,12 +106,6 @@ def prove_flat(end: fx.Node, dim: int, stream: torch.Tensor) -> FlatRegion | Sto
     except _NotProved as ended:
         return ended.stopped
     return region
-
-
-def _rows_for_a_token(end: fx.Node) -> int:
-    """How many rows of its operand the view ``end`` makes into one row, such as the heads of an attention."""
-    wide, narrow = torch.Size(shape(end)[2:]).numel(), torch.Size(shape(operand(end))[1:]).numel()
-    return max(wide // narrow, 1) if isinstance(wide, int) and isinstance(narrow, int) and narrow else 1
 
 
 def _leads_with_rows(region: FlatRegion, node: fx.Node) -> bool:
@@ -170,7 +163,9 @@ def _through_view(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx
     if region.holds(x, order):
         return _by_rule(node, order)
     if order.sort is None:
-        if _leads_with_rows(region, x) and (order.k == 1 or (len(given) > 2 and same_size(given[2], order.k))):
+        # Heads as tokens of their own, (batch, sequence, heads, ...) in one dimension, are left alone: Inductor 2.13
+        # computes wrong numbers where such a dimension, known only when the graph runs, is split again.
+        if _leads_with_rows(region, x) and order.k == 1:
             region.rows[x] = None
             return {}
         if len(sizes) > 1 and isinstance(sizes[1], int) and region.holds(x, Order(order.k * sizes[1])):

@@ -60,9 +60,9 @@ def build_flat(
             )
         last = new[value] if at is last else last
     for node in sorted(region.nodes(), key=order.__getitem__):
-        args, kwargs = _arguments(node, region, end if dim == 1 else None, rows, count)
         at = place(node)
-        with graph.inserting_after(at):
+        with graph.inserting_before(at.next):
+            args, kwargs = _arguments(node, region, end if dim == 1 else None, rows, count)
             new[node] = graph.create_node(
                 node.op,
                 "reshape" if node.target == "view" else node.target,

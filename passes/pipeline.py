@@ -96,7 +96,7 @@ def rewrite(
 
     with clock("normalize") as changed:
         graph = copy_graph(gm)
-        changed[0] = remove_dead(graph) + write_out_of_place(graph)
+        changed[0] = write_out_of_place(graph) + remove_dead(graph)
     with clock("locate"):
         source = locate_rows(graph)
         if source is None and mark_input is not None:

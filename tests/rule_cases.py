@@ -152,6 +152,7 @@ PUSHED = (
     Case("zeros_like", lambda x, y: torch.zeros_like(x.sin()) + y, "BSW BSW"),
     Case("ones_like full_like", lambda x: torch.ones_like(x) * x + torch.full_like(x, 2.0)),
     Case("view_as_complex view_as_real", lambda x: torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (4, 2))))),
+    Case("transpose to", lambda x: x.transpose(1, 2).to(torch.float64, memory_format=torch.contiguous_format), dim=2),
     Case("dropout", lambda x: F.dropout(x, 0.5, training=False)),
     Case("dropout", lambda x: F.dropout(x, p=0.0)),
 )

@@ -7,8 +7,15 @@ from typing import Any
 from torch import fx
 
 from opskip_compile._compat import same_size
-from opskip_compile.passes.ops import op_name, tensor
+from opskip_compile.passes.ops import CASTS, op_name, tensor
 from opskip_compile.passes.rules.registry import Decline, Dims, argument, broadcast, operand, rule, shape
+
+
+def _is_parameter(table: object) -> bool:
+    """True for an input of the graph under casts and transpositions: a table that no row has a part in."""
+    while isinstance(table, fx.Node) and op_name(table) in CASTS | {"transpose", "t", "mT"}:
+        table = table.args[0]
+    return isinstance(table, fx.Node) and table.op in ("placeholder", "get_attr")
 
 
 def table_lookup(node: fx.Node, dim: int) -> Dims | Decline:
@@ -18,6 +25,8 @@ def table_lookup(node: fx.Node, dim: int) -> Dims | Decline:
     value = tensor(ids)
     if value is None or value.is_floating_point() or str(value.dtype) == "torch.bool" or ids is node.args[0]:
         return Decline("it indexes with a tensor or a computed number")
+    if not _is_parameter(node.args[0]):
+        return Decline("it indexes a computed value with a tensor")
     if dim >= value.dim():
         return Decline("the rows are entries of the table")
     return {ids: dim}
