@@ -29,7 +29,7 @@ from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.pipeline import NO_ROWS, Rewritten, rewrite
 from opskip_compile.passes.report import Report
 from opskip_compile.passes.runtime import mark_visual
-from opskip_compile.resolve import resolve_schedule
+from opskip_compile.resolve import in_encoder_decoder, resolve_schedule
 from opskip_compile.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ def opskip(
         lambda match, graph: resolve_schedule(settings.schedule, match, graph),
         strict=settings.strict,
         share_rotary=settings.share_rotary,
+        is_encoder=in_encoder_decoder,
         mark_input=None if marked is None else lambda graph: _add_mask_input(graph, marked),
     )
     before = gm.code if settings.dump else ""

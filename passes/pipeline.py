@@ -15,7 +15,7 @@ from torch import fx
 
 from opskip_compile.errors import RewriteError
 from opskip_compile.passes.cancel import cancel
-from opskip_compile.passes.crossing import crossing_without_rows
+from opskip_compile.passes.crossing import ENCODER, crossing_without_rows
 from opskip_compile.passes.insert import insert_skips
 from opskip_compile.passes.leftover import remaining, rows_needed_in_full
 from opskip_compile.passes.locate import RowSource, locate_rows
@@ -70,6 +70,7 @@ def rewrite(
     strict: bool = False,
     share_rotary: bool = True,
     mark_input: Callable[[fx.Graph], tuple[fx.Node, fx.Node] | None] | None = None,
+    is_encoder: Callable[[Match], bool] | None = None,
     until: str = PASSES[-1],
 ) -> Rewritten:
     """Run the passes on a copy of ``gm.graph``.
@@ -80,6 +81,7 @@ def rewrite(
         strict: raise where an operator of the schedule has to stay full.
         share_rotary: run the pass of that name.
         mark_input: adds the mask of an input that an earlier graph marked; called only if a mark exists.
+        is_encoder: True if the operators are known to belong to the encoder of an encoder-decoder.
         until: the last pass to run; from ``"insert"`` on the graph is runnable after each.
 
     Raises:
@@ -107,6 +109,8 @@ def rewrite(
     report.row_source = source.kind
     with clock("match"):
         match = match_operators(source.root)
+        if is_encoder is not None and is_encoder(match):
+            match = Match(doubt=ENCODER)
     report.num_layers = match.num_layers
     report.operators = tuple(_operator_report(op) for op in match.operators)
     if not match.operators:

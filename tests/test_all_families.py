@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from families import visual_mask
+from families import IMAGE, visual_mask
 from shrink import build, prompt
 from torch import Tensor
 
 import opskip_compile as opskip
-from opskip_compile.passes.crossing import OUTSIDE
+from opskip_compile.passes.crossing import ENCODER, OUTSIDE
 
 pytestmark = pytest.mark.usefixtures("fresh")
 Change = Callable[[dict[str, Any]], None]
@@ -131,3 +131,32 @@ def test_cross_attention_is_the_reason(how: str) -> None:
             got = opskip.compile(model, options=options)(**inputs).logits
     assert torch.equal(got, want)
     assert OUTSIDE in {report.reason for report in opskip.reports()}
+
+
+@pytest.mark.parametrize("how", ["bare", "opskip.compile"])
+def test_an_encoder_is_left_alone(how: str) -> None:
+    """T5Gemma 2 merges the image in its encoder, which a graph break parts from the decoder."""
+
+    def change(values: dict[str, Any]) -> None:
+        encoder, decoder = values["encoder"], values["decoder"]
+        for text in (encoder["text_config"], decoder):
+            text.update(num_hidden_layers=4, hidden_size=32, intermediate_size=64, num_attention_heads=4, head_dim=8)
+            text.update(num_key_value_heads=2, vocab_size=200, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+            for key in ("layer_types", "rope_parameters"):
+                text.pop(key, None)
+        vision = encoder["vision_config"]
+        vision.update(num_hidden_layers=1, hidden_size=32, intermediate_size=64, num_attention_heads=4)
+        vision.update(image_size=16, patch_size=4)
+        encoder.update(mm_tokens_per_image=16, image_token_index=IMAGE)
+
+    model = build("t5gemma2", change=change)
+    inputs = {**prompt(16), **ONE, "decoder_input_ids": torch.tensor([[2, 3, 4]])}
+    want = model(**inputs).logits
+    options = {"lower": "eager", "schedule": SPECS[0]}
+    with pytest.warns(opskip.NothingSkippedWarning, match=ENCODER):
+        if how == "bare":
+            got = torch.compile(model, backend="opskip", options=options)(**inputs).logits
+        else:
+            got = opskip.compile(model, options=options)(**inputs).logits
+    assert torch.equal(got, want)
+    assert ENCODER in {report.reason for report in opskip.reports()}
