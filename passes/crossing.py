@@ -44,8 +44,8 @@ def crossing_without_rows(graph: fx.Graph, known: Iterable[str]) -> str:
             continue
         ids = tensor(node.args[0])
         if node.args[0].op == "placeholder" and ids is not None and not ids.is_floating_point():
-            found = crossing(graph, dataflow(node), known)
-            if found:
+            # The other way round it is the position table of a vision tower that a resampler reads.
+            if crossing(graph, dataflow(node), known) == OUTSIDE:
                 return OUTSIDE
     return ""
 

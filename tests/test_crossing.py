@@ -136,3 +136,11 @@ def test_what_is_written_in_place_flows_on() -> None:
     flow = dataflow(nodes_named(graph, "exp")[0])
     assert nodes_named(graph, "cos")[0] in flow
     assert nodes_named(graph, "sin")[0] not in flow
+
+
+@ATTENTIONS
+def test_a_resampler_that_reads_positions_is_no_crossing(attention: Callable[..., Tensor]) -> None:
+    def tower(ids: Tensor, table: Tensor, latents: Tensor) -> Tensor:
+        return latents + attention(latents, F.embedding(ids, table))
+
+    assert crossing_without_rows(capture(tower, IDS, TABLE, IMAGE).graph, known_operations()) == ""
