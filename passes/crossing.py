@@ -43,10 +43,10 @@ def crossing_without_rows(graph: fx.Graph, known: Iterable[str]) -> str:
         if op_name(node) != "embedding" or not is_stream(node) or not isinstance(node.args[0], fx.Node):
             continue
         ids = tensor(node.args[0])
-        if node.args[0].op == "placeholder" and ids is not None and not ids.is_floating_point():
-            # The other way round it is the position table of a vision tower that a resampler reads.
-            if crossing(graph, dataflow(node), known) == OUTSIDE:
-                return OUTSIDE
+        given = node.args[0].op == "placeholder" and ids is not None and not ids.is_floating_point()
+        # The other way round it is the position table of a vision tower that a resampler reads.
+        if given and crossing(graph, dataflow(node), known) == OUTSIDE:
+            return OUTSIDE
     return ""
 
 
