@@ -227,7 +227,7 @@ def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _compile_decoder(state: _Compiled, decoder: nn.Module, options: dict[str, Any], kwargs: dict[str, Any]) -> None:
     model, dense = state.model, decoder.forward
-    owner, tokens = _owner(model, decoder), _visual_tokens(model)
+    owners, tokens = _owners(model, decoder), _visual_tokens(model)
 
     def decoder_forward(visual_mask: Tensor | None, *args: Any, **named: Any) -> Any:
         if visual_mask is not None:
@@ -246,16 +246,19 @@ def _compile_decoder(state: _Compiled, decoder: nn.Module, options: dict[str, An
 
     def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         ids = named.get("input_ids", args[0] if args else None)
-        state.mask = _mask(ids, tokens)
-        if state.mask is None and any(v is not None for k, v in named.items() if k.startswith("pixel_values")):
+        if ids is not None or module is owners[0]:  # an inner module may get embeddings of what the outer one got
+            state.mask = _mask(ids, tokens)
+        pixels = any(v is not None for k, v in named.items() if k.startswith("pixel_values"))
+        if ids is None and state.mask is None and pixels:
             why = "the forward got no input_ids, so the image tokens are not known"
             warnings.warn(NOT_SKIPPED.format(why=why), NothingSkippedWarning, stacklevel=2)
 
     def after(module: nn.Module, args: object, output: object) -> None:
         state.mask = None
 
-    state.handles.append(owner.register_forward_pre_hook(before, with_kwargs=True))
-    state.handles.append(owner.register_forward_hook(after, always_call=True))
+    for owner in owners:
+        state.handles.append(owner.register_forward_pre_hook(before, with_kwargs=True))
+        state.handles.append(owner.register_forward_hook(after, always_call=True))
     decoder.forward = forward
 
 
@@ -277,13 +280,17 @@ def _decoder(model: nn.Module) -> nn.Module | None:
     """The text decoder, if the model's config names the tokens of its visual rows."""
     if not _visual_tokens(model):
         return None
+    configs = (getattr(model, "config", None), getattr(getattr(model, "config", None), "text_config", None))
+    if any(getattr(config, "is_encoder_decoder", False) for config in configs):
+        return None  # the rows are in the encoder: the whole model is compiled, and the report says so
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
     return decoder if isinstance(decoder, nn.Module) and decoder is not model else None
 
 
-def _owner(model: nn.Module, decoder: nn.Module) -> nn.Module:
-    """The module that merges image features and calls the decoder."""
-    for module in model.modules():
-        if any(child is decoder for child in module.children()):
-            return module
+def _owners(model: nn.Module, decoder: nn.Module) -> list[nn.Module]:
+    """The modules around the decoder, the outermost first: one of them gets the token ids and calls the decoder."""
+    for name, module in model.named_modules():
+        if module is decoder:
+            parts = name.split(".")[:-1]
+            return [model.get_submodule(".".join(parts[:i])) for i in range(len(parts) + 1)]
     raise OpSkipError(f"compile: the decoder of {type(model).__name__} is not one of its submodules")

@@ -19,14 +19,16 @@ from torch import fx
 
 from opskip_compile import _compat, capture, dump
 from opskip_compile.errors import NothingSkippedWarning
-from opskip_compile.passes.locate import RowSource, is_stream, row_mask
+from opskip_compile.passes.crossing import CROSSINGS
+from opskip_compile.passes.dataflow import is_stream
+from opskip_compile.passes.locate import RowSource, row_mask
 from opskip_compile.passes.marks import MARKS, NOT_SKIPPED
 from opskip_compile.passes.normalize import copy_graph
 from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.pipeline import Rewritten, rewrite
 from opskip_compile.passes.report import Report
 from opskip_compile.passes.runtime import mark_visual
-from opskip_compile.resolve import resolve_schedule
+from opskip_compile.resolve import in_encoder_decoder, resolve_schedule
 from opskip_compile.settings import Settings
 
 Compiled = Callable[..., Any]
@@ -100,6 +102,7 @@ def opskip(
         lambda match, graph: resolve_schedule(settings.schedule, match, graph, settings.model_type),
         strict=settings.strict,
         share_rotary=settings.share_rotary,
+        is_encoder=in_encoder_decoder,
         mark_input=None if marked is None else lambda graph: _add_mask_input(graph, marked),
         inputs=example_inputs if mark is None else [*example_inputs, mark.mask],
     )
@@ -118,6 +121,10 @@ def _lower(
     gm: fx.GraphModule, inputs: Sequence[Any], result: Rewritten, settings: Settings, marked: int | None
 ) -> Compiled:
     source, inputs, report = result.source, list(inputs), result.report
+    if report.reason in CROSSINGS:
+        if settings.schedule is None or settings.schedule.rules or settings.schedule.late:
+            warnings.warn(NOT_SKIPPED.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
+        return _finish(gm, inputs, settings)
     if source is not None and source.kind != "marked_input" and not report.operators:
         return _marking(gm, inputs, settings, source)
     if result.graph is not None:

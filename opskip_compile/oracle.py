@@ -17,24 +17,34 @@ from opskip_compile.errors import OpSkipError
 from opskip_compile.schedule import Schedule
 
 # Names of the modules whose output is added to the residual stream, the last one first: some decoders have a norm
-# after the operator.
+# after the operator. Layers of hybrid decoders mix rows by a recurrence or a convolution instead of an attention.
 _BRANCHES = {
-    "attention": ("self_attn", "attention", "attn"),
-    "ffn": ("mlp", "feed_forward", "block_sparse_moe"),
+    "attention": ("self_attn", "attention", "attn", "self_attention", "linear_attn", "conv", "short_conv", "mamba"),
+    "ffn": ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn", "fc2"),
 }
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers of a transformers model, or of its text decoder.
+    """The decoder layers of a transformers model, or of its text decoder: the one list that has attentions.
 
     Raises:
-        OpSkipError: the model has no list of layers.
+        OpSkipError: the model has no list of layers, or several of them.
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     layers = getattr(decoder, "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise OpSkipError(f"oracle: {type(model).__name__} has no decoder with a list named 'layers'")
-    return layers
+    if isinstance(layers, nn.ModuleList):
+        return layers
+    found = [
+        module
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and name.rsplit(".", 1)[-1] == "layers"
+        and any(child in _BRANCHES["attention"] for child, _ in module[0].named_children())
+        and not any(word in name for word in ("vision", "visual", "vq", "audio", "encoder", "former", "perceiver"))
+    ]
+    if len(found) != 1:
+        raise OpSkipError(f"oracle: {type(model).__name__} has {len(found)} lists named 'layers' in its decoder, not 1")
+    return found[0]
 
 
 @contextmanager
@@ -69,9 +79,11 @@ def oracle(model: nn.Module, schedule: Schedule, visual_mask: Tensor) -> Iterato
 def _drop(rows: Tensor) -> Any:
     def hook(module: nn.Module, args: object, output: Any) -> Any:
         first = output[0] if isinstance(output, tuple) else output
-        if first.shape[:2] != rows.shape:
+        flat = first.dim() == 2 and first.shape[0] == rows.numel()  # batch and sequence in one dimension
+        if not flat and first.shape[:2] != rows.shape:
             return output
-        kept = torch.where(rows[..., None].to(first.device), torch.zeros_like(first), first)
+        left_out = rows.reshape(-1) if flat else rows
+        kept = torch.where(left_out[..., None].to(first.device), torch.zeros_like(first), first)
         return (kept, *output[1:]) if isinstance(output, tuple) else kept
 
     return hook

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import warnings
+from collections.abc import Iterable
 
 from torch import fx
 
@@ -36,7 +38,7 @@ def resolve_schedule(given: Schedule | None, match: Match, graph: fx.Graph, mode
         except ScheduleError as error:
             raise ScheduleError(f"environment variable {ENVIRONMENT}: {error}") from None
     hidden, intermediate = _widths(match)
-    for architecture in filter(None, (model_type, *_architectures(graph))):
+    for architecture in filter(None, (model_type, *_architectures(graph.nodes))):
         preset = match_preset(architecture, match.num_layers, hidden, intermediate)
         if preset is not None:
             return Resolved(preset.schedule, f"preset {preset.name}")
@@ -62,10 +64,21 @@ def _widths(match: Match) -> tuple[int, int | None]:
     return int(stream.shape[-1]), max((int(w.shape[-1]) for w in widths if w is not None), default=None)
 
 
-def _architectures(graph: fx.Graph) -> list[str]:
-    """transformers model types that the modules of this graph belong to, the wrapping model first."""
+def in_encoder_decoder(match: Match) -> bool:
+    """True if the operators belong to an encoder-decoder of transformers: where a graph break parts the encoder from
+    the decoder, its graph alone looks like a decoder's."""
+    auto = sys.modules.get("transformers.models.auto.configuration_auto")
+    if auto is None or not match.operators:
+        return False
+    names = _architectures([match.operators[0].exit, match.operators[-1].exit])
+    keys = [key for name in names for key in (name, name.replace("_", "-")) if key in auto.CONFIG_MAPPING_NAMES]
+    return any(getattr(auto.CONFIG_MAPPING[key], "is_encoder_decoder", False) is True for key in keys)
+
+
+def _architectures(nodes: Iterable[fx.Node]) -> list[str]:
+    """transformers model types that the modules of these nodes belong to, the wrapping model first."""
     found: dict[str, None] = {}
-    for node in graph.nodes:
+    for node in nodes:
         for _, kind in (node.meta.get("nn_module_stack") or {}).values():
             name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
             hit = re.match(r"transformers\.models\.(\w+)\.", name)

@@ -14,7 +14,7 @@ from torch import fx
 
 from opskip_compile.graphs.origin import captured_place
 from opskip_compile.graphs.shapes import Sizes
-from opskip_compile.passes.ops import op_name
+from opskip_compile.passes.rules.registry import name_of
 
 ShapeOf = Callable[[Any], tuple[int, ...] | None]
 
@@ -29,7 +29,7 @@ def count_by_operator(graph: fx.Graph, owners: Mapping[str, str], sizes: Sizes) 
     """
     total = dict.fromkeys(owners.values(), 0)
     for node in graph.nodes:
-        count = _COUNTS.get(op_name(node) or "")
+        count = _COUNTS.get(name_of(node))
         owner = owners.get(captured_place(node)) if count is not None else None
         if count is not None and owner is not None:
             flops = _count(count, node, sizes)
@@ -92,5 +92,8 @@ _COUNTS: dict[str, Callable[[fx.Node, ShapeOf], int | None]] = {
     "addmm": _product(1, "mat1"),
     "baddbmm": _product(1, "batch1"),
     "einsum": _einsum,
+    "grouped_mm": _product(0, "input"),
+    "_grouped_mm": _product(0, "input"),
+    "grouped_mm_fallback": _product(0, "input"),
     "scaled_dot_product_attention": _attention,
 }

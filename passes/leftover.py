@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from opskip_compile.passes.match import MATRIX_PRODUCTS, Operator, is_attention_product
+from opskip_compile.passes.dataflow import is_attention_product
+from opskip_compile.passes.match import MATRIX_PRODUCTS, Operator
 from opskip_compile.passes.ops import op_name
 
 _NORM_STEPS = frozenset({"mean", "var", "rsqrt", "layer_norm", "rms_norm"})

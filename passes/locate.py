@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from opskip_compile._compat import same_size
+from opskip_compile.passes.dataflow import is_stream
 from opskip_compile.passes.ops import CASTS, op_name, tensor
 from opskip_compile.passes.runtime import mark_visual
 
@@ -30,12 +31,6 @@ class RowSource:
     kind: str
     root: fx.Node
     masks: tuple[fx.Node, ...]
-
-
-def is_stream(node: fx.Node) -> bool:
-    """True if the value can be a residual stream: floating point ``(batch, sequence, width)``."""
-    value = tensor(node)
-    return value is not None and value.dim() == 3 and value.is_floating_point()
 
 
 def locate_rows(graph: fx.Graph, marked_input: tuple[fx.Node, fx.Node] | None = None) -> RowSource | None:

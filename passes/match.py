@@ -4,7 +4,8 @@ The residual stream is the chain of dominators of the decoder's output: the valu
 input has to pass. Two neighbours on that chain that are joined by an addition ``d' = d + f(d)`` enclose one operator
 (or several, where a model adds attention and FFN in parallel). Dominance is the proof of single entry and single
 exit: nothing that the operator computes reaches the output except through ``d'``. An operator that holds an
-attention product is an attention, one that holds another matrix product is an FFN.
+attention product, or a convolution over the sequence, is an attention (it mixes rows); one that holds another matrix
+product is an FFN.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ import networkx as nx
 from torch import fx
 
 from opskip_compile.graphs.record import source_line
-from opskip_compile.passes.locate import is_stream
+from opskip_compile.passes.crossing import crossing
+from opskip_compile.passes.dataflow import dataflow, is_attention_product, is_stream
 from opskip_compile.passes.nearest import nearest_sum, sum_without_product
-from opskip_compile.passes.ops import CASTS, SHAPE_ONLY, is_inplace, op_name
+from opskip_compile.passes.ops import CASTS, is_inplace, op_name
+from opskip_compile.passes.rules import known_operations
 from opskip_compile.passes.runtime import mark_visual
 
 MATRIX_PRODUCTS = frozenset({"linear", "matmul", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"})
+# Hybrid decoders mix rows by a short convolution (and a recurrence after it) where others have an attention.
+CONVOLUTIONS = frozenset({"conv1d", "causal_conv1d"})
 _PASSES_STREAM = frozenset({"add", "sub", "mul", "to", "float", "half", "bfloat16", "clone", "contiguous", "detach"})
 
 
@@ -96,6 +101,9 @@ def match_operators(root: fx.Node) -> Match:
     Linear in the size of the graph: one dominator tree, and each region is walked once.
     """
     flow = dataflow(root)
+    crosses = crossing(root.graph, flow, known_operations())
+    if crosses:
+        return Match(doubt=crosses)
     dominators = nx.immediate_dominators(flow, root)
     graph_order = {node: i for i, node in enumerate(root.graph.nodes)}
     best = Match()
@@ -128,6 +136,9 @@ def _doubt(match: Match, flow: nx.DiGraph) -> str:
     """Why counting layers by their attention may go wrong here, or an empty text."""
     if _returns_stream(match.operators[-1].exit, flow):
         return PART
+    doubled = _doubled_mixer(match)
+    if doubled:
+        return doubled
     exits: dict[tuple[int, str], set[fx.Node]] = {}
     for operator in match.operators:
         exits.setdefault((operator.layer, operator.kind), set()).add(operator.exit)
@@ -138,6 +149,18 @@ def _doubt(match: Match, flow: nx.DiGraph) -> str:
                 "where a layer begins, and the schedule does not say how many layers there are"
             )
     return ""
+
+
+def _doubled_mixer(match: Match) -> str:
+    """A convolution tells where a layer begins only if every layer has one mixer and an FFN after it."""
+    mixers = [op for op in match.operators if op.kind == "attention"]
+    plain = [op for op in mixers if not any(is_attention_product(node) for node in op.region)]
+    if not plain or {op.layer for op in match.operators if op.kind == "ffn"} == set(range(match.num_layers)):
+        return ""
+    return (
+        f"{plain[0].exit.name} ({source_line(plain[0].exit)}) mixes rows by a convolution, and not every such operator "
+        "has an FFN after it, so layers can't be counted, and the schedule does not say how many there are"
+    )
 
 
 def _returns_stream(last: fx.Node, flow: nx.DiGraph) -> bool:
@@ -152,43 +175,6 @@ def _returns_stream(last: fx.Node, flow: nx.DiGraph) -> bool:
                 stream.add(user)
                 stack.append(user)
     return False
-
-
-def is_attention_product(node: fx.Node) -> bool:
-    """True for a fused attention call, or a softmax whose result goes into a matrix product."""
-    name = op_name(node)
-    if name == "scaled_dot_product_attention":
-        return True
-    if name is None and node.op == "call_function":
-        target = str(getattr(node.target, "__name__", node.target)).lower()
-        return "flex_attention" in target or "flash_attn" in target or "flash_attention" in target
-    if name != "softmax":
-        return False
-    ahead, seen = list(node.users), {node}
-    while ahead:
-        user = ahead.pop()
-        if op_name(user) == "matmul":
-            return True
-        if user not in seen and op_name(user) in CASTS | {"dropout"}:
-            seen.add(user)
-            ahead.extend(user.users)
-    return False
-
-
-def dataflow(root: fx.Node) -> nx.DiGraph:
-    """Every value that is computed from the data of ``root``, with an edge from each to its readers."""
-    flow = nx.DiGraph()
-    flow.add_node(root)
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        for user in node.users:
-            if user.op == "output" or op_name(user) in SHAPE_ONLY:
-                continue
-            if user not in flow:
-                stack.append(user)
-            flow.add_edge(node, user)
-    return flow
 
 
 def _chain(dominators: dict[fx.Node, fx.Node], root: fx.Node, sink: fx.Node) -> list[fx.Node]:
@@ -308,7 +294,7 @@ def _path(node: fx.Node, entry: fx.Node, flow: nx.DiGraph) -> tuple[fx.Node, ...
 
 
 def _kind(region: tuple[fx.Node, ...]) -> str | None:
-    if any(is_attention_product(node) for node in region):
+    if any(is_attention_product(node) or op_name(node) in CONVOLUTIONS for node in region):
         return "attention"
     products = [node for node in region if op_name(node) in MATRIX_PRODUCTS]
     return "ffn" if products else None

@@ -11,7 +11,7 @@ from torch import fx
 
 from opskip_compile._compat import same_size
 from opskip_compile.graphs.record import source_line
-from opskip_compile.passes.locate import is_stream
+from opskip_compile.passes.dataflow import is_stream
 from opskip_compile.passes.ops import op_name, tensor
 
 _SHOWN = 4

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from torch import fx
 
-from opskip_compile.passes.ops import is_inplace, op_name
+from opskip_compile.passes.ops import FACTORIES, is_inplace, op_name
 from opskip_compile.passes.rules import known_operations
 from opskip_compile.passes.runtime import KEPT_ROWS, causal_mask, scatter_rows, select_rows
 
 _NOISE = "_log_api_usage_once"
 _OURS = frozenset({causal_mask, KEPT_ROWS, scatter_rows, select_rows})
-_FACTORIES = frozenset({"arange", "ones", "zeros", "empty", "full", "new_ones", "new_zeros", "zeros_like", "size"})
 
 
 def is_removable(node: fx.Node) -> bool:
@@ -20,7 +19,7 @@ def is_removable(node: fx.Node) -> bool:
     if node.target in _OURS or getattr(node.target, "__name__", "") == _NOISE:
         return True
     name = op_name(node)
-    return name in known_operations() or name in _FACTORIES
+    return name in known_operations() or name in FACTORIES or name == "size"
 
 
 def remove_dead(graph: fx.Graph) -> int:

@@ -45,10 +45,11 @@ _INPLACE_OPERATORS = frozenset(
 ) | {operator.setitem, operator.delitem}
 
 # Operations whose result is always new memory, or that read no tensor data at all.
-_VIEWS = frozenset(
+VIEWS = frozenset(
     "view reshape transpose permute expand expand_as unsqueeze squeeze getitem select narrow slice contiguous to "
-    "float half bfloat16 double type type_as detach split chunk unbind flatten unflatten movedim swapaxes t mT view_as "
-    "reshape_as broadcast_to ravel tensor_split int long bool alias lift_fresh positive dropout identity".split()
+    "float half bfloat16 double type type_as detach split chunk unbind flatten unflatten movedim swapaxes t mT "
+    "view_as reshape_as view_as_complex view_as_real broadcast_to ravel tensor_split int long bool alias "
+    "lift_fresh positive dropout identity".split()
 )
 # Operations that leave every value as it is, up to its data type and its memory.
 CASTS = frozenset({"to", "float", "half", "bfloat16", "type", "type_as", "contiguous", "clone"})
@@ -56,6 +57,10 @@ CASTS = frozenset({"to", "float", "half", "bfloat16", "type", "type_as", "contig
 SHAPE_ONLY = frozenset(
     "size shape dim ndim numel stride device dtype zeros_like ones_like empty_like full_like rand_like randn_like "
     "new_zeros new_ones new_empty new_full".split()
+)
+# Operations that make new memory without reading any.
+FACTORIES = frozenset(
+    "arange ones zeros empty full new_ones new_zeros new_empty new_full zeros_like ones_like empty_like".split()
 )
 _COPIES = frozenset({KEPT_ROWS, causal_mask, scatter_rows, select_rows})
 _TRUSTED_MODULES = ("torch", "_operator", "builtins")
@@ -125,13 +130,13 @@ def tensor(node: object) -> torch.Tensor | None:
 
 
 def mutated_nodes(graph: fx.Graph, known: Iterable[str]) -> frozenset[fx.Node]:
-    """Nodes whose memory some node of ``graph`` writes to, directly or through an alias.
+    """Nodes whose memory is written to after they are made, directly or through an alias, and those that write.
 
     ``known`` names the operations that a rule vouches for. A view, an in-place operation and every operation that
-    is not known may return memory of its arguments, so those are joined with them; all members of a joined set in
-    which something is written count as mutated.
+    is not known may return memory of its arguments, so those are joined with them; all members of a joined set that are
+    made before something is last written in it count as mutated.
     """
-    fresh = frozenset(known) - _VIEWS
+    fresh = frozenset(known) - VIEWS
     parent: dict[fx.Node, fx.Node] = {}
 
     def find(node: fx.Node) -> fx.Node:
@@ -142,8 +147,8 @@ def mutated_nodes(graph: fx.Graph, known: Iterable[str]) -> frozenset[fx.Node]:
             parent[node], node = root, up
         return root
 
-    written: list[fx.Node] = []
-    for node in graph.nodes:
+    written: list[tuple[fx.Node, int]] = []
+    for at, node in enumerate(graph.nodes):
         if node.op not in ("call_function", "call_method", "call_module"):
             continue
         inputs = node.all_input_nodes
@@ -152,13 +157,15 @@ def mutated_nodes(graph: fx.Graph, known: Iterable[str]) -> frozenset[fx.Node]:
             if not _is_custom(node.target) and (node.args or out is not None):
                 inputs = []
                 map_arg(node.args[0] if out is None else out, inputs.append)
-            written += inputs
+            written += [(value, at) for value in inputs]
         elif op_name(node) in fresh or node.target in _COPIES:
             continue
         for other in inputs:
             parent[find(other)] = find(node)
-    roots = {find(node) for node in written}
-    return frozenset(node for node in graph.nodes if find(node) in roots)
+    last: dict[fx.Node, int] = {}
+    for value, at in written:
+        last[find(value)] = max(at, last.get(find(value), -1))
+    return frozenset(node for i, node in enumerate(graph.nodes) if i <= last.get(find(node), -1))
 
 
 def _is_custom(target: object) -> bool:

@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import fx
 
-from opskip_compile._compat import same_size
 from opskip_compile.errors import RewriteError
 from opskip_compile.passes.cancel import cancel
 from opskip_compile.passes.compare import compare
+from opskip_compile.passes.crossing import ENCODER, crossing_without_rows
 from opskip_compile.passes.facts import Facts
 from opskip_compile.passes.insert import insert_skips
 from opskip_compile.passes.leftover import Leftover
@@ -25,9 +25,11 @@ from opskip_compile.passes.locate import RowSource, locate_rows
 from opskip_compile.passes.match import Match, match_operators
 from opskip_compile.passes.normalize import copy_graph, remove_dead
 from opskip_compile.passes.ops import tensor
+from opskip_compile.passes.outplace import write_out_of_place
 from opskip_compile.passes.plan import Plan, make_plan
 from opskip_compile.passes.pushdown import Pushdown, Stop
 from opskip_compile.passes.report import PassReport, Report
+from opskip_compile.passes.rules import known_operations
 from opskip_compile.passes.share_rotary import share_rotary_tables
 from opskip_compile.schedule import Schedule
 
@@ -86,6 +88,7 @@ def rewrite(
     share_rotary: bool = True,
     mark_input: MarkInput | None = None,
     inputs: Sequence[Any] | None = None,
+    is_encoder: Callable[[Match], bool] | None = None,
     until: str = PASSES[-1],
 ) -> Rewritten:
     """Run the passes on a copy of ``gm.graph``.
@@ -97,6 +100,7 @@ def rewrite(
         share_rotary: run the pass of that name.
         mark_input: adds the mask of an input that an earlier graph marked; called only if a mark exists.
         inputs: the values of this call, that of a marked input's mask last; only the report reads them.
+        is_encoder: True if the operators are known to belong to the encoder of an encoder-decoder.
         until: the last pass to run; from ``"insert"`` on the graph is runnable after each.
 
     Raises:
@@ -111,7 +115,8 @@ def rewrite(
         return made[0]
 
     def again(inputs: Sequence[Any] | None) -> Rewritten:
-        return _rewrite(captured, resolve_once, strict, share_rotary, mark_input, inputs, PASSES.index(until))
+        last = PASSES.index(until)
+        return _rewrite(captured, resolve_once, strict, share_rotary, mark_input, is_encoder, inputs, last)
 
     captured = gm.graph
     result = again(inputs)
@@ -126,24 +131,28 @@ def _rewrite(
     strict: bool,
     share_rotary: bool,
     mark_input: MarkInput | None,
+    is_encoder: Callable[[Match], bool] | None,
     inputs: Sequence[Any] | None,
     last: int,
 ) -> Rewritten:
     clock, report = _Clock(), Report(nodes_before=len(captured.nodes), nodes_after=len(captured.nodes))
     with clock("normalize") as changed:
         graph = copy_graph(captured)
-        changed[0] = remove_dead(graph)
+        changed[0] = write_out_of_place(graph) + remove_dead(graph)
     with clock("locate"):
         source = locate_rows(graph)
         if source is None and mark_input is not None:
             marked = mark_input(graph)
             source = locate_rows(graph, marked) if marked is not None else None
     if source is None:
-        report.reason, report.passes = NO_ROWS, clock.passes
+        report.reason = crossing_without_rows(graph, known_operations()) or NO_ROWS
+        report.passes = clock.passes
         return Rewritten(None, report)
     report.row_source = source.kind
     with clock("match"):
         match = match_operators(source.root)
+        if is_encoder is not None and is_encoder(match):
+            match = Match(doubt=ENCODER)
     with clock("report"):
         facts = Facts.of(graph, source, match, inputs)
         report.num_layers, report.prompt, report.operators = match.num_layers, facts.prompt, facts.operators()
@@ -195,7 +204,7 @@ def _transform(
         changed[0] = len(plan.skips)
     if last >= PASSES.index("push_down"):
         with clock("push_down") as changed:
-            pushdown = Pushdown(graph, row_sets, one_element=same_size(root.shape[0], 1), owners=owners)
+            pushdown = Pushdown(graph, row_sets, root, owners)
             stops, changed[0] = tuple(pushdown.run()), pushdown.pushed
     if last >= PASSES.index("cancel"):
         with clock("cancel") as changed:

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import fx
 from torch.fx.node import map_arg
 
 from opskip_compile._compat import same_size
 from opskip_compile.graphs.origin import Origin, captured_name, captured_place, set_origin
 from opskip_compile.graphs.record import source_line
+from opskip_compile.passes.flat import FlatRegion, Stopped, prove_flat
+from opskip_compile.passes.flat_build import build_flat, erase_flat, unsafe_to_build
 from opskip_compile.passes.insert import RowSet, copy_origin
 from opskip_compile.passes.ops import mutated_nodes, tensor
 from opskip_compile.passes.rules import RULES, Decline, Rule, known_operations
@@ -48,16 +51,17 @@ class Pushdown:
         self,
         graph: fx.Graph,
         row_sets: Mapping[str, RowSet],
-        one_element: bool,
+        stream: torch.Tensor,
         owners: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.graph, self.owners = graph, owners
+        self.stream = stream  # an example of the residual stream, (batch, sequence, width)
         self.sets = {s.rows: s for s in row_sets.values()}
         self.mutated = mutated_nodes(graph, known_operations())
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.regions = any(_opens_region(node) for node in graph.nodes)
         # With a batch of one element, the batch dimension needs no proof.
-        self.one_element = one_element
+        self.one_element = same_size(stream.shape[0], 1)
         self.stops: list[Stop] = []
         self.pushed = 0
 
@@ -74,8 +78,7 @@ class Pushdown:
         for selection in selections:
             answer = self._ask(node, int(selection.args[2]), self.sets[selection.args[1]])  # type: ignore[arg-type,index]
             if isinstance(answer, Decline):
-                owner = self.owners.get(captured_place(node), "")
-                self.stops.append(Stop(node.name, name_of(node), source_line(node), answer.reason, owner))
+                self._push_region(node, selections, answer)
                 return
             asked.append((selection, answer))
         for selection, (rule, dims) in asked:
@@ -84,6 +87,28 @@ class Pushdown:
             self.graph.erase_node(selection)
             self.pushed += 1
         self._erase(node)
+
+    def _push_region(self, node: fx.Node, selections: list[fx.Node], declined: Decline) -> None:
+        """Where no rule moves the selection above ``node``: a region of flattened tokens that ends there may."""
+        stopped = Stopped(node, declined.reason)
+        proved: list[tuple[fx.Node, int, RowSet, FlatRegion]] = []
+        for selection in selections:
+            dim: Any = selection.args[2]
+            rows = self.sets[selection.args[1]]  # type: ignore[index]
+            found = prove_flat(node, dim, self.stream) if node not in self.mutated else None
+            if isinstance(found, FlatRegion):
+                found = unsafe_to_build(found, rows.n, self.order, self.mutated, self.regions) or found
+            if not isinstance(found, FlatRegion):
+                at = found or stopped
+                owner = self.owners.get(captured_place(at.node), "")
+                self.stops.append(Stop(at.node.name, name_of(at.node), source_line(at.node), at.reason, owner))
+                return
+            proved.append((selection, dim, rows, found))
+        for selection, dim, rows, region in proved:
+            selection.replace_all_uses_with(build_flat(self.graph, region, node, dim, rows, self.order))
+            self.graph.erase_node(selection)
+            self.pushed += len(region.orders)
+        erase_flat(self.graph, [region for *_, region in proved], self.order)
 
     def _ask(self, node: fx.Node, dim: int, rows: RowSet) -> tuple[Rule, dict[fx.Node, int]] | Decline:
         """The rule and the operand dimensions that carry the rows, or why not."""

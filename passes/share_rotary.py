@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import fx
 
 from opskip_compile.graphs.origin import Origin, set_origin
-from opskip_compile.passes.match import dataflow
+from opskip_compile.passes.dataflow import dataflow
 from opskip_compile.passes.ops import op_name, tensor
 from opskip_compile.passes.runtime import SHARED
 

@@ -14,10 +14,10 @@ from unittest import mock
 import torch
 from torch import Tensor, fx
 
-from opskip_compile._compat import same_size
 from opskip_compile.passes.insert import RowSet
 from opskip_compile.passes.normalize import copy_graph, remove_dead
 from opskip_compile.passes.ops import op_name
+from opskip_compile.passes.outplace import write_out_of_place
 from opskip_compile.passes.pushdown import Pushdown, Stop, is_selection
 from opskip_compile.passes.runtime import KEPT_ROWS, select_rows
 
@@ -93,8 +93,18 @@ class Pushed:
     selected: list[str] = field(default_factory=list)
 
 
-def push(fn: Callable[..., Any], visual: Tensor, *inputs: Tensor, dim: int = 1, dynamic: bool | None = None) -> Pushed:
-    """Select the kept rows of ``fn(*inputs)`` along ``dim``, push the selection down and run the graph."""
+def push(
+    fn: Callable[..., Any],
+    visual: Tensor,
+    *inputs: Tensor,
+    dim: int = 1,
+    dynamic: bool | None = None,
+    out_of_place: bool = False,
+) -> Pushed:
+    """Select the kept rows of ``fn(*inputs)`` along ``dim``, push the selection down and run the graph.
+
+    With ``out_of_place``, what the function writes in place is first written out of place where that is safe.
+    """
     done = Pushed()
 
     def with_mask(mask: Tensor, *xs: Tensor) -> tuple[Any, Tensor]:
@@ -102,6 +112,9 @@ def push(fn: Callable[..., Any], visual: Tensor, *inputs: Tensor, dim: int = 1, 
 
     def change(gm: fx.GraphModule) -> fx.Graph:
         graph = copy_graph(gm.graph)
+        if out_of_place:
+            write_out_of_place(graph)
+            remove_dead(graph)
         marker = nodes_named(graph, "isnan")[-1]
         mask, output = marker.args[0], graph.output_node()
         # Dynamo gives every output once, in the order of `with_mask`.
@@ -111,8 +124,7 @@ def push(fn: Callable[..., Any], visual: Tensor, *inputs: Tensor, dim: int = 1, 
         with graph.inserting_before(output):
             selection = graph.call_function(select_rows, (result, rows.rows, dim))
         output.args = (tuple(selection if node is result else node for node in output.args[0]),)
-        one = same_size(mask.meta["example_value"].shape[0], 1)
-        done.stops = Pushdown(graph, {"visual": rows}, one_element=one).run()
+        done.stops = Pushdown(graph, {"visual": rows}, mask.meta["example_value"][..., None]).run()
         remove_dead(graph)
         graph.lint()
         done.after, done.selected = op_names(graph), selected(graph)

@@ -135,6 +135,24 @@ PUSHED = (
         "B4SD BHKD BHKD b:B1SK",
         dim=2,
     ),
+    # Choices and lookups.
+    Case("topk getitem", lambda x: x.topk(3, dim=-1)[0]),
+    Case("topk getitem", lambda x: torch.topk(x, 2, 1)[1], "BHSD", dim=2),
+    Case("sort getitem", lambda x: x.sort()[0]),
+    Case("argsort", lambda x: x.argsort(-1)),
+    Case("argmax", lambda x: x.argmax(-1)),
+    Case("argmax", lambda x: x.argmax(1, keepdim=True), "BHSD", dim=2),
+    Case("argmax", lambda x: x.argmax(1), "BHSD"),
+    Case("gather", lambda x: x.gather(-1, x.argsort(-1)[..., :3])),
+    Case("scatter", lambda x: x.scatter(2, x.argsort(-1)[..., :3], x.cos())),
+    Case("scatter", lambda x: x.scatter(-1, x.argsort(-1)[..., :3], 1.0)),
+    Case("one_hot", lambda x: F.one_hot(x, 9), "i:BS"),
+    Case("getitem", lambda i, table: table[i], "i:BS VW"),
+    Case("repeat_interleave", lambda x: x.repeat_interleave(3, dim=-1)),
+    Case("zeros_like", lambda x, y: torch.zeros_like(x.sin()) + y, "BSW BSW"),
+    Case("ones_like full_like", lambda x: torch.ones_like(x) * x + torch.full_like(x, 2.0)),
+    Case("view_as_complex view_as_real", lambda x: torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (4, 2))))),
+    Case("transpose to", lambda x: x.transpose(1, 2).to(torch.float64, memory_format=torch.contiguous_format), dim=2),
     Case("dropout", lambda x: F.dropout(x, 0.5, training=False)),
     Case("dropout", lambda x: F.dropout(x, p=0.0)),
 )
@@ -200,7 +218,7 @@ PUSHED += (
 )
 
 DECLINED = (
-    Case("view", lambda x: x.reshape(-1, 8).view(3, -1, 8), reason=VIEW, batches=THREE),
+    Case("view flip", lambda x: x.reshape(-1, 8).flip(0).view(3, -1, 8), reason="no rule for flip", batches=THREE),
     Case("view", lambda x: x.view(x.shape[0], -1), reason=VIEW, batches=ONE),
     Case(
         "view",
@@ -278,6 +296,33 @@ DECLINED = (
         "i:BS VW",
         reason="its first operand is not the positions",
     ),
+    *(
+        Case(
+            f"{n} getitem",
+            lambda x, n=n: getattr(x, n)(*((7, 1) if n == "topk" else (1,)))[0],
+            reason="works along the",
+        )
+        for n in ("topk", "sort")
+    ),
+    Case("argsort", lambda x: x.argsort(1), reason="it works along the rows"),
+    Case("argmax", lambda x: x.argmax(0), "HBSW", reason=NO_BATCH, batches=THREE),
+    Case("gather", lambda x, i: x.gather(1, i), "BSW i:BSK", reason="it works along the rows"),
+    Case("gather", lambda x, i: x.gather(2, i), "BWW i:BSK", reason="an operand has fewer rows"),
+    Case("scatter", lambda x, i, y: x.scatter(1, i, y), "BSW i:BSK BSW", reason="it works along the rows"),
+    Case("one_hot", lambda x: F.one_hot(x, 7), "i:BD", 2, reason="the rows are the classes"),
+    Case("getitem", lambda i, table: table[i], "i:B VS", reason="the rows are entries of the table"),
+    Case("repeat_interleave", lambda x: x.repeat_interleave(7, 1), "B1W", reason="it repeats the rows"),
+    Case("zeros_like", lambda x: torch.zeros_like(x), "1SW", reason=NOTHING, batches=THREE),
+    Case("ones_like", lambda x: torch.ones_like(x), "1SW", reason=NOTHING, batches=THREE),
+    Case("full_like", lambda x: torch.full_like(x, 2.0), "1SW", reason=NOTHING, batches=THREE),
+    Case(
+        "view_as_real",
+        lambda x, y: torch.view_as_real(torch.complex(x, y)),
+        "1SW 1SW",
+        reason=NOTHING,
+        batches=THREE,
+    ),
+    Case("view_as_complex", lambda x: torch.view_as_complex(x), "1SD2", reason=NOTHING, batches=THREE),
     Case("dropout", lambda x: F.dropout(x, 1.0), reason="dropout is active"),
     Case(SDPA, partial(sdpa, dropout_p=1.0), ATTENTION, 2, reason="attention dropout is active"),
     Case(SDPA, lambda x, v: sdpa(x, x, v), "BHSD BHSD", 2, reason="queries and keys are the same tensor"),

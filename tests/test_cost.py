@@ -82,6 +82,15 @@ def test_a_batch_counts_the_longest_of_its_elements(spec: str) -> None:
     assert graph.visual_tokens == 48
 
 
+def test_routed_experts_count_their_tokens() -> None:
+    """Router, gate and up, down, by hand: 24 rows, 4 experts of width 32, 2 a token."""
+    config, inputs = test_more_families.qwen3_vl_moe()
+    model = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    ffn = next(op for op in opskip.explain(model, inputs, "attend:1").operators if op.name == "1.ffn")
+    each = 2 * 32 * 4 + 2 * (2 * 32 * 64 + 2 * 32 * 32)
+    assert (ffn.flops_before, ffn.flops_after) == (24 * each, 8 * each)
+
+
 def test_a_report_has_its_own_prompt_and_schedule() -> None:
     report = opskip.explain(FAMILIES["llava"].build(2), FAMILIES["llava"].inputs(), "silent:1")
     found = opskip.count_flops(report)

@@ -18,6 +18,8 @@ from families import FAMILIES, ONE_IMAGE, UNEVEN
 from grabbed import grab
 from test_backend import Decoder, explain_qwen3_vl, visual
 from test_match import BUILDS, run
+from test_more_families import qwen3_vl_moe
+from transformers import AutoModelForImageTextToText
 
 import opskip_compile as opskip
 from opskip_compile.graphs.diff import GraphDiff, Line
@@ -91,6 +93,22 @@ def test_shapes_are_those_of_the_running_graph(family: str, layout: object) -> N
                 assert record.shape == real[name], record.code
     assert {r.row_dim for r in diff.after} == {None, 1, 2}
     assert all(r.row_dim is None for r in diff.before)
+
+
+def test_shapes_of_flattened_and_sorted_tokens() -> None:
+    """A routed FFN counts tokens times experts; its kept rows are a share of them."""
+    torch.manual_seed(0)
+    config, inputs = qwen3_vl_moe()
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    found = grab(model, inputs, SPEC)
+    diff, real = found.report.diff(), found.shapes(found.after)
+    check(diff)
+    known = {r.name: r.shape for r in diff.after if r.shape is not None and r.name in real}
+    assert known == {name: real[name] for name in known}
+    routed = [
+        known[line.name] for line in diff.operator("1.ffn").lines if "grouped_mm" in (line.after or line.before).code
+    ]
+    assert [shape[0] for shape in routed] == [16, 16], "8 kept rows, 2 experts each"
 
 
 def test_only_the_skipped_operators_change() -> None:

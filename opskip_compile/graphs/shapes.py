@@ -71,10 +71,16 @@ class Sizes:
             return None
         shape: list[Size] = [size_hint(size) for size in value.shape]
         if found is not None and found.dim is not None:
-            shape[found.dim] = KEPT if self.prompt is None else self.prompt.kept(found.rows)
+            shape[found.dim] = KEPT if self.prompt is None else self._shrunk(shape[found.dim], found.rows, self.prompt)
             if found.dim > 0 and self.prompt is not None:
                 shape[0] = self.prompt.batch  # the row index has one line for each element
         return tuple(shape)
+
+    @staticmethod
+    def _shrunk(size: Size, row_set: str, prompt: Prompt) -> Size:
+        """``size``, rows or a multiple of them (flattened tokens, each for some experts), with kept rows only."""
+        times = size // prompt.rows if isinstance(size, int) and size % prompt.rows == 0 else 0
+        return times * prompt.kept(row_set) if times else KEPT
 
 
 def row_dim(node: fx.Node) -> int | None:

@@ -1,6 +1,6 @@
 """The rules of selection pushdown: which operand dimension carries the rows of an operation's result."""
 
-from opskip_compile.passes.rules import attention, elementwise, products, reductions, shapes
+from opskip_compile.passes.rules import attention, elementwise, lookups, products, reductions, shapes
 from opskip_compile.passes.rules.registry import RULES, Decline, Rule, known_operations
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "attention",
     "elementwise",
     "known_operations",
+    "lookups",
     "products",
     "reductions",
     "shapes",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 
 from opskip_compile.passes.ops import is_random_or_stateful
@@ -17,13 +19,24 @@ POINTWISE = (
     # comparison and logic
     "eq ne lt le gt ge and or xor invert bitwise_not logical_not where masked_fill isnan isinf isfinite "
     # casts and copies of the same shape
-    "to float half bfloat16 double type type_as int long bool contiguous clone detach nan_to_num positive"
+    "float half bfloat16 double type type_as int long bool detach nan_to_num positive"
 )
 
 
 @rule(*POINTWISE.split())
 def pointwise(node: fx.Node, dim: int) -> Dims | Decline:
     """``op(x, y, ...)[.., r, ..]`` depends on row r of every operand that is not broadcast."""
+    return broadcast(node, dim, all_tensors(node), len(shape(node)))
+
+
+def without_layout(node: fx.Node, dim: int, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """No wish for a memory layout: whether a tensor has one can't be told while the number of rows is not known."""
+    return node.args, {key: value for key, value in node.kwargs.items() if key != "memory_format"}
+
+
+@rule("to", "contiguous", "clone", resize=without_layout)
+def copy(node: fx.Node, dim: int) -> Dims | Decline:
+    """A copy, perhaps in another type or memory layout."""
     return broadcast(node, dim, all_tensors(node), len(shape(node)))
 
 

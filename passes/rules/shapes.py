@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import fx
 
 from opskip_compile._compat import same_size
 from opskip_compile.passes.ops import op_name, tensor
+from opskip_compile.passes.rules.lookups import table_lookup
 from opskip_compile.passes.rules.registry import Decline, Dims, argument, operand, rule, shape
 
 _Size = int | torch.SymInt
@@ -28,6 +30,9 @@ def _sizes(node: fx.Node, first: int = 1) -> tuple[list[Any], bool]:
     given = node.args[first] if len(node.args) > first else None
     if isinstance(given, list | tuple):
         return list(given), True
+    whole = given.meta.get("example_value") if isinstance(given, fx.Node) else None
+    if isinstance(whole, tuple):  # another tensor's shape, as one value
+        return [(given, i) for i in range(len(whole))], True
     for name in ("shape", "size"):
         if name in node.kwargs:
             return list(node.kwargs[name]), True  # type: ignore[arg-type]
@@ -40,11 +45,24 @@ def _with_sizes(node: fx.Node, sizes: list[Any]) -> tuple[tuple[Any, ...], dict[
 
 
 def resize_view(node: fx.Node, dim: int, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same view with ``n`` in the row dimension; a -1 elsewhere keeps its meaning."""
+    """The same view with ``n`` in the row dimension.
+
+    A -1 elsewhere is written out where its size is fixed: Inductor 2.13 works out a wrong one next to a size that is
+    only known when the graph runs.
+    """
     sizes, _ = _sizes(node)
-    if sizes[dim] != -1:
+    known = shape(node)
+    sizes = [
+        known[i] if isinstance(s, int) and s == -1 and isinstance(known[i], int) else s for i, s in enumerate(sizes)
+    ]
+    if sizes.count(-1) != 1 or sizes[dim] != -1:
         sizes[dim] = n
-    return _with_sizes(node, sizes)
+    return _with_sizes(node, [_one_size(size) for size in sizes])
+
+
+def _one_size(size: Any) -> Any:
+    """A size as an argument; one that is a part of a shape is taken out of it."""
+    return size[0].graph.call_function(operator.getitem, size) if isinstance(size, tuple) else size
 
 
 @rule("view", "reshape", resize=resize_view)
@@ -127,7 +145,7 @@ def resize_expand(node: fx.Node, dim: int, n: fx.Node) -> tuple[tuple[Any, ...],
     """The same expansion with ``n`` rows."""
     sizes, _ = _sizes(node)
     sizes[dim] = n
-    return _with_sizes(node, sizes)
+    return _with_sizes(node, [_one_size(size) for size in sizes])
 
 
 @rule("expand", "broadcast_to", resize=resize_expand)
@@ -178,9 +196,11 @@ def getitem(node: fx.Node, dim: int) -> Dims | Decline:
         # x is a tuple of parts; the pushdown pass takes the selection through the operation that made it.
         return (
             {x: dim}
-            if isinstance(index, int) and op_name(x) in _CUTS
+            if isinstance(index, int) and op_name(x) in (*_CUTS, "topk", "sort")
             else Decline("it indexes something that is no tensor")
         )
+    if isinstance(index, fx.Node) and tensor(index) is not None:
+        return table_lookup(node, dim)
     items = list(index) if isinstance(index, tuple) else [index]
     if any(isinstance(i, bool) or not (i is None or i is Ellipsis or isinstance(i, int | slice)) for i in items):
         return Decline("it indexes with a tensor or a computed number")
