@@ -113,7 +113,7 @@ def opskip(
         gm.graph = result.graph
     _publish(report, settings, captured, gm)
     if settings.dry_run and report.operators:
-        return _stopping(report)
+        return _stopping(report) if marked is None else _taking_up(_stopping(report), marked)
     return _lower(gm, example_inputs, result, settings, marked)
 
 

@@ -58,6 +58,9 @@ class Facts:
         before = self.flops
         after = before if rewritten is None else count_by_operator(rewritten, self.owners, self.sizes)
         full = None if self.prompt is None else self.prompt.rows
+        by_name: dict[str, list[Operator]] = {}
+        for part in _all(self.match):
+            by_name.setdefault(part.name, [part]).append(part)
         return tuple(
             OperatorReport(
                 layer=op.layer,
@@ -72,9 +75,9 @@ class Facts:
                 rows_after=self.prompt.kept(rows[op.name]) if self.prompt is not None and op.name in rows else full,
                 flops_before=None if before is None else before[op.name],
                 flops_after=None if after is None else after[op.name],
-                remaining=remaining(op) if op.name in rows else (),
+                remaining=tuple(name for part in parts for name in remaining(part)) if op.name in rows else (),
             )
-            for op in _all(self.match)
+            for op, *parts in by_name.values()
         )
 
 

@@ -44,7 +44,7 @@ class Operator:
         exit: the addition.
         summands: everything that the exit adds up, the entry and the branch among them, in order.
         region: every node that is computed from the entry for the branch.
-        number: 1, or more where a layer has several of the kind.
+        number: 1, or more where a layer has several of the kind, one after the other.
     """
 
     layer: int
@@ -203,7 +203,9 @@ def _match_chain(chain: tuple[fx.Node, ...], flow: nx.DiGraph) -> Match:
             )
             continue
         for branch, kind, region in parts:
-            number = 1 + sum(op.layer == layer and op.kind == kind for op in match.operators + match.unmatched)
+            # Several summands of one addition, such as routed and shared experts, are one operator.
+            known = match.operators + match.unmatched
+            number = 1 + len({op.exit for op in known if (op.layer, op.kind) == (layer, kind)} - {exit_})
             if branch is None:
                 match.unmatched.append(Operator(layer, kind, entry, exit_, exit_, (), region, number))
                 reason = f"{op_name(exit_) or exit_.target} does not add the operator to its own input"

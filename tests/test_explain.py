@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
+
 import pytest
 import torch
 from families import FAMILIES, UNEVEN
@@ -126,7 +129,10 @@ def test_more_schedules_than_dynamos_limit() -> None:
 def test_nothing_captured_before_is_taken_for_it(broken: bool) -> None:
     """Same shapes, other rows: Dynamo would answer from its cache."""
     model, hidden = Decoder(broken=broken), torch.randn(1, 12, 16)
-    reports = [opskip.explain(model, (hidden, visual(1, 12, 2, stop)), "silent:1") for stop in (8, 5, 8)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reports = [opskip.explain(model, (hidden, visual(1, 12, 2, stop)), "silent:1") for stop in (8, 5, 8)]
+        gc.collect()
     assert [report.prompt.visual for report in reports] == [(6,), (3,), (6,)]
     assert reports[0].flops_after == reports[2].flops_after < reports[1].flops_after
     assert reports[0].row_source == ("marked_input" if broken else "mark_visual")

@@ -21,6 +21,7 @@ from opskip_compile import inspection, tiny
 from opskip_compile.cli import app
 from opskip_compile.demo import data
 from opskip_compile.inspection import Request, find
+from opskip_compile.passes.rules import RULES
 
 TEMPLATE = (
     "{% for part in messages[0]['content'] %}"
@@ -276,12 +277,10 @@ def test_terminal_shows_every_column(columns: int) -> None:
     assert header[:3] == ["layers", "operator", "state"] and header[-1] == "removed"
 
 
-def test_misses_and_stops_are_printed(tmp_path: Path) -> None:
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-    text = tiny.text_config(2, head_dim=8, rope_parameters=tiny.rope(mrope_interleaved=True), **experts)
-    transformers.Qwen3VLMoeConfig(text_config=text).save_pretrained(tmp_path)
-    printed = call(tmp_path, "--schedule", "attend:1", "--visual", "16", "--text", "8").stdout
-    assert "computed in full: " in printed
+def test_stops_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(RULES, "silu")
+    printed = call("tiny-llava", "--schedule", "attend:1").stdout
+    assert re.search(r"computed in full: silu_1 \(silu; 1\.ffn, \w+\.py:\d+\): no rule for silu", printed)
 
 
 BAD: list[tuple[list[str], str]] = [
