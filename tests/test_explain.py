@@ -220,6 +220,18 @@ def test_a_miss_names_its_nearest_match() -> None:
     assert f"nearest match: {miss.nearest}" in str(report)
 
 
+def test_of_several_sums_the_nearest_is_named() -> None:
+    class Twice(Broken):
+        def forward(self, hidden: Tensor, visual: Tensor, skip: str = "") -> Tensor:
+            hidden = opskip.mark_visual(hidden, visual)
+            q, k, v, _ = self.attention[0](self.norm(hidden) + hidden.tanh().exp()).chunk(4, dim=-1)
+            hidden = hidden * 0.5 + nn.functional.scaled_dot_product_attention(q, k, v)
+            return self.norm(hidden + self.ffn[0](self.norm(hidden)))
+
+    report = opskip.explain(Twice(), (torch.randn(1, 12, 16), visual(1, 12, 2, 8)), "silent:0")
+    assert report.misses[0].nearest.endswith("which is hidden through mul")
+
+
 def test_recompiles_carry_their_reason() -> None:
     fast = torch.compile(Decoder(), backend="opskip", options={"schedule": "silent:1", **EAGER})
     for length in (12, 15, 19):
