@@ -16,6 +16,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from browser import browser, page  # noqa: F401
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("support matrix")
+    group.addoption("--every-cell", action="store_true", help="every family in every form (an hour)")
+    group.addoption("--support-out", metavar="FILE", help="write what the cells say, one JSON line each")
+
+
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """No compiled code and no report of another test, and no gradients."""

@@ -1,0 +1,57 @@
+"""The registry of forms: the columns of the support matrix, and what each of them runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from support.outcome import Outcome
+
+
+class Member(Protocol):
+    """A family of the matrix: `opskip_compile.tiny.Family`, or one of `support.zoo`."""
+
+    name: str
+
+    def build(self, layers: int = 4, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The model with the same random weights every time."""
+
+    def inputs(self, layout: tuple[tuple[int, ...], ...] = ((3, 5),), seed: int = 0) -> dict[str, Tensor]:
+        """A batch, padded on the left: numbers of text rows of each element, with an image between two."""
+
+
+Check = Callable[[Member], Outcome]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to run a model.
+
+    Attributes:
+        column: of the matrix in the README; several forms share one.
+        name: of the form, unique.
+        slow: lowers with Inductor or is slow otherwise: by ``make support`` only, but for the first family.
+    """
+
+    column: str
+    name: str
+    check: Check
+    slow: bool = False
+
+
+FORMS: dict[str, Form] = {}
+
+
+def form(column: str, name: str, slow: bool = False) -> Callable[[Check], Check]:
+    """Register a check as one form of ``column``."""
+
+    def register(check: Check) -> Check:
+        assert name not in FORMS, name
+        FORMS[name] = Form(column, name, check, slow)
+        return check
+
+    return register
