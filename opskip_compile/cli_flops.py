@@ -75,13 +75,14 @@ def _states_table(report: FlopsReport, schedule: Schedule) -> Table:
     from rich.console import Console
     from rich.table import Table
 
+    from opskip_compile.graphs.text import prefix
     from opskip_compile.tables import format_layers
 
     groups: dict[tuple[str, str], list[int]] = {}
     for layer, found in enumerate(schedule.resolve(report.num_layers)):
         rows = " + ".join(dict.fromkeys(filter(None, (found.attention, found.ffn))))
         groups.setdefault((found.state, rows), []).append(layer)
-    unit, letter = _unit(report.dense)
+    unit, letter = prefix(report.dense)
     prompt = f"{report.visual_tokens} visual + {report.text_tokens} text rows"
     table = Table(title=f"{letter}FLOPs of one prefill, {prompt}", title_justify="left")
     table.add_column("layer state", no_wrap=True)
@@ -109,7 +110,9 @@ def _states_table(report: FlopsReport, schedule: Schedule) -> Table:
 def _sizes_table(reports: Sequence[FlopsReport]) -> Table:
     from rich.table import Table
 
-    unit, letter = _unit(reports[0].dense)
+    from opskip_compile.graphs.text import prefix
+
+    unit, letter = prefix(reports[0].dense)
     table = Table(title=f"{letter}FLOPs over image sizes, {reports[0].text_tokens} text rows", title_justify="left")
     for name in ("visual rows", "dense", "skipped", "cut", "ideal speed-up"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -122,10 +125,6 @@ def _sizes_table(reports: Sequence[FlopsReport]) -> Table:
 def _size_dict(report: FlopsReport) -> dict[str, Any]:
     names = ("visual_tokens", "text_tokens", "dense", "skipped", "cut", "ideal_speedup")
     return {name: getattr(report, name) for name in names}
-
-
-def _unit(count: int) -> tuple[float, str]:
-    return next(((unit, letter) for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")) if count >= unit), (1.0, ""))
 
 
 def _broken(layers: str, width: int) -> str:

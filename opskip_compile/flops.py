@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from opskip_compile.errors import OpSkipError, OptionError
+from opskip_compile.graphs.text import prefix
 from opskip_compile.schedule import OPERATORS, Rows, Schedule
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 _FFN_WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
 _PLAIN_FFN = frozenset({"bloom", "falcon", "gpt2", "gpt_neox", "opt", "persimmon", "phi", "starcoder2"})
 
 
@@ -144,7 +144,7 @@ class FlopsReport:
 
         rows = f"{self.visual_tokens} visual + {self.text_tokens} text rows"
         table = Table(title=f"Prefill FLOPs, {self.num_layers} layers, {rows}")
-        unit, letter = next(((u, x) for u, x in _UNITS if self.dense >= u), (1.0, ""))
+        unit, letter = prefix(self.dense)
         for name in ("operator", "skipped in", f"dense {letter}", f"skipped {letter}", "cut"):
             table.add_column(name, justify="left" if name == "operator" else "right")
         fewer = Counter(item.operator for item in self.operators if item.skipped < item.dense)

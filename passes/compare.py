@@ -12,7 +12,8 @@ from opskip_compile.graphs.diff import GraphDiff
 from opskip_compile.graphs.record import record_graph
 from opskip_compile.graphs.shapes import Sizes
 from opskip_compile.passes.match import operator_name
-from opskip_compile.passes.report import OPERATORS, OperatorReport, Report
+from opskip_compile.passes.report import OperatorReport, Report
+from opskip_compile.schedule import OPERATORS
 
 
 class _Rewritten(Protocol):

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import fx
 
+from opskip_compile.graphs.origin import captured_place
 from opskip_compile.graphs.record import source_line
 from opskip_compile.graphs.shapes import Prompt, Sizes
 from opskip_compile.passes.cost import count_by_operator
@@ -67,8 +68,8 @@ class Facts:
                 kind=op.kind,
                 number=op.number,
                 rows=rows.get(op.name),
-                entry=op.entry.name,
-                exit=op.exit.name,
+                entry=captured_place(op.entry),
+                exit=captured_place(op.exit),
                 entry_source=source_line(op.entry),
                 exit_source=source_line(op.exit),
                 rows_before=full,
@@ -86,8 +87,8 @@ def operator_of_node(match: Match) -> dict[str, str]:
     owners: dict[str, str] = {}
     for op in _all(match):
         for node in op.region:
-            owners.setdefault(node.name, op.name)
-    owners.update((op.exit.name, op.name) for op in _all(match))
+            owners.setdefault(captured_place(node), op.name)
+    owners.update((captured_place(op.exit), op.name) for op in _all(match))
     return owners
 
 

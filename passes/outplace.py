@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from opskip_compile.graphs.origin import Origin, set_origin
 from opskip_compile.passes.ops import FACTORIES, VIEWS, is_inplace, op_name, tensor
 from opskip_compile.passes.rules import known_operations
 from opskip_compile.passes.rules.elementwise import POINTWISE
@@ -35,6 +36,7 @@ def write_out_of_place(graph: fx.Graph) -> int:
         with graph.inserting_after(node):
             new = graph.create_node(kind, function, args, dict(node.kwargs))
         new.meta = {**target.meta, **{key: value for key, value in node.meta.items() if key != "example_value"}}
+        set_origin(new, _origin(node, target))
         order[new] = order[node]
         for user in list(target.users):
             if order[user] > order[node]:
@@ -43,6 +45,13 @@ def write_out_of_place(graph: fx.Graph) -> int:
         graph.erase_node(node)
         changed += 1
     return changed
+
+
+def _origin(node: fx.Node, target: fx.Node) -> Origin:
+    """An index assignment has no result of its own: what stands for it has the shape of its ``target``."""
+    if tensor(node) is None:
+        return Origin(node.name, like=target.name)
+    return Origin(node.name, like=node.name, twin=True)
 
 
 def _pure(node: fx.Node) -> tuple[str, str | Callable[..., Any], tuple[Any, ...]] | None:

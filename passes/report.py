@@ -17,7 +17,6 @@ from opskip_compile.graphs.shapes import Prompt
 from opskip_compile.passes.match import Miss, operator_name
 from opskip_compile.passes.pushdown import Stop
 
-OPERATORS = ("attention", "ffn")
 _STATES = {(False, False): "full", (False, True): "attend", (True, False): "transform", (True, True): "silent"}
 
 

@@ -109,6 +109,8 @@ def test_shapes_of_flattened_and_sorted_tokens() -> None:
         known[line.name] for line in diff.operator("1.ffn").lines if "grouped_mm" in (line.after or line.before).code
     ]
     assert [shape[0] for shape in routed] == [16, 16], "8 kept rows, 2 experts each"
+    in_place = [line for line in diff.lines if line.before is not None and "itruediv(" in line.before.code]
+    assert [line.status for line in in_place] == ["changed"] * 4, "the division on the kept rows stands for it"
 
 
 def test_only_the_skipped_operators_change() -> None:
