@@ -4,7 +4,8 @@
 
 Random weights in the real Qwen3-VL decoder class. Every round runs each contender once, in turn; a speed-up is the
 median over rounds of the ratio to plain Inductor in the same round. The ideal is the ratio of FLOPs
-(DESIGN section 6), and the realised share is measured / ideal.
+(DESIGN section 6), and the realised share is measured / ideal. Peak memory is what one forward holds beyond the
+weights, its outputs and KV cache included.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from peak import peak_bytes
 from rich.console import Console
 from rich.table import Table
 from transformers import Qwen3VLTextConfig, Qwen3VLTextModel
@@ -117,8 +120,10 @@ def main() -> None:
     mask[:, 16 : 16 + args.visual] = True
     torch._dynamo.config.cache_size_limit = 64
     with torch.no_grad():
-        times = measure(contenders(model, args), (embeddings, mask), args.rounds)
-    results = summarize(times, model, args)
+        functions = contenders(model, args)
+        times = measure(functions, (embeddings, mask), args.rounds)
+        peaks = {name: peak_bytes(partial(call, embeddings, mask), args.device) for name, call in functions.items()}
+    results = summarize(times, peaks, model, args)
     show(results, args)
     if args.json:
         report = {
@@ -135,8 +140,10 @@ def main() -> None:
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def summarize(times: dict[str, list[float]], model: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row per contender: milliseconds, FLOPs cut, ideal and measured speed-up against plain Inductor."""
+def summarize(
+    times: dict[str, list[float]], peaks: dict[str, int], model: Any, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """One row per contender: milliseconds, FLOPs cut, ideal and measured speed-up, peak memory against Inductor."""
     geometry = opskip.Geometry.from_config(model.config)
     rows = []
     for name, seconds in times.items():
@@ -153,6 +160,8 @@ def summarize(times: dict[str, list[float]], model: Any, args: argparse.Namespac
                 "measured": round(measured, 3),
                 "spread": [round(min(ratios), 3), round(max(ratios), 3)],
                 "realised": round(measured / flops.ideal_speedup, 3),
+                "peak_mib": round(peaks[name] / 2**20, 1),
+                "peak_to_inductor": round(peaks[name] / peaks["Inductor"], 3),
             }
         )
     return rows
@@ -163,7 +172,7 @@ def show(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     table = Table(
         title=f"{args.layers} layers of width {args.width}, {args.visual} visual + {args.text} text rows, {args.dtype}"
     )
-    for column in ("contender", "ms", "FLOPs cut", "ideal", "measured", "spread", "realised"):
+    for column in ("contender", "ms", "FLOPs cut", "ideal", "measured", "spread", "realised", "peak MiB"):
         table.add_column(column, justify="left" if column == "contender" else "right")
     for row in rows:
         low, high = row["spread"]
@@ -173,7 +182,8 @@ def show(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
             f"{row['ideal']:.2f}x",
             f"{row['measured']:.2f}x",
         ]
-        table.add_row(row["name"], *cells, f"{low:.2f}-{high:.2f}", f"{row['realised']:.0%}")
+        ends = [f"{low:.2f}-{high:.2f}", f"{row['realised']:.0%}", f"{row['peak_mib']:.1f}"]
+        table.add_row(row["name"], *cells, *ends)
     Console(width=110).print(table)
 
 

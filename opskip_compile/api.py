@@ -229,12 +229,16 @@ def _compile_decoder(state: _Compiled, decoder: nn.Module, options: dict[str, An
     model, dense = state.model, decoder.forward
     owners, tokens = _owners(model, decoder), _visual_tokens(model)
 
-    def decoder_forward(visual_mask: Tensor | None, *args: Any, **named: Any) -> Any:
-        if visual_mask is not None:
-            named["inputs_embeds"] = mark_visual(named["inputs_embeds"], visual_mask)
-        return dense(*args, **named)
+    def compiled() -> Callable[..., Any]:
+        def decoder_forward(visual_mask: Tensor | None, *args: Any, **named: Any) -> Any:
+            if visual_mask is not None:
+                named["inputs_embeds"] = mark_visual(named["inputs_embeds"], visual_mask)
+            return dense(*args, **named)
 
-    compiled = torch.compile(_fresh(decoder_forward), backend="opskip", options=options, **kwargs)
+        return torch.compile(_fresh(decoder_forward), backend="opskip", options=options, **kwargs)
+
+    # Each has Dynamo's recompile limit for itself: caches, batches and masks of one do not use up that of another.
+    with_image, without_image, one_row = compiled(), compiled(), compiled()
 
     def forward(*args: Any, **named: Any) -> Any:
         mask, hidden = state.mask, named.get("inputs_embeds")
@@ -242,7 +246,10 @@ def _compile_decoder(state: _Compiled, decoder: nn.Module, options: dict[str, An
             mask = None
             why = "the decoder was not called with inputs_embeds= of as many rows as there are input_ids"
             warnings.warn(NOT_SKIPPED.format(why=why), NothingSkippedWarning, stacklevel=2)
-        return compiled(mask, *args, **named)
+        if mask is not None:
+            return with_image(mask, *args, **named)
+        is_decode = isinstance(hidden, Tensor) and hidden.shape[1] == 1
+        return (one_row if is_decode else without_image)(None, *args, **named)
 
     def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         ids = named.get("input_ids", args[0] if args else None)

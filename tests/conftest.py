@@ -11,6 +11,7 @@ import torch
 
 from opskip_compile.backend import REPORTS
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from browser import browser, page  # noqa: F401
