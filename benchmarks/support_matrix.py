@@ -1,0 +1,139 @@
+"""The support matrix: measure every cell against the oracle, and write the tables.
+
+    python benchmarks/support_matrix.py [--keep FILE]     # about an hour on 2 cores
+    python benchmarks/support_matrix.py --tables-only     # the tables again from the figures
+
+The cells are tests (``tests/test_support.py --every-cell``); this runs them, writes what they say to
+``benchmarks/results/support.json``, all cells in words to ``benchmarks/results/SUPPORT.md``, and the matrix into the
+README. If a cell fails, nothing is published.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+import transformers
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support import FORMS, ZOO  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- support matrix: begin -->", "<!-- support matrix: end -->"
+COLUMNS = tuple(dict.fromkeys(form.column for form in FORMS.values()))
+Cells = Mapping[str, Mapping[str, tuple[str, str]]]
+
+
+def measure(kept: Path | None) -> dict[str, dict[str, tuple[str, str]]]:
+    """Run the cells in two processes; family -> form -> state and reason."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = kept or Path(folder) / "cells.jsonl"
+        out.unlink(missing_ok=True)
+        tests = ["tests/test_support.py", "-k", "test_cell", "--every-cell", "--support-out", str(out)]
+        subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "2", *tests], cwd=ROOT, check=True)
+        return read(out)
+
+
+def read(path: Path) -> dict[str, dict[str, tuple[str, str]]]:
+    """The cells of a file of JSON lines, families and forms in the order of their tables."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = {(family, form): (state, reason) for family, form, state, reason in lines}
+    return {
+        family: {form: found[family, form] for form in FORMS if (family, form) in found}
+        for family in ZOO
+        if any(key[0] == family for key in found)
+    }
+
+
+def cell(outcomes: Iterable[tuple[str, str]]) -> str:
+    """One cell of the matrix: the forms of one column in one family."""
+    states = [state for state, _ in outcomes if state != "absent"]
+    if not states:
+        return "-"
+    if len(set(states)) == 1:
+        return {"skips": "yes", "partly": "part", "dense": "dense"}[states[0]]
+    return f"{states.count('skips')}/{len(states)}"
+
+
+def matrix(cells: Cells) -> str:
+    """The table of the README: families x columns."""
+    lines = [f"| family | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for family, forms in cells.items():
+        by_column = ([forms[name] for name in forms if FORMS[name].column == column] for column in COLUMNS)
+        lines.append(f"| {title(family)} | {' | '.join(map(cell, by_column))} |")
+    return "\n".join(lines)
+
+
+def title(family: str) -> str:
+    """Its name for readers."""
+    return str(getattr(ZOO[family], "title", family))
+
+
+def every_cell(cells: Cells) -> str:
+    """All reasons in words, the same ones together, by column and form."""
+    parts = ["# Support: every cell that is not wholly skipped, with the reason that the report gives", ""]
+    parts += [
+        "Written by `python benchmarks/support_matrix.py`. `partly` and `dense` are right by the oracle all the same.",
+        "",
+    ]
+    for name, form in FORMS.items():
+        here = {family: forms[name] for family, forms in cells.items() if name in forms}
+        done = [family for family, (state, _) in here.items() if state == "skips"]
+        parts += [f"## {form.column}: {name}", "", f"Skipped as the schedule says: {len(done)} of {len(here)}.", ""]
+        groups: dict[tuple[str, str], list[str]] = {}
+        for family, outcome in here.items():
+            if outcome[0] != "skips":
+                groups.setdefault(outcome, []).append(title(family))
+        parts += [f"* {state}, {', '.join(names)}: {reason}" for (state, reason), names in groups.items()]
+        parts += [""] * bool(groups)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def publish(cells: Cells) -> None:
+    """Write the three files."""
+    states = [state for forms in cells.values() for state, _ in forms.values()]
+    counts = {state: states.count(state) for state in ("skips", "partly", "dense", "absent")}
+    head = {
+        "command": "python benchmarks/support_matrix.py",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "counts": counts,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "support.json").write_text(json.dumps({**head, "cells": cells}, indent=0) + "\n", encoding="utf-8")
+    (RESULTS / "SUPPORT.md").write_text(every_cell(cells), encoding="utf-8")
+    readme = ROOT / "README.md"
+    text, count = re.subn(
+        f"(?<={BEGIN}\n).*?(?={END})",
+        lambda _: f"\n{matrix(cells)}\n\n",
+        readme.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+    if count != 1:
+        raise SystemExit(f"README.md: expected one '{BEGIN}' ... '{END}', found {count}")
+    readme.write_text(text, encoding="utf-8")
+    print(", ".join(f"{count} {state}" for state, count in counts.items()))
+
+
+def main() -> None:
+    """Measure if wanted, then publish."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables-only", action="store_true", help="from benchmarks/results/support.json")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="where the cells are written while they run")
+    given = parser.parse_args()
+    if given.tables_only:
+        publish(json.loads((RESULTS / "support.json").read_text(encoding="utf-8"))["cells"])
+    else:
+        publish(measure(given.keep))
+
+
+if __name__ == "__main__":
+    main()
