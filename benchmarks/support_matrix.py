@@ -82,7 +82,7 @@ def every_cell(cells: Cells) -> str:
     """All reasons in words, the same ones together, by column and form."""
     parts = ["# Support: every cell that is not wholly skipped, with the reason that the report gives", ""]
     parts += [
-        "Written by `python benchmarks/support_matrix.py`. `partly` and `dense` are right by the oracle all the same.",
+        "Written by `python benchmarks/support_matrix.py`. `partly` and `dense` are right by the oracle, too.",
         "",
     ]
     for name, form in FORMS.items():

@@ -34,24 +34,26 @@ class Form:
     Attributes:
         column: of the matrix in the README; several forms share one.
         name: of the form, unique.
-        slow: lowers with Inductor or is slow otherwise: by ``make support`` only, but for the first family.
+        slow: lowers with Inductor or is slow otherwise: only where every cell is measured, but for the first family.
+        narrow: of the families of `opskip_compile.tiny` only; the column has other forms for the rest.
     """
 
     column: str
     name: str
     check: Check
     slow: bool = False
+    narrow: bool = False
 
 
 FORMS: dict[str, Form] = {}
 
 
-def form(column: str, name: str, slow: bool = False) -> Callable[[Check], Check]:
+def form(column: str, name: str, slow: bool = False, narrow: bool = False) -> Callable[[Check], Check]:
     """Register a check as one form of ``column``."""
 
     def register(check: Check) -> Check:
         assert name not in FORMS, name
-        FORMS[name] = Form(column, name, check, slow)
+        FORMS[name] = Form(column, name, check, slow, narrow)
         return check
 
     return register
