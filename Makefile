@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check bench clean
+.PHONY: demo test lint types check bench support clean
 
 demo: $(VENV)/.ready
 	$(BIN)/opskip demo
@@ -25,6 +25,10 @@ check: lint types test
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/prefill.py --json benchmarks/results/prefill_cpu.json
+
+support: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/support_matrix.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/recompiles.py --json benchmarks/results/recompiles.json
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
