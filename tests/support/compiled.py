@@ -1,0 +1,1 @@
+"""Columns "ways to compile" and "export"."""
