@@ -64,7 +64,7 @@ def _of_plain_tensors(ask: Ask) -> Ask:
         for other in node.all_input_nodes:
             reason = mixing_subclass(tensor(other))
             if reason:
-                return Decline(f"operand {other.name} {reason}")
+                return Decline(f"an operand {reason}")
         return ask(node, dim)
 
     return guarded

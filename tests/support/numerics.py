@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 import opskip_compile as opskip
-from support.basic import bare, forward, logits_and_cache
+from support.basic import bare, forward
 from support.forms import Member, form
 from support.outcome import ABSENT, SPEC, THROUGH, Call, Outcome, in_place, measure
 
