@@ -7,6 +7,7 @@ second one takes it as one more input.
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ import torch
 from torch import fx
 
 from opskip_compile import _compat, capture, dump
-from opskip_compile.errors import NothingSkippedWarning
+from opskip_compile.errors import NothingSkippedWarning, OpSkipError
 from opskip_compile.passes.crossing import CROSSINGS
 from opskip_compile.passes.dataflow import is_stream
 from opskip_compile.passes.locate import RowSource, row_mask
@@ -32,6 +33,7 @@ from opskip_compile.resolve import in_encoder_decoder, resolve_schedule
 from opskip_compile.settings import Settings
 
 Compiled = Callable[..., Any]
+log = logging.getLogger(__name__)
 
 capture.install()
 
@@ -97,15 +99,22 @@ def opskip(
     capture.install()
     marked = _marked_position(gm.graph, example_inputs)
     mark = None if marked is None else MARKS.get(example_inputs[marked])
-    result = rewrite(
-        gm,
-        lambda match, graph: resolve_schedule(settings.schedule, match, graph, settings.model_type),
-        strict=settings.strict,
-        share_rotary=settings.share_rotary,
-        is_encoder=in_encoder_decoder,
-        mark_input=None if marked is None else lambda graph: _add_mask_input(graph, marked),
-        inputs=example_inputs if mark is None else [*example_inputs, mark.mask],
-    )
+    try:
+        result = rewrite(
+            gm,
+            lambda match, graph: resolve_schedule(settings.schedule, match, graph, settings.model_type),
+            strict=settings.strict,
+            share_rotary=settings.share_rotary,
+            is_encoder=in_encoder_decoder,
+            mark_input=None if marked is None else lambda graph: _add_mask_input(graph, marked),
+            inputs=example_inputs if mark is None else [*example_inputs, mark.mask],
+        )
+    except OpSkipError:
+        raise
+    except Exception as error:
+        if settings.strict:
+            raise
+        result = _failed(gm, error)
     report, captured = result.report, gm.graph
     report.recompile = _compat.recompile_reason()
     REPORTS.add(report)
@@ -115,6 +124,15 @@ def opskip(
     if settings.dry_run and report.operators:
         return _stopping(report) if marked is None else _taking_up(_stopping(report), marked)
     return _lower(gm, example_inputs, result, settings, marked)
+
+
+def _failed(gm: fx.GraphModule, error: Exception) -> Rewritten:
+    """A mistake of a pass: the captured graph is lowered as it is, and a warning names the error."""
+    nodes = len(gm.graph.nodes)
+    reason = f"a pass failed, please report it: {type(error).__name__}: {error}"
+    log.warning("%s", reason, exc_info=error)
+    warnings.warn(f"opskip: this graph runs dense, {reason}", NothingSkippedWarning, stacklevel=2)
+    return Rewritten(None, Report(nodes_before=nodes, nodes_after=nodes, reason=reason))
 
 
 def _lower(

@@ -221,3 +221,13 @@ def getitem(node: fx.Node, dim: int) -> Dims | Decline:
             out += 1
         source += 1
     return {x: source + dim - out}
+
+
+@rule("slice")
+def slice_(node: fx.Node, dim: int) -> Dims | Decline:
+    """``aten.slice`` along another dimension, as exported programs spell an index."""
+    x = operand(node)
+    along = argument(node, 1, "dim", 0)
+    if not isinstance(along, int):
+        return Decline("the dimension it works along is not one number")
+    return Decline("it slices the rows") if along % len(shape(x)) == dim else {x: dim}

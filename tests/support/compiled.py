@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,10 +11,11 @@ from families import ONE_IMAGE, UNEVEN, visual_mask
 from torch import Tensor, nn
 
 import opskip_compile as opskip
-from support.basic import bare, forward, logits_and_cache
+from opskip_compile.oracle import decoder_layers
+from support.basic import bare, forward
 from support.forms import Member, form
 from support.numerics import losing
-from support.outcome import ABSENT, Call, Install, Outcome, in_place, measure
+from support.outcome import ABSENT, DENSE, SPEC, Call, Install, Outcome, assert_equal, in_place, measure
 
 
 def run(family: Member, install: Install, call: Callable[[dict[str, Tensor]], Call] = forward) -> Outcome:
@@ -26,7 +28,7 @@ def options(spec: str) -> dict[str, Any]:
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    return list(opskip.oracle.__globals__["decoder_layers"](model))
+    return list(decoder_layers(model))
 
 
 @form("ways to compile", "model.compile")
@@ -49,13 +51,13 @@ def compiled_forward(family: Member) -> Outcome:
 @form("ways to compile", "the decoder alone, by torch.compile")
 def decoder_alone(family: Member) -> Outcome:
     """Nothing in the decoder's graph tells which rows are visual, unless its layers add image features."""
-    model, inputs = family.build(), family.inputs(ONE_IMAGE)
 
-    def install(whole: nn.Module, spec: str) -> nn.Module:
+    def install(model: nn.Module, spec: str) -> nn.Module:
+        whole = copy.deepcopy(model)
         whole.get_decoder().compile(backend="opskip", options=options(spec))
         return whole
 
-    return measure(model, forward(inputs), visual_mask(inputs), install=install)
+    return run(family, install)
 
 
 @form("ways to compile", "the decoder alone, rows named by mark_visual")
@@ -67,6 +69,7 @@ def decoder_alone_marked(family: Member) -> Outcome:
         return args, {**named, "inputs_embeds": opskip.mark_visual(named["inputs_embeds"], mask)}
 
     def install(model: nn.Module, spec: str) -> nn.Module:
+        model = copy.deepcopy(model)
         decoder = model.get_decoder()
         decoder.forward = torch.compile(decoder.forward, backend="opskip", options=options(spec))
         decoder.register_forward_pre_hook(name_rows, with_kwargs=True)
@@ -78,6 +81,7 @@ def decoder_alone_marked(family: Member) -> Outcome:
 @form("ways to compile", "every layer alone, by layer.compile")
 def layer_by_layer(family: Member) -> Outcome:
     def install(model: nn.Module, spec: str) -> nn.Module:
+        model = copy.deepcopy(model)
         for layer in layers_of(model):
             layer.compile(backend="opskip", options=options(spec))
         return model
@@ -189,7 +193,7 @@ def force_eager(family: Member) -> Outcome:
         model(**inputs)
         with torch.compiler.set_stance("force_eager"):
             eager = model(**inputs).logits
-        if opskip.reports():
+        if "_opskip_compiled" in vars(model):
             assert torch.allclose(eager, dense[0], atol=1e-5), "force_eager is dense"
         return forward(inputs)(model)
 
@@ -285,17 +289,6 @@ def adapters(family: Member) -> Outcome:
     return measure(model.eval(), forward(inputs), visual_mask(inputs))
 
 
-class Exported(nn.Module):
-    """A model whose decoder is an exported program: same call, hidden states in, hidden states out."""
-
-    def __init__(self, model: nn.Module, run: Any) -> None:
-        super().__init__()
-        self.model, self.run = model, run
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        return self.run(**inputs)
-
-
 @form("export", "torch.export of the decoder, then torch.compile of it")
 def exported_decoder(family: Member) -> Outcome:
     return export(family, named=False)
@@ -338,24 +331,17 @@ def export(family: Member, named: bool) -> Outcome:
     return measure(model, call, mask, install=install)
 
 
-@form("export", "torch.export of a compiled model")
+@form("export", "torch.export of a compiled decoder")
 def exported_after_compile(family: Member) -> Outcome:
-    """Export sees through torch.compile: the program is dense."""
+    """The program is that of the model's own code."""
     inputs, model = family.inputs(ONE_IMAGE), family.build()
-    mask = visual_mask(inputs)
-    hidden = model.get_input_embeddings()(inputs["input_ids"]).detach()
-
-    def call(model: Any) -> Sequence[Tensor]:
-        return [model(hidden, mask)]
-
-    def install(whole: nn.Module, spec: str) -> Any:
-        whole.compile(backend="opskip", options=options(spec))
-        return torch.export.export(whole, (hidden, mask)).module()
-
+    arguments = (model.get_input_embeddings()(inputs["input_ids"]).detach(), visual_mask(inputs))
+    whole = Head(model.get_decoder(), named=True)
+    want = whole(*arguments)
+    whole.compile(backend="opskip", options=options(SPEC))
     try:
-        return measure(Head(model, True) if False else Head(model.get_decoder(), True), call, mask, install=install)
-    except torch._dynamo.exc.TorchDynamoException as error:
-        return Outcome(ABSENT, f"torch.export: {str(error).strip().splitlines()[0]}")
-
-
-__all__ = ["logits_and_cache"]
+        program = torch.export.export(whole, arguments)
+    except Exception as error:
+        return Outcome(ABSENT, f"torch.export: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
+    assert_equal([program.module()(*arguments)], [want])
+    return Outcome(DENSE, "torch.export takes the model's own code and calls no backend of torch.compile")
