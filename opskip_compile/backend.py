@@ -28,7 +28,7 @@ from opskip_compile.passes.normalize import copy_graph
 from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.pipeline import Rewritten, rewrite
 from opskip_compile.passes.report import Report
-from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.passes.runtime import NAMES_ROWS
 from opskip_compile.resolve import in_encoder_decoder, resolve_schedule
 from opskip_compile.settings import Settings
 
@@ -197,7 +197,7 @@ def _marking(gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings, sour
     named = {node.name: node for node in graph.nodes}
     source = RowSource(source.kind, named[source.root.name], tuple(named[m.name] for m in source.masks))
     results = list(output.args[0]) if isinstance(output.args[0], tuple | list) else []
-    handed = [n for n in graph.nodes if n is source.root or n.target is mark_visual]
+    handed = [n for n in graph.nodes if n is source.root or n.target in NAMES_ROWS]
     position = next((i for i, n in enumerate(results) if n in handed), None)
     if position is None:
         return _finish(gm, inputs, settings)

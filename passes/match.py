@@ -24,7 +24,7 @@ from opskip_compile.passes.dataflow import dataflow, is_attention_product, is_st
 from opskip_compile.passes.nearest import nearest_sum, sum_without_product
 from opskip_compile.passes.ops import CASTS, is_inplace, op_name
 from opskip_compile.passes.rules import known_operations
-from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.passes.runtime import NAMES_ROWS
 
 MATRIX_PRODUCTS = frozenset({"linear", "matmul", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"})
 # Hybrid decoders mix rows by a short convolution (and a recurrence after it) where others have an attention.
@@ -170,7 +170,7 @@ def _returns_stream(last: fx.Node, flow: nx.DiGraph) -> bool:
         for user in stack.pop().users:
             if user.op == "output":
                 return True
-            passes = op_name(user) in _PASSES_STREAM or user.target is mark_visual
+            passes = op_name(user) in _PASSES_STREAM or user.target in NAMES_ROWS
             if passes and user not in stream and all(p in stream for p in flow.predecessors(user)):
                 stream.add(user)
                 stack.append(user)

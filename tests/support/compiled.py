@@ -323,7 +323,7 @@ def export(family: Member, named: bool) -> Outcome:
         return Outcome(ABSENT, f"torch.export: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
 
     def call(run: Any) -> Sequence[Tensor]:
-        return [(run if callable(run) and run is not model else whole)(hidden, mask)]
+        return [(whole if run is model else run)(hidden.clone(), mask)]
 
     def install(model: nn.Module, spec: str) -> Any:
         return torch.compile(program.module(), backend="opskip", options=options(spec))
