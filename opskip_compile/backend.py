@@ -26,7 +26,7 @@ from opskip_compile.passes.locate import RowSource, row_mask
 from opskip_compile.passes.marks import MARKS, NOT_SKIPPED
 from opskip_compile.passes.normalize import copy_graph
 from opskip_compile.passes.ops import tensor
-from opskip_compile.passes.pipeline import Rewritten, rewrite
+from opskip_compile.passes.pipeline import PART_WITHOUT_ROWS, Rewritten, rewrite
 from opskip_compile.passes.report import Report
 from opskip_compile.passes.runtime import NAMES_ROWS
 from opskip_compile.resolve import in_encoder_decoder, resolve_schedule
@@ -106,6 +106,7 @@ def opskip(
             strict=settings.strict,
             share_rotary=settings.share_rotary,
             is_encoder=in_encoder_decoder,
+            layer=settings.layer,
             mark_input=None if marked is None else lambda graph: _add_mask_input(graph, marked),
             inputs=example_inputs if mark is None else [*example_inputs, mark.mask],
         )
@@ -139,7 +140,7 @@ def _lower(
     gm: fx.GraphModule, inputs: Sequence[Any], result: Rewritten, settings: Settings, marked: int | None
 ) -> Compiled:
     source, inputs, report = result.source, list(inputs), result.report
-    if report.reason in CROSSINGS:
+    if report.reason in CROSSINGS or report.reason == PART_WITHOUT_ROWS:
         if settings.schedule is None or settings.schedule.rules or settings.schedule.late:
             warnings.warn(NOT_SKIPPED.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
         return _finish(gm, inputs, settings)

@@ -89,6 +89,26 @@ def layer_by_layer(family: Member) -> Outcome:
     return run(family, install)
 
 
+@form("ways to compile", "opskip.compile, regional=True")
+def regional(family: Member) -> Outcome:
+    return regions(family)
+
+
+@form("ways to compile", "opskip.compile, regional=True, with gradient checkpointing")
+def regional_with_checkpointing(family: Member) -> Outcome:
+    inputs, model = family.inputs(UNEVEN), family.build()
+    model.train()
+    model.gradient_checkpointing_enable()
+    return measure(model, losing(model, inputs), visual_mask(inputs), install=keywords(regional=True))
+
+
+def regions(family: Member) -> Outcome:
+    try:
+        return run(family, keywords(regional=True))
+    except opskip.OptionError as error:
+        return Outcome(ABSENT, str(error))
+
+
 @form("ways to compile", "fullgraph=True")
 def fullgraph(family: Member) -> Outcome:
     def install(model: nn.Module, spec: str) -> nn.Module:

@@ -6,6 +6,7 @@ operator stays full is compared as well, and no cell can say "skips" where the r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,9 +79,13 @@ def measure(
     opskip.remove(model)
     model._compiled_call_impl = None
     done = [report for report in reports if report.rewritten]
-    sets = {tuple((op.layer, op.kind, op.rows) for op in report.operators if op.skipped) for report in done}
-    assert len(sets) <= 1, f"graphs of one call skip different operators: {sets}"
-    skipped = next(iter(sets), ())
+    sets: dict[frozenset[int], set[tuple[tuple[int, str, str | None], ...]]] = {}  # by layers that the graph holds
+    for report in done:
+        found = tuple((op.layer, op.kind, op.rows) for op in report.operators if op.skipped)
+        sets.setdefault(frozenset(op.layer for op in report.operators), set()).add(found)
+    assert all(len(found) == 1 for found in sets.values()), f"graphs of one call skip different operators: {sets}"
+    assert len([layer for held in sets for layer in held]) == len(frozenset().union(*sets)), "graphs share layers"
+    skipped = tuple(operator for (found,) in sets.values() for operator in found)
     schedule = as_schedule(skipped)
     judge, judged = (model, call) if exact is None else exact
     with oracle(judge, schedule) if oracle else opskip.oracle(judge, schedule, mask):
@@ -102,11 +107,13 @@ def measure(
         reasons = [report.reason for report in reports if report.reason] or [report.reason for report in every]
         assert reasons, "nothing is skipped and no report says why"
         return Outcome(DENSE, reasons[-1])
-    report = done[-1]
-    left = [miss.reason for miss in report.misses] + sorted({stop.reason for stop in report.stops})
-    if {*skipped} == wanted and not report.remaining():
+    left = [miss.reason for report in reports for miss in report.misses]
+    left += sorted({stop.reason for report in done for stop in report.stops})
+    rest = sum((report.remaining() for report in done), Counter())
+    if {*skipped} == wanted and not rest:
         return Outcome(SKIPS)
-    assert left or report.remaining(), "the report names no operator that stays full"
+    assert left or rest, "the report names no operator that stays full"
+    left = left or [f"still run on every row: {', '.join(sorted(rest))}"]
     full = sorted(f"{layer}.{kind}" for layer, kind, _ in wanted - {*skipped})
     return Outcome(PARTLY, "; ".join([*(["full: " + ", ".join(full)] if full else []), *dict.fromkeys(left)]))
 
