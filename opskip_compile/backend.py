@@ -24,6 +24,7 @@ from opskip_compile.passes.crossing import CROSSINGS
 from opskip_compile.passes.dataflow import is_stream
 from opskip_compile.passes.locate import RowSource, row_mask
 from opskip_compile.passes.marks import MARKS, NOT_SKIPPED
+from opskip_compile.passes.match import NESTED
 from opskip_compile.passes.normalize import copy_graph
 from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.pipeline import PART_WITHOUT_ROWS, Rewritten, rewrite
@@ -140,7 +141,7 @@ def _lower(
     gm: fx.GraphModule, inputs: Sequence[Any], result: Rewritten, settings: Settings, marked: int | None
 ) -> Compiled:
     source, inputs, report = result.source, list(inputs), result.report
-    if report.reason in CROSSINGS or report.reason == PART_WITHOUT_ROWS:
+    if report.reason in {*CROSSINGS, PART_WITHOUT_ROWS} or report.reason.startswith(NESTED):
         if settings.schedule is None or settings.schedule.rules or settings.schedule.late:
             warnings.warn(NOT_SKIPPED.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
         return _finish(gm, inputs, settings)

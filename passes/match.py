@@ -16,6 +16,7 @@ from functools import partial
 from itertools import pairwise
 
 import networkx as nx
+import torch
 from torch import fx
 
 from opskip_compile._compat import same_size
@@ -119,6 +120,21 @@ def _is_causal(node: fx.Node) -> bool:
     return mask is not None or bool(node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False))
 
 
+NESTED = "the layers are in subgraphs"
+
+
+def _nested(flow: nx.DiGraph) -> str:
+    """Why there is no operator if the layers are captured as graphs of their own; else an empty text."""
+    for node in flow:
+        held = any(arg.op == "get_attr" for arg in node.all_input_nodes)
+        if held and isinstance(node.target, torch._ops.HigherOrderOperator) and not is_attention_product(node):
+            return (
+                f"{NESTED} (of {node.target}, {source_line(node)}), where nothing is rewritten; "
+                "opskip_compile.compile(model, regional=True) compiles layer by layer"
+            )
+    return ""
+
+
 def as_layer(match: Match, layer: int, num_layers: int) -> Match:
     """The match of a graph that holds layer ``layer`` of ``num_layers`` alone, numbered as in the whole decoder."""
     if match.num_layers != 1 or match.doubt not in ("", PART):
@@ -162,6 +178,8 @@ def match_operators(root: fx.Node) -> Match:
             found.doubt = found.doubt or _doubt(found, flow)
         if len(found.operators) + len(found.misses) > len(best.operators) + len(best.misses):
             best = found
+    if not best.operators:
+        best.doubt = best.doubt or _nested(flow)
     return best
 
 

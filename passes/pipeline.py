@@ -39,7 +39,10 @@ PART_WITHOUT_ROWS = (
     "the graph starts and ends in a decoder's residual stream, as with a layer that was compiled alone, and no graph "
     "before it named visual rows; opskip_compile.compile(model, regional=True) compiles layer by layer and names them"
 )
-NO_ROWS = "no visual rows in this graph (text-only prompt, decode step or vision tower)"
+NO_ROWS = (
+    "no visual rows in this graph (text-only prompt, decode step or vision tower; "
+    "or a decoder compiled alone, without mark_visual)"
+)
 
 
 @dataclass(frozen=True)

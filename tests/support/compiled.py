@@ -109,6 +109,17 @@ def regions(family: Member) -> Outcome:
         return Outcome(ABSENT, str(error))
 
 
+@form("ways to compile", "every layer a nested_compile_region")
+def nested_regions(family: Member) -> Outcome:
+    def install(model: nn.Module, spec: str) -> nn.Module:
+        model = copy.deepcopy(model)
+        for layer in layers_of(model):
+            layer.forward = torch.compiler.nested_compile_region(layer.forward)
+        return in_place(model, spec)
+
+    return run(family, install)
+
+
 @form("ways to compile", "fullgraph=True")
 def fullgraph(family: Member) -> Outcome:
     def install(model: nn.Module, spec: str) -> nn.Module:
