@@ -74,7 +74,9 @@ class Entry:
     def _images(self, counts: Sequence[int], generator: torch.Generator) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for name, one in self.image.items():
-            each = [one if isinstance(one, Tensor) else torch.randn(one, generator=generator) for _ in range(sum(counts))]
+            each = [
+                one if isinstance(one, Tensor) else torch.randn(one, generator=generator) for _ in range(sum(counts))
+            ]
             found[name] = torch.cat(each)
             if self.nested:
                 by_element = torch.zeros(len(counts), max(counts), *found[name].shape[1:], dtype=found[name].dtype)
