@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from families import FAMILIES, IMAGE, ONE_IMAGE, VISION_END, VISION_START
