@@ -90,6 +90,7 @@ form("batches and padding", "batch of 4, torch.compile of the model")(layout_che
 for words, one in LAYOUTS.items():
     form("image layouts", words)(layout_check(one))
     form("image layouts", f"{words}, rows through_visual")(layout_check(one, THROUGH))
-    form("image layouts", f"{words}, torch.compile of the model")(layout_check(one, install=bare))
+for words in ("several images between texts", "image only"):
+    form("image layouts", f"{words}, torch.compile of the model")(layout_check(LAYOUTS[words], install=bare))
 form("image layouts", "text only")(text_only(in_place))
 form("image layouts", "text only, torch.compile of the model")(text_only(bare))

@@ -122,4 +122,5 @@ VIDEOS: dict[str, Sequence[Parts]] = {
 for words, elements in VIDEOS.items():
     form("video", words)(video_check(elements))
     form("video", f"{words}, rows through_visual")(video_check(elements, THROUGH))
-    form("video", f"{words}, torch.compile of the model")(video_check(elements, install=bare))
+for words in ("a video", "an image and a video"):
+    form("video", f"{words}, torch.compile of the model")(video_check(VIDEOS[words], install=bare))
