@@ -87,8 +87,8 @@ def compile(
     Args:
         model: the model.
         schedule: what to skip: a `Schedule`, spec text, a path or a dict; None for the default resolution.
-        regional: compile every layer of the text decoder on its own, for memory-saving layers (gradient checkpointing)
-            and for what runs between layers and can't be captured; else the decoder is one graph.
+        regional: compile every layer of the text decoder on its own instead of the decoder as one graph: many small
+            compiles, for a decoder whose code between the layers can't be captured.
         **kwargs: of ``torch.compile``; ``options`` are the backend's (see `Settings`).
 
     Returns:

@@ -128,10 +128,7 @@ def _nested(flow: nx.DiGraph) -> str:
     for node in flow:
         held = any(arg.op == "get_attr" for arg in node.all_input_nodes)
         if held and isinstance(node.target, torch._ops.HigherOrderOperator) and not is_attention_product(node):
-            return (
-                f"{NESTED} (of {node.target}, {source_line(node)}), where nothing is rewritten; "
-                "opskip_compile.compile(model, regional=True) compiles layer by layer"
-            )
+            return f"{NESTED} (of {node.target}, {source_line(node)}), and nothing is rewritten inside of them"
     return ""
 
 

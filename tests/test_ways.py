@@ -92,18 +92,12 @@ def test_export_carries_the_mark() -> None:
 
 
 def test_layers_in_subgraphs_stay_dense_and_say_so() -> None:
-    """Gradient checkpointing is captured as one graph for each layer; compiled layer by layer it works."""
-    family, spec = FAMILIES["llava"], "silent:0-1"
+    """Gradient checkpointing is captured as one graph for each layer."""
+    family = FAMILIES["llava"]
     model, inputs = family.build(2).train(), family.inputs()
     model.gradient_checkpointing_enable()
-    with opskip.oracle(model, opskip.Schedule.from_spec(spec), visual_mask(inputs)):
-        want = model(**inputs, use_cache=False).logits
     dense = model(**inputs, use_cache=False).logits
-    opskip.compile(model, spec, options=EAGER)
+    opskip.compile(model, "silent:0-1", options=EAGER)
     with torch.enable_grad(), pytest.warns(opskip.NothingSkippedWarning, match="layers are in subgraphs"):
         got = model(**inputs, use_cache=False).logits
     assert (got - dense).abs().max() <= 1e-5 * dense.abs().max()
-    opskip.compile(model, spec, regional=True, options=EAGER)
-    with torch.enable_grad():
-        got = model(**inputs, use_cache=False).logits
-    assert (got - want).abs().max() <= 1e-4 * want.abs().max()

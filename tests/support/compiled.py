@@ -114,10 +114,18 @@ def nested_regions(family: Member) -> Outcome:
     def install(model: nn.Module, spec: str) -> nn.Module:
         model = copy.deepcopy(model)
         for layer in layers_of(model):
-            layer.forward = torch.compiler.nested_compile_region(layer.forward)
+            layer.forward = region_of(layer.forward)
         return in_place(model, spec)
 
     return run(family, install)
+
+
+def region_of(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @torch.compiler.nested_compile_region
+    def region(*args: Any, **named: Any) -> Any:
+        return forward(*args, **named)
+
+    return region
 
 
 @form("ways to compile", "fullgraph=True")
