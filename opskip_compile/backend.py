@@ -143,7 +143,8 @@ def _lower(
     source, inputs, report = result.source, list(inputs), result.report
     if report.reason in {*CROSSINGS, PART_WITHOUT_ROWS} or report.reason.startswith(NESTED):
         if settings.schedule is None or settings.schedule.rules or settings.schedule.late:
-            warnings.warn(NOT_SKIPPED.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
+            text = "opskip: {why}" if report.reason == PART_WITHOUT_ROWS else NOT_SKIPPED
+            warnings.warn(text.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
         return _finish(gm, inputs, settings)
     if source is not None and source.kind != "marked_input" and not report.operators:
         return _marking(gm, inputs, settings, source)

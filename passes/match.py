@@ -100,16 +100,17 @@ class Match:
 
 def part_without_rows(graph: fx.Graph) -> bool:
     """True if the graph holds layers of a decoder alone: causal attention from an input stream back to the stream."""
-    streams = [node for node in graph.find_nodes(op="placeholder") if is_stream(node) and _more_than_one_row(node)]
+    streams = [node for node in graph.find_nodes(op="placeholder") if is_stream(node) and _may_be_prompt(node)]
     if not any(_is_causal(node) for node in graph.nodes):
         return False
-    matches = (match_operators(stream) for stream in streams)
+    matches = (match_operators(stream) for stream in streams[:4])  # the stream, tables of positions
     return any(match.doubt == PART and any(op.kind == "attention" for op in match.operators) for match in matches)
 
 
-def _more_than_one_row(stream: fx.Node) -> bool:
+def _may_be_prompt(stream: fx.Node) -> bool:
+    """False for a decode step and for weights."""
     value = tensor(stream)
-    return value is not None and not same_size(value.shape[1], 1)
+    return value is not None and not isinstance(value, torch.nn.Parameter) and not same_size(value.shape[1], 1)
 
 
 def _is_causal(node: fx.Node) -> bool:
