@@ -117,7 +117,4 @@ def all_tensors(node: fx.Node) -> list[fx.Node]:
 
 def name_of(node: fx.Node) -> str:
     """The canonical name, or the target as text for a report."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        return op_name(node) or str(target)
-    return op_name(node) or str(getattr(target, "__name__", target))
+    return op_name(node) or str(getattr(node.target, "__name__", node.target))
