@@ -111,12 +111,12 @@ def opskip(
             mark_input=None if marked is None else lambda graph: _add_mask_input(graph, marked),
             inputs=example_inputs if mark is None else [*example_inputs, mark.mask],
         )
-    except OpSkipError:
+    except (OpSkipError, Warning):
         raise
     except Exception as error:
-        if settings.strict:
+        if settings.strict or settings.dry_run:
             raise
-        result = _failed(gm, error)
+        result = Rewritten(None, _failed(f"a pass failed, please report it: {type(error).__name__}: {error}", gm.graph))
     report, captured = result.report, gm.graph
     report.recompile = _compat.recompile_reason()
     REPORTS.add(report)
@@ -125,16 +125,23 @@ def opskip(
     _publish(report, settings, captured, gm)
     if settings.dry_run and report.operators:
         return _stopping(report) if marked is None else _taking_up(_stopping(report), marked)
-    return _lower(gm, example_inputs, result, settings, marked)
+    try:
+        return _lower(gm, example_inputs, result, settings, marked)
+    except Exception as error:
+        if settings.strict or isinstance(error, OpSkipError | Warning) or result.graph is None:
+            raise
+        gm.graph = captured
+        failed = _failed(f"the rewritten graph can't be lowered: {type(error).__name__}: {error}", captured)
+        report.reason, report.operators, report.nodes_after = failed.reason, (), failed.nodes_after
+        return _finish(gm, example_inputs, settings)
 
 
-def _failed(gm: fx.GraphModule, error: Exception) -> Rewritten:
-    """A mistake of a pass: the captured graph is lowered as it is, and a warning names the error."""
-    nodes = len(gm.graph.nodes)
-    reason = f"a pass failed, please report it: {type(error).__name__}: {error}"
-    log.warning("%s", reason, exc_info=error)
-    warnings.warn(f"opskip: this graph runs dense, {reason}", NothingSkippedWarning, stacklevel=2)
-    return Rewritten(None, Report(nodes_before=nodes, nodes_after=nodes, reason=reason))
+def _failed(reason: str, captured: fx.Graph) -> Report:
+    """The report of a graph that is lowered as it was captured, after a warning that names the error."""
+    log.warning("%s", reason, exc_info=True)
+    warnings.warn(f"opskip: this graph runs dense: {reason}", NothingSkippedWarning, stacklevel=2)
+    nodes = len(captured.nodes)
+    return Report(nodes_before=nodes, nodes_after=nodes, reason=reason)
 
 
 def _lower(

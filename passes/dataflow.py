@@ -80,7 +80,11 @@ def is_attention_product(node: fx.Node) -> bool:
 
 def _takes_queries_keys_values(node: fx.Node) -> bool:
     """True for an operation that nothing is known of, if its first three operands fit each other as an attention's."""
-    given = [tensor(arg) for arg in node.args[:3] if isinstance(arg, fx.Node) and arg.op not in _GIVEN]
+    given = [
+        tensor(arg)
+        for arg in [*node.args, *node.kwargs.values()][:3]
+        if isinstance(arg, fx.Node) and arg.op not in _GIVEN
+    ]
     found = [x for x in given if x is not None and x.dim() == 4 and x.is_floating_point()]
     if len(found) < 3 or isinstance(node.target, torch._ops.HigherOrderOperator):
         return False

@@ -33,6 +33,26 @@ def test_a_pass_that_fails_leaves_the_graph_dense(pass_: str, monkeypatch: pytes
         torch.compile(model, backend="opskip", options={**options, "strict": True})(*arguments)
 
 
+def test_a_rewritten_graph_that_can_not_be_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The captured graph is lowered instead; what would fail anyway is raised."""
+    model, arguments = Decoder(), (torch.randn(1, 12, 16), visual(1, 12, 2, 8))
+
+    def lower(gm: torch.fx.GraphModule, inputs: object, config: object) -> object:
+        if any("select_rows" in str(node.target) for node in gm.graph.nodes):
+            raise RuntimeError("no code for this")
+        gm.recompile()
+        return gm.forward
+
+    monkeypatch.setattr("opskip_compile._compat.inductor", lower)
+    with pytest.warns(opskip.NothingSkippedWarning, match="can't be lowered: RuntimeError: no code for this"):
+        got = torch.compile(model, backend="opskip", options={"schedule": "silent:0"})(*arguments)
+    assert torch.equal(got, model(*arguments))
+    assert not opskip.last_report().rewritten
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="no code for this"):
+        torch.compile(model, backend="opskip", options={"schedule": "silent:0", "strict": True})(*arguments)
+
+
 def test_layers_compiled_alone_stay_dense_and_say_so() -> None:
     """Nothing in the graph of one layer tells which rows are visual; a text-only decode step warns of nothing."""
     family = FAMILIES["llava"]
