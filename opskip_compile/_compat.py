@@ -17,6 +17,7 @@ from torch._library.fake_impl import allocate_size
 from torch._logging._internal import trace_structured
 from torch._subclasses import FakeTensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 Compiled = Callable[..., Any]
 
@@ -52,6 +53,11 @@ def size_hint(size: int | torch.SymInt) -> int | str:
 def is_fake(value: object) -> bool:
     """True for a tensor with a shape and no data."""
     return isinstance(value, FakeTensor)
+
+
+def is_subclass(value: torch.Tensor) -> bool:
+    """True for a tensor made of other tensors, which computes every operation in its own way."""
+    return bool(is_traceable_wrapper_subclass(value))
 
 
 def recompile_reason() -> str:

@@ -33,10 +33,11 @@ _TOKEN_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video
 class _Compiled:
     """What `compile` did to one model, so that `remove` can undo it."""
 
-    def __init__(self, model: nn.Module, decoder: nn.Module | None) -> None:
+    def __init__(self, model: nn.Module, decoder: nn.Module | None, regional: bool = False) -> None:
         self.model, self.decoder = model, decoder
+        self.parts = [] if decoder is None else _layers(decoder) if regional else [decoder]
         # A forward of the module's own, not of its class, as device maps put it there.
-        self.dense = None if decoder is None else vars(decoder).get("forward")
+        self.dense = [vars(part).get("forward") for part in self.parts]
         self.handles: list[Any] = []
         self._local = threading.local()
 
@@ -59,13 +60,24 @@ class _Compiled:
         if self.decoder is None:
             call, self.model._compiled_call_impl = self.model._compiled_call_impl, None
             return lambda: setattr(self.model, "_compiled_call_impl", call)
-        forward = vars(self.decoder).pop("forward", None)
-        if self.dense is not None:
-            self.decoder.forward = self.dense
-        return lambda: setattr(self.decoder, "forward", forward)
+        forwards = [vars(part).pop("forward", None) for part in self.parts]
+        for part, dense in zip(self.parts, self.dense, strict=True):
+            if dense is not None:
+                part.forward = dense
+
+        def put_back() -> None:
+            for part, forward in zip(self.parts, forwards, strict=True):
+                part.forward = forward
+
+        return put_back
 
 
-def compile(model: nn.Module, schedule: Schedule | str | Mapping[str, Any] | None = None, **kwargs: Any) -> nn.Module:
+def compile(
+    model: nn.Module,
+    schedule: Schedule | str | Mapping[str, Any] | None = None,
+    regional: bool = False,
+    **kwargs: Any,
+) -> nn.Module:
     """Compile ``model`` in place with the ``opskip`` backend; ``model(...)`` and ``model.generate(...)`` use it.
 
     For a transformers model whose config names its image token, the text decoder is compiled and the rows of image
@@ -75,6 +87,8 @@ def compile(model: nn.Module, schedule: Schedule | str | Mapping[str, Any] | Non
     Args:
         model: the model.
         schedule: what to skip: a `Schedule`, spec text, a path or a dict; None for the default resolution.
+        regional: compile every layer of the text decoder on its own instead of the decoder as one graph: many small
+            compiles, for a decoder whose code between the layers can't be captured.
         **kwargs: of ``torch.compile``; ``options`` are the backend's (see `Settings`).
 
     Returns:
@@ -83,13 +97,16 @@ def compile(model: nn.Module, schedule: Schedule | str | Mapping[str, Any] | Non
     Raises:
         OptionError, ScheduleError: bad options or a bad schedule, before anything is changed.
     """
+    decoder = _decoder(model)
+    if regional and (decoder is None or not _layers(decoder)):
+        raise OptionError(f"regional: {type(model).__name__} has no text decoder with a list of layers")
     options = _options(model, schedule, kwargs)
     remove(model)
-    state = _Compiled(model, _decoder(model))
-    if state.decoder is None:
+    state = _Compiled(model, decoder, regional)
+    if decoder is None:
         model.compile(backend="opskip", options=options, **kwargs)
     else:
-        _compile_decoder(state, state.decoder, options, kwargs)
+        _compile_decoder(state, decoder, options, kwargs)
     setattr(model, _STATE, state)
     return model
 
@@ -226,30 +243,8 @@ def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compile_decoder(state: _Compiled, decoder: nn.Module, options: dict[str, Any], kwargs: dict[str, Any]) -> None:
-    model, dense = state.model, decoder.forward
-    owners, tokens = _owners(model, decoder), _visual_tokens(model)
-
-    def compiled() -> Callable[..., Any]:
-        def decoder_forward(visual_mask: Tensor | None, *args: Any, **named: Any) -> Any:
-            if visual_mask is not None:
-                named["inputs_embeds"] = mark_visual(named["inputs_embeds"], visual_mask)
-            return dense(*args, **named)
-
-        return torch.compile(_fresh(decoder_forward), backend="opskip", options=options, **kwargs)
-
-    # Each has Dynamo's recompile limit for itself: caches, batches and masks of one do not use up that of another.
-    with_image, without_image, one_row = compiled(), compiled(), compiled()
-
-    def forward(*args: Any, **named: Any) -> Any:
-        mask, hidden = state.mask, named.get("inputs_embeds")
-        if mask is not None and not (isinstance(hidden, Tensor) and mask.shape == hidden.shape[:2]):
-            mask = None
-            why = "the decoder was not called with inputs_embeds= of as many rows as there are input_ids"
-            warnings.warn(NOT_SKIPPED.format(why=why), NothingSkippedWarning, stacklevel=2)
-        if mask is not None:
-            return with_image(mask, *args, **named)
-        is_decode = isinstance(hidden, Tensor) and hidden.shape[1] == 1
-        return (one_row if is_decode else without_image)(None, *args, **named)
+    owners, tokens = _owners(state.model, decoder), _visual_tokens(state.model)
+    regional = state.parts[0] is not decoder
 
     def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         ids = named.get("input_ids", args[0] if args else None)
@@ -266,7 +261,50 @@ def _compile_decoder(state: _Compiled, decoder: nn.Module, options: dict[str, An
     for owner in owners:
         state.handles.append(owner.register_forward_pre_hook(before, with_kwargs=True))
         state.handles.append(owner.register_forward_hook(after, always_call=True))
-    decoder.forward = forward
+    for i, part in enumerate(state.parts):
+        own = {**options, "layer": (i, len(state.parts))} if regional else options
+        part.forward = _compiled_forward(
+            state, part.forward, "hidden_states" if regional else "inputs_embeds", own, kwargs
+        )
+
+
+def _compiled_forward(
+    state: _Compiled, dense: Callable[..., Any], stream: str, options: dict[str, Any], kwargs: dict[str, Any]
+) -> Callable[..., Any]:
+    """The forward of the decoder or of one layer, compiled; ``stream`` names the argument that carries the rows."""
+    first = stream == "hidden_states"  # layers get it as their first argument
+
+    def compiled() -> Callable[..., Any]:
+        def part_forward(visual_mask: Tensor | None, *args: Any, **named: Any) -> Any:
+            if visual_mask is not None and stream in named:
+                named[stream] = mark_visual(named[stream], visual_mask)
+            elif visual_mask is not None:
+                args = (mark_visual(args[0], visual_mask), *args[1:])
+            return dense(*args, **named)
+
+        return torch.compile(_fresh(part_forward), backend="opskip", options=options, **kwargs)
+
+    # Each has Dynamo's recompile limit for itself: caches, batches and masks of one do not use up that of another.
+    with_image, without_image, one_row = compiled(), compiled(), compiled()
+
+    def forward(*args: Any, **named: Any) -> Any:
+        mask, hidden = state.mask, named.get(stream, args[0] if first and args else None)
+        if mask is not None and not (isinstance(hidden, Tensor) and mask.shape == hidden.shape[:2]):
+            mask = None
+            why = f"the decoder was not called with {stream}= of as many rows as there are input_ids"
+            warnings.warn(NOT_SKIPPED.format(why=why), NothingSkippedWarning, stacklevel=2)
+        if mask is not None:
+            return with_image(mask, *args, **named)
+        is_decode = isinstance(hidden, Tensor) and hidden.shape[1] == 1
+        return (one_row if is_decode else without_image)(None, *args, **named)
+
+    return forward
+
+
+def _layers(decoder: nn.Module) -> list[nn.Module]:
+    """The layers of a text decoder of transformers; empty if it has no list of them."""
+    layers = getattr(decoder, "layers", None)
+    return list(layers) if isinstance(layers, nn.ModuleList) else []
 
 
 def _mask(ids: object, tokens: tuple[int, ...]) -> Tensor | None:

@@ -7,6 +7,7 @@ second one takes it as one more input.
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,20 +19,22 @@ import torch
 from torch import fx
 
 from opskip_compile import _compat, capture, dump
-from opskip_compile.errors import NothingSkippedWarning
+from opskip_compile.errors import NothingSkippedWarning, OpSkipError
 from opskip_compile.passes.crossing import CROSSINGS
 from opskip_compile.passes.dataflow import is_stream
 from opskip_compile.passes.locate import RowSource, row_mask
 from opskip_compile.passes.marks import MARKS, NOT_SKIPPED
+from opskip_compile.passes.match import NESTED
 from opskip_compile.passes.normalize import copy_graph
 from opskip_compile.passes.ops import tensor
-from opskip_compile.passes.pipeline import Rewritten, rewrite
+from opskip_compile.passes.pipeline import PART_WITHOUT_ROWS, Rewritten, rewrite
 from opskip_compile.passes.report import Report
-from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.passes.runtime import NAMES_ROWS
 from opskip_compile.resolve import in_encoder_decoder, resolve_schedule
 from opskip_compile.settings import Settings
 
 Compiled = Callable[..., Any]
+log = logging.getLogger(__name__)
 
 capture.install()
 
@@ -97,15 +100,23 @@ def opskip(
     capture.install()
     marked = _marked_position(gm.graph, example_inputs)
     mark = None if marked is None else MARKS.get(example_inputs[marked])
-    result = rewrite(
-        gm,
-        lambda match, graph: resolve_schedule(settings.schedule, match, graph, settings.model_type),
-        strict=settings.strict,
-        share_rotary=settings.share_rotary,
-        is_encoder=in_encoder_decoder,
-        mark_input=None if marked is None else lambda graph: _add_mask_input(graph, marked),
-        inputs=example_inputs if mark is None else [*example_inputs, mark.mask],
-    )
+    try:
+        result = rewrite(
+            gm,
+            lambda match, graph: resolve_schedule(settings.schedule, match, graph, settings.model_type),
+            strict=settings.strict,
+            share_rotary=settings.share_rotary,
+            is_encoder=in_encoder_decoder,
+            layer=settings.layer,
+            mark_input=None if marked is None else lambda graph: _add_mask_input(graph, marked),
+            inputs=example_inputs if mark is None else [*example_inputs, mark.mask],
+        )
+    except (OpSkipError, Warning):
+        raise
+    except Exception as error:
+        if settings.strict or settings.dry_run:
+            raise
+        result = Rewritten(None, _failed(f"a pass failed, please report it: {type(error).__name__}: {error}", gm.graph))
     report, captured = result.report, gm.graph
     report.recompile = _compat.recompile_reason()
     REPORTS.add(report)
@@ -114,16 +125,33 @@ def opskip(
     _publish(report, settings, captured, gm)
     if settings.dry_run and report.operators:
         return _stopping(report) if marked is None else _taking_up(_stopping(report), marked)
-    return _lower(gm, example_inputs, result, settings, marked)
+    try:
+        return _lower(gm, example_inputs, result, settings, marked)
+    except Exception as error:
+        if settings.strict or isinstance(error, OpSkipError | Warning) or result.graph is None:
+            raise
+        gm.graph = captured
+        failed = _failed(f"the rewritten graph can't be lowered: {type(error).__name__}: {error}", captured)
+        report.reason, report.operators, report.nodes_after = failed.reason, (), failed.nodes_after
+        return _finish(gm, example_inputs, settings)
+
+
+def _failed(reason: str, captured: fx.Graph) -> Report:
+    """The report of a graph that is lowered as it was captured, after a warning that names the error."""
+    log.warning("%s", reason, exc_info=True)
+    warnings.warn(f"opskip: this graph runs dense: {reason}", NothingSkippedWarning, stacklevel=2)
+    nodes = len(captured.nodes)
+    return Report(nodes_before=nodes, nodes_after=nodes, reason=reason)
 
 
 def _lower(
     gm: fx.GraphModule, inputs: Sequence[Any], result: Rewritten, settings: Settings, marked: int | None
 ) -> Compiled:
     source, inputs, report = result.source, list(inputs), result.report
-    if report.reason in CROSSINGS:
+    if report.reason in {*CROSSINGS, PART_WITHOUT_ROWS} or report.reason.startswith(NESTED):
         if settings.schedule is None or settings.schedule.rules or settings.schedule.late:
-            warnings.warn(NOT_SKIPPED.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
+            text = "opskip: {why}" if report.reason == PART_WITHOUT_ROWS else NOT_SKIPPED
+            warnings.warn(text.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
         return _finish(gm, inputs, settings)
     if source is not None and source.kind != "marked_input" and not report.operators:
         return _marking(gm, inputs, settings, source)
@@ -179,7 +207,7 @@ def _marking(gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings, sour
     named = {node.name: node for node in graph.nodes}
     source = RowSource(source.kind, named[source.root.name], tuple(named[m.name] for m in source.masks))
     results = list(output.args[0]) if isinstance(output.args[0], tuple | list) else []
-    handed = [n for n in graph.nodes if n is source.root or n.target is mark_visual]
+    handed = [n for n in graph.nodes if n is source.root or n.target in NAMES_ROWS]
     position = next((i for i, n in enumerate(results) if n in handed), None)
     if position is None:
         return _finish(gm, inputs, settings)

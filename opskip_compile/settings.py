@@ -29,6 +29,8 @@ class Settings:
             only the decoder's. `opskip_compile.compile` sets it.
         dry_run: stop the forward where the decoder would start. Not an option of users: `opskip_compile.explain` gives
             each of its runs a number of its own, so that nothing that was captured before is taken for it.
+        layer: ``(number, count)`` for a graph that holds one decoder layer alone, zero-based. `opskip_compile.compile`
+            sets it for ``regional=True``.
         inductor: Inductor config patches (from ``mode`` and from every option that is an Inductor config key).
     """
 
@@ -39,6 +41,7 @@ class Settings:
     share_rotary: bool = True
     model_type: str | None = None
     dry_run: int = 0
+    layer: tuple[int, int] | None = None
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -58,6 +61,9 @@ class Settings:
         if not isinstance(model_type, str | None):
             raise OptionError(f"options.model_type: must be a name, not {model_type!r}")
         dry_run = options.pop("dry_run", 0)
+        layer = options.pop("layer", None)
+        if layer is not None and not _is_layer(layer):
+            raise OptionError(f"options.layer: must be the number of a layer and their count, not {layer!r}")
         lower, dump = options.pop("lower", "inductor"), options.pop("dump", None)
         flags = {"strict": options.pop("strict", False), "share_rotary": options.pop("share_rotary", True)}
         for name, value in flags.items():
@@ -75,8 +81,14 @@ class Settings:
             lower=lower,
             model_type=model_type,
             dry_run=dry_run,
+            layer=None if layer is None else (layer[0], layer[1]),
             inductor={**_mode_options(mode), **_inductor_options(options)},
         )
+
+
+def _is_layer(value: object) -> bool:
+    pair = isinstance(value, tuple | list) and len(value) == 2 and all(type(part) is int for part in value)
+    return pair and 0 <= value[0] < value[1]  # type: ignore[index]
 
 
 def _mode_options(mode: object) -> dict[str, Any]:
@@ -92,7 +104,7 @@ def _inductor_options(options: Mapping[str, Any]) -> dict[str, Any]:
     known = frozenset(_compat.inductor_option_names())
     for name in options:
         if not isinstance(name, str) or name.replace("-", "_") not in known:
-            own = ["schedule", "strict", "dump", "lower", "share_rotary", "mode", "model_type"]
+            own = ["schedule", "strict", "dump", "lower", "share_rotary", "mode", "model_type", "layer"]
             near = difflib.get_close_matches(str(name), [*own, *sorted(known)], n=1, cutoff=0.0)
             raise OptionError(f"options.{name}: no such option; the nearest known one is {near[0]!r}")
     return {name.replace("-", "_"): value for name, value in options.items()}

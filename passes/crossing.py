@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable
 
 from torch import fx
 
-from opskip_compile.passes.dataflow import dataflow, is_attention_product, is_stream
+from opskip_compile.passes.dataflow import PRODUCTS, dataflow, factors, is_attention_product, is_stream
 from opskip_compile.passes.ops import mutated_nodes, op_name, tensor
 
 ENCODER = "the visual rows are in an encoder, and the decoder reads them by cross-attention: its stream has none"
@@ -60,8 +60,8 @@ def queries_and_keys(product: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
     for _ in range(16):  # scale, mask, cast
         if not isinstance(scores, fx.Node):
             break
-        if op_name(scores) == "matmul":
-            left, right = scores.args[0], scores.args[1] if len(scores.args) > 1 else None
-            return (left if isinstance(left, fx.Node) else None), (right if isinstance(right, fx.Node) else None)
+        if op_name(scores) in PRODUCTS:
+            left, right = factors(scores)
+            return left, right
         scores = scores.args[0] if scores.args else None
     return None, None

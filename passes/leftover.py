@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from opskip_compile.passes.dataflow import is_attention_product
+from opskip_compile.passes.dataflow import PRODUCTS, factors, is_attention_product
 from opskip_compile.passes.match import MATRIX_PRODUCTS, Operator
 from opskip_compile.passes.ops import op_name
 
@@ -71,16 +71,17 @@ def _right_operands(product: fx.Node) -> list[fx.Node]:
         return [a for a in product.args[1:3] if isinstance(a, fx.Node)] + [
             a for name, a in product.kwargs.items() if name in ("key", "value") and isinstance(a, fx.Node)
         ]
-    return [m.args[1] for m in (_matmul(product, True), _matmul(product, False)) if m is not None]  # type: ignore[misc]
+    found = [factors(m)[1] for m in (_product(product, True), _product(product, False)) if m is not None]
+    return [right for right in found if right is not None]
 
 
-def _matmul(node: fx.Node, forward: bool) -> fx.Node | None:
+def _product(node: fx.Node, forward: bool) -> fx.Node | None:
     """The nearest matrix product after or before ``node`` along first operands."""
     for _ in range(16):
         following = next(iter(node.users), None) if forward else node.args[0]
         if not isinstance(following, fx.Node):
             return None
-        if op_name(following) == "matmul":
+        if op_name(following) in PRODUCTS:
             return following
         node = following
     return None

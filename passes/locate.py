@@ -15,7 +15,7 @@ from torch import fx
 from opskip_compile._compat import same_size
 from opskip_compile.passes.dataflow import is_stream
 from opskip_compile.passes.ops import CASTS, op_name, tensor
-from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.passes.runtime import NAMES_ROWS
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def locate_rows(graph: fx.Graph, marked_input: tuple[fx.Node, fx.Node] | None = 
             has marked it.
     """
     for node in graph.nodes:
-        if node.op == "call_function" and node.target is mark_visual:
+        if node.op == "call_function" and node.target in NAMES_ROWS:
             root = _first_ancestor(node)
             return RowSource("mark_visual", root, (node.args[1],))
     merges = _merges(graph)

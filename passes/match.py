@@ -11,20 +11,22 @@ product is an FFN.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 
 import networkx as nx
+import torch
 from torch import fx
 
+from opskip_compile._compat import same_size
 from opskip_compile.graphs.record import source_line
 from opskip_compile.passes.crossing import crossing
 from opskip_compile.passes.dataflow import dataflow, is_attention_product, is_stream
 from opskip_compile.passes.nearest import nearest_sum, sum_without_product
-from opskip_compile.passes.ops import CASTS, is_inplace, op_name
+from opskip_compile.passes.ops import CASTS, is_inplace, op_name, tensor
 from opskip_compile.passes.rules import known_operations
-from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.passes.runtime import NAMES_ROWS
 
 MATRIX_PRODUCTS = frozenset({"linear", "matmul", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"})
 # Hybrid decoders mix rows by a short convolution (and a recurrence after it) where others have an attention.
@@ -89,10 +91,61 @@ class Match:
     num_layers: int = 0
     doubt: str = ""  # why the layer numbers may be wrong, unless the schedule confirms their count
     other_sums: dict[int, str] = field(default_factory=dict)  # layer -> an addition to the stream that is no operator
+    only: int | None = None  # the one layer of the decoder that this graph holds
 
     def named(self, layer: int, kind: str) -> list[Operator]:
         """All operators of that layer and kind."""
         return [op for op in self.operators if op.layer == layer and op.kind == kind]
+
+
+def part_without_rows(graph: fx.Graph) -> bool:
+    """True if the graph holds layers of a decoder alone: causal attention from an input stream back to the stream."""
+    streams = [node for node in graph.find_nodes(op="placeholder") if is_stream(node) and _may_be_prompt(node)]
+    if not any(_is_causal(node) for node in graph.nodes):
+        return False
+    matches = (match_operators(stream) for stream in streams[:4])  # the stream, tables of positions
+    return any(match.doubt == PART and any(op.kind == "attention" for op in match.operators) for match in matches)
+
+
+def _may_be_prompt(stream: fx.Node) -> bool:
+    """False for a decode step and for weights."""
+    value = tensor(stream)
+    return value is not None and not isinstance(value, torch.nn.Parameter) and not same_size(value.shape[1], 1)
+
+
+def _is_causal(node: fx.Node) -> bool:
+    """True for an attention of decoders: one with a mask or a causal one. Vision towers have neither."""
+    if op_name(node) != "scaled_dot_product_attention":
+        return False
+    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    return mask is not None or bool(node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False))
+
+
+NESTED = "the layers are in subgraphs"
+
+
+def _nested(flow: nx.DiGraph) -> str:
+    """Why there is no operator if the layers are captured as graphs of their own; else an empty text."""
+    for node in flow:
+        held = any(arg.op == "get_attr" for arg in node.all_input_nodes)
+        if held and isinstance(node.target, torch._ops.HigherOrderOperator) and not is_attention_product(node):
+            return f"{NESTED} (of {node.target}, {source_line(node)}), and nothing is rewritten inside of them"
+    return ""
+
+
+def as_layer(match: Match, layer: int, num_layers: int) -> Match:
+    """The match of a graph that holds layer ``layer`` of ``num_layers`` alone, numbered as in the whole decoder."""
+    if match.num_layers != 1 or match.doubt not in ("", PART):
+        found = match.doubt or f"the graph of one layer holds {match.num_layers} attentions"
+        return Match(doubt=found)
+    return Match(
+        operators=[replace(op, layer=layer) for op in match.operators],
+        unmatched=[replace(op, layer=layer) for op in match.unmatched],
+        misses=[replace(miss, layer=layer) for miss in match.misses],
+        num_layers=num_layers,
+        other_sums=dict.fromkeys([layer] if match.other_sums else [], "".join(list(match.other_sums.values())[-1:])),
+        only=layer,
+    )
 
 
 def match_operators(root: fx.Node) -> Match:
@@ -123,6 +176,8 @@ def match_operators(root: fx.Node) -> Match:
             found.doubt = found.doubt or _doubt(found, flow)
         if len(found.operators) + len(found.misses) > len(best.operators) + len(best.misses):
             best = found
+    if not best.operators:
+        best.doubt = best.doubt or _nested(flow)
     return best
 
 
@@ -170,7 +225,7 @@ def _returns_stream(last: fx.Node, flow: nx.DiGraph) -> bool:
         for user in stack.pop().users:
             if user.op == "output":
                 return True
-            passes = op_name(user) in _PASSES_STREAM or user.target is mark_visual
+            passes = op_name(user) in _PASSES_STREAM or user.target in NAMES_ROWS
             if passes and user not in stream and all(p in stream for p in flow.predecessors(user)):
                 stream.add(user)
                 stack.append(user)

@@ -85,6 +85,8 @@ def op_name(node: fx.Node) -> str | None:
             if _is_custom(target):
                 return None
             name = target.__name__
+        elif isinstance(target, torch._ops.HigherOrderOperator):
+            return None
         elif target is getattr:
             name = str(node.args[1])
         else:

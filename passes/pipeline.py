@@ -22,7 +22,7 @@ from opskip_compile.passes.facts import Facts
 from opskip_compile.passes.insert import insert_skips
 from opskip_compile.passes.leftover import Leftover
 from opskip_compile.passes.locate import RowSource, locate_rows
-from opskip_compile.passes.match import Match, match_operators
+from opskip_compile.passes.match import Match, as_layer, match_operators, part_without_rows
 from opskip_compile.passes.normalize import copy_graph, remove_dead
 from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.outplace import write_out_of_place
@@ -31,11 +31,19 @@ from opskip_compile.passes.pushdown import Pushdown, Stop
 from opskip_compile.passes.report import PassReport, Report
 from opskip_compile.passes.rules import known_operations
 from opskip_compile.passes.share_rotary import share_rotary_tables
+from opskip_compile.passes.unflatten import add_unflattened
 from opskip_compile.schedule import Schedule
 
 PASSES = ("normalize", "locate", "match", "plan", "insert", "push_down", "cancel", "share_rotary", "clean_up")
 MarkInput = Callable[[fx.Graph], tuple[fx.Node, fx.Node] | None]
-NO_ROWS = "no visual rows in this graph (text-only prompt, decode step or vision tower)"
+PART_WITHOUT_ROWS = (
+    "the graph starts and ends in a decoder's residual stream, as with a layer that was compiled alone, and no graph "
+    "before it named visual rows; opskip_compile.compile(model, regional=True) compiles layer by layer and names them"
+)
+NO_ROWS = (
+    "no visual rows in this graph (text-only prompt, decode step or vision tower; "
+    "or a decoder compiled alone, without mark_visual)"
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,7 @@ def rewrite(
     mark_input: MarkInput | None = None,
     inputs: Sequence[Any] | None = None,
     is_encoder: Callable[[Match], bool] | None = None,
+    layer: tuple[int, int] | None = None,
     until: str = PASSES[-1],
 ) -> Rewritten:
     """Run the passes on a copy of ``gm.graph``.
@@ -101,6 +110,7 @@ def rewrite(
         mark_input: adds the mask of an input that an earlier graph marked; called only if a mark exists.
         inputs: the values of this call, that of a marked input's mask last; only the report reads them.
         is_encoder: True if the operators are known to belong to the encoder of an encoder-decoder.
+        layer: number and count, if the graph is known to hold one layer of a decoder.
         until: the last pass to run; from ``"insert"`` on the graph is runnable after each.
 
     Raises:
@@ -116,7 +126,7 @@ def rewrite(
 
     def again(inputs: Sequence[Any] | None) -> Rewritten:
         last = PASSES.index(until)
-        return _rewrite(captured, resolve_once, strict, share_rotary, mark_input, is_encoder, inputs, last)
+        return _rewrite(captured, resolve_once, strict, share_rotary, mark_input, is_encoder, layer, inputs, last)
 
     captured = gm.graph
     result = again(inputs)
@@ -132,20 +142,22 @@ def _rewrite(
     share_rotary: bool,
     mark_input: MarkInput | None,
     is_encoder: Callable[[Match], bool] | None,
+    layer: tuple[int, int] | None,
     inputs: Sequence[Any] | None,
     last: int,
 ) -> Rewritten:
     clock, report = _Clock(), Report(nodes_before=len(captured.nodes), nodes_after=len(captured.nodes))
     with clock("normalize") as changed:
         graph = copy_graph(captured)
-        changed[0] = write_out_of_place(graph) + remove_dead(graph)
+        changed[0] = write_out_of_place(graph) + add_unflattened(graph) + remove_dead(graph)
     with clock("locate"):
         source = locate_rows(graph)
         if source is None and mark_input is not None:
             marked = mark_input(graph)
             source = locate_rows(graph, marked) if marked is not None else None
     if source is None:
-        report.reason = crossing_without_rows(graph, known_operations()) or NO_ROWS
+        part = PART_WITHOUT_ROWS if layer is None and part_without_rows(graph) else ""
+        report.reason = crossing_without_rows(graph, known_operations()) or part or NO_ROWS
         report.passes = clock.passes
         return Rewritten(None, report)
     report.row_source = source.kind
@@ -153,6 +165,8 @@ def _rewrite(
         match = match_operators(source.root)
         if is_encoder is not None and is_encoder(match):
             match = Match(doubt=ENCODER)
+        if layer is not None:
+            match = as_layer(match, *layer)
     with clock("report"):
         facts = Facts.of(graph, source, match, inputs)
         report.num_layers, report.prompt, report.operators = match.num_layers, facts.prompt, facts.operators()

@@ -50,7 +50,7 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
     missed = {(m.layer, m.kind): m for m in match.misses}
     for layer, state in enumerate(states):
         for kind, rows in (("attention", state.attention), ("ffn", state.ffn)):
-            if rows is None:
+            if rows is None or match.only not in (None, layer):
                 continue
             operators = match.named(layer, kind)
             if not operators:

@@ -22,7 +22,7 @@ from opskip_compile.graphs.record import source_line
 from opskip_compile.passes.flat import FlatRegion, Stopped, prove_flat
 from opskip_compile.passes.flat_build import build_flat, erase_flat, unsafe_to_build
 from opskip_compile.passes.insert import RowSet, copy_origin
-from opskip_compile.passes.ops import mutated_nodes, tensor
+from opskip_compile.passes.ops import mutated_nodes, op_name, tensor
 from opskip_compile.passes.rules import RULES, Decline, Rule, known_operations
 from opskip_compile.passes.rules.registry import name_of
 from opskip_compile.passes.runtime import scatter_rows, select_rows
@@ -116,7 +116,7 @@ class Pushdown:
             return Decline("it is mutated in place, or may share memory with something that is")
         rule = RULES.get(name_of(node))
         if rule is None:
-            return Decline(f"no rule for {name_of(node)}")
+            return Decline(f"no rule for {node.target if _is_custom(node) else name_of(node)}")
         dims = rule.ask(node, dim)
         if isinstance(dims, Decline):
             return dims
@@ -215,3 +215,8 @@ def _opens_region(node: fx.Node) -> bool:
     """True for autocast and gradient switches, between which an operation must stay."""
     name = str(getattr(node.target, "__name__", node.target))
     return node.op == "call_function" and ("autocast" in name or "grad_enabled" in name)
+
+
+def _is_custom(node: fx.Node) -> bool:
+    """True for an operator of another library, which is named with its library."""
+    return isinstance(node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket) and op_name(node) is None

@@ -58,6 +58,21 @@ def _(x: Tensor) -> Tensor:
 
 shared.register_autograd(lambda ctx, gradient: gradient)
 
+
+@torch.library.custom_op("opskip::visual_rows", mutates_args=())
+def visual_rows(hidden_states: Tensor, visual_mask: Tensor) -> Tensor:
+    """`mark_visual` in an exported program: a copy of ``hidden_states``, since an operator may not return its input."""
+    return hidden_states.clone()
+
+
+@visual_rows.register_fake
+def _(hidden_states: Tensor, visual_mask: Tensor) -> Tensor:
+    return torch.empty_like(hidden_states)
+
+
+visual_rows.register_autograd(lambda ctx, gradient: (gradient, None))
+
+VISUAL_ROWS = torch.ops.opskip.visual_rows.default
 SHARED = torch.ops.opskip.shared.default
 KEPT_ROWS = torch.ops.opskip.kept_rows.default
 
@@ -110,9 +125,13 @@ def mark_visual(hidden_states: Tensor, visual_mask: Tensor) -> Tensor:
             "mark_visual: hidden_states must be (batch, sequence, width) and visual_mask (batch, sequence), "
             f"not {tuple(hidden_states.shape)} and {tuple(visual_mask.shape)}"
         )
+    if torch.compiler.is_exporting():
+        named: Tensor = VISUAL_ROWS(hidden_states, visual_mask)
+        return named
     if type(hidden_states) is Tensor:  # a real tensor, not one that a tracer made
         MARKS.put(hidden_states, visual_mask)
     return hidden_states
 
 
 torch.compiler.allow_in_graph(mark_visual)  # type: ignore[no-untyped-call]
+NAMES_ROWS = frozenset({mark_visual, VISUAL_ROWS})

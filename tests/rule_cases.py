@@ -107,6 +107,9 @@ PUSHED = (
     *(Case(n, partial(getattr(torch, n), dim=-1)) for n in ("softmax", "log_softmax", "cumsum", "cumprod")),
     Case("softmax", lambda x: F.softmax(x, dim=1, dtype=torch.float64), "BHSD", dim=2),
     Case("layer_norm", lambda x, w: F.layer_norm(x, (8,), w, w), "BSW W"),
+    Case("einsum", lambda q, k: torch.einsum("bhqd,bhkd->bqhk", q, k), "BHSD BHKD"),
+    Case("einsum", lambda x, w: torch.einsum("bsw, wk -> bsk", [x, w]), "BSW WK"),
+    Case("slice", lambda x: torch.ops.aten.slice(x, -1, 2, 5)),
     Case("rms_norm", lambda x, w: F.rms_norm(x, w.shape, w), "BSW W"),
     # Products.
     Case("linear", lambda x, w: F.linear(x, w), "BSW KW"),
@@ -253,7 +256,7 @@ DECLINED = (
     Case("getitem", lambda x: x[:, 1:], "BWW", reason="it slices the rows"),
     Case("getitem", lambda x, i: x[:, i], "BSW i:S", reason="it indexes with a tensor or a computed number"),
     Case("getitem", lambda x: x[True], dim=2, reason="it indexes with a tensor", batches=ONE),
-    Case("getitem", lambda x: x.max(-1)[0], reason="it indexes something that is no tensor"),
+    Case("getitem", lambda x: x.max(-1)[0], reason="it takes a part of max, which has no rule"),
     Case("getitem", lambda x: x[:3], reason="elements of the batch: it slices the rows", batches=THREE),
     Case("chunk getitem", lambda x: x.chunk(1, 1)[0], reason="it cuts along the rows"),
     Case("split getitem", lambda x: x.split(7, dim=1)[0], reason="it cuts along the rows"),
@@ -275,6 +278,12 @@ DECLINED = (
         for n in ("softmax", "log_softmax", "cumsum", "cumprod")
     ),
     Case("layer_norm", lambda x: F.layer_norm(x, (7, 8)), reason="it normalises over the rows"),
+    Case("einsum", lambda x: torch.einsum("bsw,btw->bst", x, x), reason="two operands are the same tensor"),
+    Case(
+        "einsum", lambda x, w: torch.einsum("bs...,...k->bsk", x, w), "BSW WK", reason="does not name every dimension"
+    ),
+    Case("einsum", lambda x, m: torch.einsum("bsw,ss->bsw", x, m), "BSW SS", reason="has the rows twice"),
+    Case("slice", lambda x: torch.ops.aten.slice(x, 1, 0, 7), reason="it slices the rows"),
     Case("rms_norm", lambda x: F.rms_norm(x, (7, 8)), reason="it normalises over the rows"),
     Case("linear", lambda x, w: F.linear(x, w), "BWW SW", dim=2, reason="the rows are the output features"),
     Case("matmul", lambda x, y: x @ y, "BWW BWS", dim=2, reason="the rows are columns of the right operand"),

@@ -61,3 +61,24 @@ def embedding(node: fx.Node, dim: int) -> Dims | Decline:
     if dim >= len(shape(ids)):
         return Decline("the rows are embedding features")
     return {ids: dim}
+
+
+@rule("einsum")
+def einsum(node: fx.Node, dim: int) -> Dims | Decline:
+    """``einsum("bqd,bkd->bqk", x, y)``: every operand that has the letter of the rows."""
+    equation, operands = node.args[0], list(node.args[1:])
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = list(operands[0])
+    if not isinstance(equation, str) or "." in equation or "->" not in equation:
+        return Decline("its equation does not name every dimension")
+    terms, result = equation.replace(" ", "").split("->")
+    letter = result[dim]
+    dims: dict[fx.Node, int] = {}
+    for term, x in zip(terms.split(","), operands, strict=True):
+        if not isinstance(x, fx.Node) or term.count(letter) > 1 or (letter in term and x in dims):
+            return Decline("an operand has the rows twice")
+        if letter in term and not same_size(shape(x)[term.index(letter)], 1):
+            dims[x] = term.index(letter)
+    if len(set(operands)) < len(operands):
+        return Decline("two operands are the same tensor")
+    return dims or Decline("no operand carries the rows")

@@ -7,6 +7,7 @@ a rule never needs to think about batches. Operations that spell sizes in their 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch import fx
 
 from opskip_compile._compat import same_size
 from opskip_compile.passes.ops import op_name, tensor
+from opskip_compile.passes.rules.subclasses import mixing_subclass
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,24 @@ def rule(*names: str, resize: Resize | None = None) -> Callable[[Ask], Ask]:
     def register(ask: Ask) -> Ask:
         for name in names:
             assert name not in RULES, f"two rules for {name}"
-            RULES[name] = Rule(ask, resize)
+            RULES[name] = Rule(_of_plain_tensors(ask), resize)
         return ask
 
     return register
+
+
+def _of_plain_tensors(ask: Ask) -> Ask:
+    """A tensor subclass may compute something else under the same name, such as a product of quantised numbers."""
+
+    @functools.wraps(ask)
+    def guarded(node: fx.Node, dim: int) -> Dims | Decline:
+        for other in node.all_input_nodes:
+            reason = mixing_subclass(tensor(other))
+            if reason:
+                return Decline(f"an operand {reason}")
+        return ask(node, dim)
+
+    return guarded
 
 
 def known_operations() -> frozenset[str]:

@@ -12,7 +12,7 @@ from torch import fx
 from opskip_compile._compat import same_size
 from opskip_compile.passes.ops import op_name, tensor
 from opskip_compile.passes.rules.lookups import table_lookup
-from opskip_compile.passes.rules.registry import Decline, Dims, argument, operand, rule, shape
+from opskip_compile.passes.rules.registry import Decline, Dims, argument, name_of, operand, rule, shape
 
 _Size = int | torch.SymInt
 _CUTS = ("chunk", "split", "unbind", "tensor_split")
@@ -197,7 +197,7 @@ def getitem(node: fx.Node, dim: int) -> Dims | Decline:
         return (
             {x: dim}
             if isinstance(index, int) and op_name(x) in (*_CUTS, "topk", "sort")
-            else Decline("it indexes something that is no tensor")
+            else Decline(f"it takes a part of {name_of(x)}, which has no rule")
         )
     if isinstance(index, fx.Node) and tensor(index) is not None:
         return table_lookup(node, dim)
@@ -221,3 +221,13 @@ def getitem(node: fx.Node, dim: int) -> Dims | Decline:
             out += 1
         source += 1
     return {x: source + dim - out}
+
+
+@rule("slice")
+def slice_(node: fx.Node, dim: int) -> Dims | Decline:
+    """``aten.slice`` along another dimension, as exported programs spell an index."""
+    x = operand(node)
+    along = argument(node, 1, "dim", 0)
+    if not isinstance(along, int):
+        return Decline("the dimension it works along is not one number")
+    return Decline("it slices the rows") if along % len(shape(x)) == dim else {x: dim}
