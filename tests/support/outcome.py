@@ -53,6 +53,7 @@ def measure(
     install: Install = in_place,
     tolerance: float = 1e-4,
     oracle: Callable[[nn.Module, opskip.Schedule], Any] | None = None,
+    check: Callable[[Sequence[opskip.Report]], None] | None = None,
 ) -> Outcome:
     """Run ``call`` dense, compiled and under the oracle, and compare.
 
@@ -65,6 +66,7 @@ def measure(
         install: compiles the model; what it returns is handed to ``call``.
         tolerance: of the largest value of each tensor.
         oracle: the definition as a context manager, if one mask does not do.
+        check: asserts something about the reports of all graphs of the compiled run.
 
     Raises:
         AssertionError: the compiled result is not the oracle's, or the schedule does not show in the dense one.
@@ -73,9 +75,12 @@ def measure(
     dense = call(model)
     count = REPORTS.count
     got = call(install(model, spec))
-    reports = [report for report in REPORTS.since(count) if report.operators]
+    every = REPORTS.since(count)
+    reports = [report for report in every if report.operators]
     opskip.remove(model)
     model._compiled_call_impl = None
+    if check is not None:
+        check(every)
     done = [report for report in reports if report.rewritten]
     sets = {tuple((op.layer, op.kind, op.rows) for op in report.operators if op.skipped) for report in done}
     assert len(sets) <= 1, f"graphs of one call skip different operators: {sets}"
@@ -93,8 +98,7 @@ def measure(
         if rows is not None
     }
     if not skipped:
-        every = [report for report in REPORTS.since(count) if report.reason]
-        reasons = [report.reason for report in reports if report.reason] or [report.reason for report in every]
+        reasons = [r.reason for r in reports if r.reason] or [r.reason for r in every if r.reason]
         assert reasons, "nothing is skipped and no report says why"
         return Outcome(DENSE, reasons[-1])
     report = done[-1]
