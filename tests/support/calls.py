@@ -40,8 +40,8 @@ def text_config(model: Any) -> Any:
     return model.config.get_text_config(decoder=True)
 
 
-def static_cache(model: Any) -> StaticCache:
-    return StaticCache(config=text_config(model), max_cache_len=ROOM)
+def static_cache(model: Any, room: int = ROOM) -> StaticCache:
+    return StaticCache(config=text_config(model), max_cache_len=room)
 
 
 def windowed(model: Any, window: int = 8) -> nn.Module | None:
