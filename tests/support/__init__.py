@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from support import basic, calls, turns  # noqa: F401
+from support import basic, calls, outputs, turns  # noqa: F401
 from support.forms import FORMS
 from support.zoo import ZOO
 

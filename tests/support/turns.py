@@ -6,7 +6,7 @@ Visual rows are those of the forward at hand: what an earlier turn left in the c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from families import IMAGE, ONE_IMAGE
 from torch import Tensor
 from transformers import DynamicCache
 
-import opskip_compile as opskip
 from support.basic import logits_and_cache
 from support.calls import generated, keys_and_values, merged_rows, static_cache, text_config
 from support.forms import Member, form
@@ -134,21 +133,6 @@ def lookup(family: Member) -> Outcome:
     inputs = family.inputs(((9, 9),))
     inputs["input_ids"][:, -8:] = torch.tensor([11, 12, 13, 14, 11, 12, 13, 14])
     return measure(family.build(), lambda m: generated(m, inputs, prompt_lookup_num_tokens=3), merged_rows)
-
-
-@form("later turns", "assisted generation, image tokens as candidates")
-def lookup_image(family: Member) -> Outcome:
-    """The prompt ends with the words before the image, so the lookup proposes image tokens, which are no images."""
-    inputs = family.inputs(ONE_IMAGE)
-    ids = inputs["input_ids"]
-    first = int((ids[0] == IMAGE).nonzero()[0])
-    inputs["input_ids"][:, -2:] = ids[:, first - 2 : first]
-
-    def check(reports: Sequence[opskip.Report]) -> None:
-        assert sum(bool(report.operators) for report in reports) <= 1, "rows of tried tokens count as visual"
-
-    call = lambda m: generated(m, inputs, prompt_lookup_num_tokens=4)  # noqa: E731
-    return measure(family.build(), call, merged_rows, check=check)
 
 
 @form("later turns", "assisted generation, a smaller model")
