@@ -65,6 +65,16 @@ def unlimited_recompiles() -> Any:
     return torch._dynamo.config.patch(recompile_limit=2**30, accumulated_recompile_limit=2**30)
 
 
+def set_apart(tensor: torch.Tensor) -> None:
+    """Keep ``tensor`` out of code that Dynamo compiled for other tensors of its shape.
+
+    Dynamo guards on the set of dimensions that a user has marked as dynamic. An empty set marks none, but code that
+    was compiled for a tensor without a set does not fit one with a set; the other way round it does.
+    """
+    if not hasattr(tensor, "_dynamo_dynamic_indices"):
+        tensor._dynamo_dynamic_indices = set()  # type: ignore[attr-defined]
+
+
 def add_tensor_placeholder(graph: fx.Graph, name: str, example: torch.Tensor) -> fx.Node:
     """A new last input of a Dynamo graph; AOTAutograd wants a source, and None means 'not from user code'."""
     last = list(graph.find_nodes(op="placeholder"))[-1]
