@@ -68,11 +68,12 @@ def unlimited_recompiles() -> Any:
 def set_apart(tensor: torch.Tensor) -> None:
     """Keep ``tensor`` out of code that Dynamo compiled for other tensors of its shape.
 
-    Dynamo guards on the set of dimensions that a user has marked as dynamic. An empty set marks none, but code that
-    was compiled for a tensor without a set does not fit one with a set; the other way round it does.
+    Dynamo guards on the dimensions that a user has marked as dynamic: code for a tensor without marks does not fit one
+    with a mark; the other way round it does. The dimension that is marked here does not exist, so no size is dynamic.
     """
-    if not hasattr(tensor, "_dynamo_dynamic_indices"):
-        tensor._dynamo_dynamic_indices = set()  # type: ignore[attr-defined]
+    marked = getattr(tensor, "_dynamo_dynamic_indices", set())
+    tensor._dynamo_dynamic_indices = {*marked, tensor.dim()}  # type: ignore[attr-defined]
+    tensor._has_dynamo_dim_marking = True  # type: ignore[attr-defined]
 
 
 def add_tensor_placeholder(graph: fx.Graph, name: str, example: torch.Tensor) -> fx.Node:

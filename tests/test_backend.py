@@ -380,3 +380,22 @@ def test_entry_point_in_a_process_that_never_imports_us(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "computed right" in done.stdout
+
+
+def test_a_marked_prompt_does_not_use_what_was_compiled_for_an_unmarked_one() -> None:
+    """The caller merges the image and marks the rows; sizes stay static."""
+    family = FAMILIES["llava"]
+    model, inputs = family.build(2), family.inputs()
+    mask = visual_mask(inputs)
+    embeddings = torch.randn(*mask.shape, 32)
+    dense = model(inputs_embeds=embeddings).logits
+    with opskip.oracle(model, opskip.Schedule.from_spec("silent:0-1"), mask):
+        want = model(inputs_embeds=embeddings).logits
+    fast = torch.compile(model, backend="opskip", options={"schedule": "silent:0-1", **EAGER})
+    assert torch.allclose(fast(inputs_embeds=embeddings.clone()).logits, dense, atol=1e-5)
+    marked = opskip.mark_visual(embeddings.clone(), mask)
+    for _ in range(2):
+        assert torch.allclose(fast(inputs_embeds=marked).logits, want, atol=1e-5)
+        assert torch.allclose(fast(inputs_embeds=embeddings.clone()).logits, dense, atol=1e-5)
+    assert [report.rewritten for report in opskip.reports()] == [False, True]
+    assert opskip.last_report().prompt.rows == mask.shape[1]
