@@ -36,8 +36,10 @@ def going_on(model: Any, inputs: Mapping[str, Tensor], cache: Any) -> dict[str, 
 
 def turns(model: Any, cache: Any, *forwards: Mapping[str, Tensor]) -> list[Tensor]:
     """Several forwards on one cache: the logits of each, and the keys and values at the end."""
-    outputs = [model(**(going_on(model, inputs, cache) if i else {**inputs, "past_key_values": cache}))
-               for i, inputs in enumerate(forwards)]
+    outputs = [
+        model(**(going_on(model, inputs, cache) if i else {**inputs, "past_key_values": cache}))
+        for i, inputs in enumerate(forwards)
+    ]
     return [*(out.logits for out in outputs[:-1]), *logits_and_cache(outputs[-1])]
 
 
