@@ -71,7 +71,7 @@ def set_apart(tensor: torch.Tensor) -> None:
     Dynamo guards on the dimensions that a user has marked as dynamic: code for a tensor without marks does not fit one
     with a mark; the other way round it does. The dimension that is marked here does not exist, so no size is dynamic.
     """
-    marked = getattr(tensor, "_dynamo_dynamic_indices", set())
+    marked: set[int] = getattr(tensor, "_dynamo_dynamic_indices", set())
     tensor._dynamo_dynamic_indices = {*marked, tensor.dim()}  # type: ignore[attr-defined]
     tensor._has_dynamo_dim_marking = True  # type: ignore[attr-defined]
 

@@ -245,9 +245,9 @@ def _compile_decoder(state: _Compiled, decoder: nn.Module, options: dict[str, An
             why = "the decoder was not called with inputs_embeds= of as many rows as there are input_ids"
             warnings.warn(NOT_SKIPPED.format(why=why), NothingSkippedWarning, stacklevel=2)
         mark = MARKS.get(hidden)
-        if mark is not None and isinstance(hidden, Tensor):
+        if isinstance(hidden, Tensor) and mark is not None:
             mark.used, mask = True, mark.mask.to(hidden.device)
-        elif mask is not None:
+        elif isinstance(hidden, Tensor) and mask is not None:
             mask = without_plain_tokens(mask, hidden, model, tokens)
         return compiled(mask, *args, **named)
 

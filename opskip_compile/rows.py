@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from opskip_compile.passes.marks import MARKS
 
 _TOKEN_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+_PREPARE = "prepare_inputs_for_generation"
 
 
 def visual_tokens(model: nn.Module) -> tuple[int, ...]:
@@ -43,7 +44,8 @@ def without_plain_tokens(mask: Tensor, hidden: Tensor, model: nn.Module, tokens:
     Returns:
         None if no row is left.
     """
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    get = getattr(model, "get_input_embeddings", None)
+    embedding = get() if callable(get) else None
     if not isinstance(embedding, nn.Embedding) or hidden.device.type == "meta":
         return mask
     mask = mask.to(hidden.device)
@@ -57,10 +59,10 @@ def without_plain_tokens(mask: Tensor, hidden: Tensor, model: nn.Module, tokens:
 
 def carry_marks(model: nn.Module) -> Callable[[], None]:
     """Let ``generate(inputs_embeds=...)`` keep the mark of the embeddings, which it copies; returns what undoes it."""
-    prepare = getattr(model, "prepare_inputs_for_generation", None)
+    prepare = getattr(model, _PREPARE, None)
     if prepare is None:
         return lambda: None
-    own = vars(model).get("prepare_inputs_for_generation")
+    own = vars(model).get(_PREPARE)
 
     @functools.wraps(prepare)
     def prepare_inputs_for_generation(*args: Any, **named: Any) -> Any:
@@ -71,9 +73,9 @@ def carry_marks(model: nn.Module) -> Callable[[], None]:
         return made
 
     def undo() -> None:
-        del model.prepare_inputs_for_generation
+        delattr(model, _PREPARE)
         if own is not None:
-            model.prepare_inputs_for_generation = own
+            setattr(model, _PREPARE, own)
 
-    model.prepare_inputs_for_generation = prepare_inputs_for_generation
+    setattr(model, _PREPARE, prepare_inputs_for_generation)
     return undo

@@ -10,7 +10,7 @@ from families import ONE_IMAGE, visual_mask
 from torch import Tensor, nn
 
 from support.forms import Member, form
-from support.outcome import SPEC, THROUGH, Outcome, measure
+from support.outcome import THROUGH, Outcome, measure
 
 
 def logits_and_cache(outputs: Any) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Columns "caches" and "generate": every kind of cache, every way to generate; logits of all steps, K and V of all layers.
+"""Columns "caches" and "generate": logits of all steps, and keys and values of all layers.
 
 Decode steps have no visual rows, so their graphs come out unchanged, and a loop of steps needs no graph of its own
 for each.
