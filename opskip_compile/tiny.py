@@ -29,6 +29,7 @@ class Family:
     """A model class at small size. `grid`: pictures are given as flattened patches, as Qwen's are; else whole."""
 
     name: str
+    title: str
     config: Callable[[int], Any]
     model: str  # the transformers class
     grid: bool
@@ -53,25 +54,27 @@ class Family:
         return model.to(dtype)
 
     def inputs(
-        self, layout: Sequence[Sequence[int]] = ONE_IMAGE, seed: int = 0, picture: Tensor | None = None
+        self,
+        layout: Sequence[Sequence[int]] = ONE_IMAGE,
+        seed: int = 0,
+        picture: Tensor | None = None,
+        padding: str = "left",
     ) -> dict[str, Tensor]:
-        """Keyword inputs of a batch, padded on the left.
+        """Keyword inputs of a batch.
 
         Args:
             layout: for each element its numbers of text rows, with an image of `ROWS_PER_IMAGE` rows between two.
             seed: of the random text and the random pictures.
             picture: float ``(3, side, side)``, see `pixels`; stands for every image. None: random pictures.
+            padding: the side of shorter elements that is filled up, ``"left"`` or ``"right"``.
 
         Returns:
             ``input_ids`` and ``attention_mask`` int64 ``(batch, sequence)``, and what the class takes for images.
         """
         generator = torch.Generator().manual_seed(seed)
         rows = [self._element(parts, generator) for parts in layout]
-        length = max(len(row) for row in rows)
-        ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-        images = sum(len(parts) - 1 for parts in layout)
-        found = {"input_ids": ids, "attention_mask": mask}
+        found = padded(rows, padding)
+        ids, images = found["input_ids"], sum(len(parts) - 1 for parts in layout)
         if not images:
             return found
         if self.grid:
@@ -91,6 +94,16 @@ class Family:
                 row += [VISION_START, *[IMAGE] * ROWS_PER_IMAGE, VISION_END] if self.grid else [IMAGE] * ROWS_PER_IMAGE
             row += torch.randint(3, 180, (text,), generator=generator).tolist()
         return row
+
+
+def padded(rows: Sequence[list[int]], padding: str = "left") -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask`` int64 ``(batch, sequence)`` of elements of different length."""
+    length = max(len(row) for row in rows)
+    before = [length - len(row) if padding == "left" else 0 for row in rows]
+    pairs = list(zip(before, rows, strict=True))
+    ids = [[0] * n + row + [0] * (length - n - len(row)) for n, row in pairs]
+    mask = [[0] * n + [1] * len(row) + [0] * (length - n - len(row)) for n, row in pairs]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
 def pixels(image: Any, side: int) -> Tensor:
@@ -207,9 +220,9 @@ def _internvl(layers: int) -> Any:
 FAMILIES = {
     family.name: family
     for family in (
-        Family("qwen3_vl", _qwen3, "Qwen3VLForConditionalGeneration", grid=True),
-        Family("qwen2_5_vl", _qwen25, "Qwen2_5_VLForConditionalGeneration", grid=True),
-        Family("llava", _llava, "LlavaForConditionalGeneration", grid=False, side=16),
-        Family("internvl", _internvl, "InternVLForConditionalGeneration", grid=False),
+        Family("qwen3_vl", "Qwen3-VL", _qwen3, "Qwen3VLForConditionalGeneration", grid=True),
+        Family("qwen2_5_vl", "Qwen2.5-VL", _qwen25, "Qwen2_5_VLForConditionalGeneration", grid=True),
+        Family("llava", "LLaVA-1.5", _llava, "LlavaForConditionalGeneration", grid=False, side=16),
+        Family("internvl", "InternVL", _internvl, "InternVLForConditionalGeneration", grid=False),
     )
 }

@@ -31,6 +31,7 @@ from opskip_compile.passes.pushdown import Pushdown, Stop
 from opskip_compile.passes.report import PassReport, Report
 from opskip_compile.passes.rules import known_operations
 from opskip_compile.passes.share_rotary import share_rotary_tables
+from opskip_compile.passes.unflatten import add_unflattened
 from opskip_compile.schedule import Schedule
 
 PASSES = ("normalize", "locate", "match", "plan", "insert", "push_down", "cancel", "share_rotary", "clean_up")
@@ -138,7 +139,7 @@ def _rewrite(
     clock, report = _Clock(), Report(nodes_before=len(captured.nodes), nodes_after=len(captured.nodes))
     with clock("normalize") as changed:
         graph = copy_graph(captured)
-        changed[0] = write_out_of_place(graph) + remove_dead(graph)
+        changed[0] = write_out_of_place(graph) + add_unflattened(graph) + remove_dead(graph)
     with clock("locate"):
         source = locate_rows(graph)
         if source is None and mark_input is not None:

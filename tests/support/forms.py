@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,12 +16,15 @@ class Member(Protocol):
     """A family of the matrix: `opskip_compile.tiny.Family`, or one of `support.zoo`."""
 
     name: str
+    title: str  # for the README
 
     def build(self, layers: int = 4, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The model with the same random weights every time."""
 
-    def inputs(self, layout: tuple[tuple[int, ...], ...] = ((3, 5),), seed: int = 0) -> dict[str, Tensor]:
-        """A batch, padded on the left: numbers of text rows of each element, with an image between two."""
+    def inputs(
+        self, layout: Sequence[Sequence[int]] = ((3, 5),), seed: int = 0, *, padding: str = "left"
+    ) -> dict[str, Tensor]:
+        """A batch: numbers of text rows of each element, with an image between two."""
 
 
 Check = Callable[[Member], Outcome]

@@ -1,0 +1,162 @@
+"""What the config of a family needs beyond small numbers, by the family's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from families import IMAGE
+
+Values = dict[str, Any]
+PIXTRAL = {
+    "model_type": "pixtral",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "head_dim": 8,
+    "image_size": 16,
+    "patch_size": 4,
+}
+
+
+def alternate(*types: str) -> Callable[[Values], None]:
+    """Layers of these types in turn."""
+
+    def change(values: Values) -> None:
+        layers = values["text_config"]["num_hidden_layers"]
+        values["text_config"]["layer_types"] = [types[i % len(types)] for i in range(layers)]
+
+    return change
+
+
+def mrope(*section: int) -> Callable[[Values], None]:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(section)}
+    return lambda values: values["text_config"].update(rope_parameters=dict(rope))
+
+
+def both(*changes: Callable[[Values], None]) -> Callable[[Values], None]:
+    def change(values: Values) -> None:
+        for one in changes:
+            one(values)
+
+    return change
+
+
+def tiles(values: Values) -> None:
+    values.update(image_grid_pinpoints=[[16, 16], [32, 16]], vision_feature_layer=-1)
+
+
+def aria(values: Values) -> None:
+    values.update(projector_patch_to_query_dict={16: 8}, max_value_projector_patch_to_query_dict=8)
+
+
+def lfm2(values: Values) -> None:
+    values["vision_config"]["num_patches"] = 16
+
+
+def got_ocr2(values: Values) -> None:
+    values["vision_config"]["image_size"] = 32
+
+
+def gemma3(values: Values) -> None:
+    values["mm_tokens_per_image"] = 16
+
+
+def qwen2(values: Values) -> None:
+    values["vision_config"].update(embed_dim=32, hidden_size=32)
+
+
+def pixtral(values: Values) -> None:
+    values.update(vision_config=dict(PIXTRAL), vision_feature_layer=-1, vision_feature_select_strategy="full")
+    values["text_config"]["model_type"] = "mistral"
+
+
+def vipllava(values: Values) -> None:
+    values["vision_feature_layers"] = [-1, -2, -2, -1, 0]
+    values["vision_config"]["num_hidden_layers"] = 2
+
+
+def chameleon(values: Values) -> None:
+    codes = {f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z": 100 + i for i in range(20)}
+    values["vocabulary_map"] = {"<image>": IMAGE, **codes}
+    values["vq_config"].update(num_embeddings=20, base_channels=32, channel_multiplier=[1, 2], resolution=8)
+    values["vq_config"].update(latent_channels=32, embed_dim=32, num_res_blocks=1)
+
+
+def emu3(values: Values) -> None:
+    codes = {f"<|visual token {i:06d}|>": 100 + i for i in range(20)}
+    values["vocabulary_map"] = {"<image>": IMAGE, "<|extra_200|>": 99, **codes}
+    values["vq_config"].update(codebook_size=20, base_channels=32, channel_multiplier=[1, 1], latent_channels=32)
+    values["vq_config"].update(embed_dim=32, num_res_blocks=1, hidden_size=32, attn_resolutions=[])
+
+
+def llama4(values: Values) -> None:
+    values["vision_config"].update(vision_output_dim=32, intermediate_size=128, pixel_shuffle_ratio=0.5)
+    values["text_config"].update(num_experts_per_tok=1, intermediate_size_mlp=64)
+
+
+def blip2(values: Values) -> None:
+    values.update(image_token_index=IMAGE, image_token_id=IMAGE, num_query_tokens=16)
+    values["text_config"].update(word_embed_proj_dim=32)
+    values["qformer_config"]["num_hidden_layers"] = 1
+
+
+def kimi(values: Values) -> None:
+    values["text_config"].update(num_key_value_heads=4, head_dim=4, qk_head_dim=12, n_group=1, topk_group=1)
+    values["vision_config"].update(pos_emb_height=8, pos_emb_width=8, num_attention_heads=4)
+
+
+def mllama(values: Values) -> None:
+    values["text_config"]["cross_attention_layers"] = [1]
+    values["vision_config"].update(num_global_layers=1, attention_heads=4, intermediate_layers_indices=[0])
+    values["vision_config"].update(vision_output_dim=64, max_num_tiles=2, image_size=16)
+    values["vision_config"]["supported_aspect_ratios"] = [[1, 1], [1, 2], [2, 1]]
+
+
+def janus(values: Values) -> None:
+    values["vq_config"].update(num_embeddings=20, base_channels=32, channel_multiplier=[1, 1], latent_channels=32)
+    values["vq_config"].update(embed_dim=32, num_res_blocks=1, image_token_embed_dim=32)
+
+
+def florence2(values: Values) -> None:
+    values["text_config"].update(encoder_layers=2, decoder_layers=2, encoder_ffn_dim=64, decoder_ffn_dim=64)
+    values["text_config"].update(encoder_attention_heads=4, decoder_attention_heads=4)
+    values["vision_config"].update(depths=[1] * 4, embed_dim=[32] * 4, num_heads=[4] * 4, num_groups=[4] * 4)
+
+
+def t5gemma2(values: Values) -> None:
+    encoder, decoder = values["encoder"], values["decoder"]
+    for text in (encoder["text_config"], decoder):
+        text.update(num_hidden_layers=4, hidden_size=32, intermediate_size=64, num_attention_heads=4, head_dim=8)
+        text.update(num_key_value_heads=2, vocab_size=200, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+        for key in ("layer_types", "rope_parameters"):
+            text.pop(key, None)
+    vision = encoder["vision_config"]
+    vision.update(num_hidden_layers=1, hidden_size=32, intermediate_size=64, num_attention_heads=4)
+    vision.update(image_size=16, patch_size=4)
+    encoder.update(mm_tokens_per_image=16, image_token_index=IMAGE)
+
+
+CHANGES: dict[str, Callable[[Values], None]] = {
+    "qwen2_vl": both(qwen2, mrope(2, 1, 1)),
+    **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), tiles),
+    "vipllava": vipllava,
+    "pixtral": pixtral,
+    "gemma3": both(gemma3, alternate("sliding_attention", "full_attention")),
+    **dict.fromkeys(("glm4v", "glm46v"), mrope(2, 1, 1)),
+    "glm4v_moe": mrope(1, 1, 0),
+    "paddleocr_vl": mrope(2, 1, 1),
+    "aria": aria,
+    "lfm2_vl": both(lfm2, alternate("conv", "full_attention")),
+    "llama4": both(llama4, alternate("chunked_attention", "full_attention")),
+    "got_ocr2": got_ocr2,
+    "chameleon": chameleon,
+    "emu3": emu3,
+    "kimi_k25": kimi,
+    "blip-2": blip2,
+    "janus": janus,
+    "mllama": mllama,
+    "florence2": florence2,
+    "t5gemma2": t5gemma2,
+}
