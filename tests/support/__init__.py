@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from support import basic, inputs, videos, calls, turns, outputs  # noqa: F401, I001
+from support import basic, calls, inputs, outputs, turns, videos  # noqa: F401
 from support.forms import FORMS
 from support.zoo import ZOO
 
