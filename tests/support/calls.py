@@ -146,11 +146,15 @@ def keys_and_values(cache: Any) -> list[Tensor]:
 
 
 def few_graphs(reports: Sequence[opskip.Report]) -> None:
-    """One graph of the prefill, and of all decode steps at most two, which are unchanged."""
+    """One graph of the prefill, and of all decode steps at most two, which are unchanged.
+
+    Where breaks cut the forward into pieces, each piece is compiled at most twice again.
+    """
     steps = [report for report in reports if not report.operators]
     assert all(report.reason == NO_ROWS for report in steps), [report.reason for report in steps]
     assert sum(bool(report.operators) for report in reports) <= 1
-    assert len(steps) <= 2, [report.recompile for report in reports]
+    again = [report.recompile for report in reports if report.recompile]
+    assert len(again) <= 2 * (len(reports) - len(again)), again
 
 
 def generation(inputs: Mapping[str, Any], **more: Any) -> Call:

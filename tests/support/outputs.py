@@ -12,7 +12,7 @@ import opskip_compile as opskip
 from support.basic import bare, forward, logits_and_cache
 from support.calls import compiled_module, generated, merged_rows, text_config
 from support.forms import Member, form
-from support.outcome import Install, Outcome, in_place, measure
+from support.outcome import ABSENT, Install, Outcome, in_place, measure
 
 
 def _asked(family: Member, *names: str, **more: Any) -> Outcome:
@@ -104,23 +104,25 @@ def tokens_alone(family: Member) -> Outcome:
     return measure(family.build(), call, merged_rows)
 
 
-def merged(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """The embeddings with the image in them, as the decoder gets them."""
-    kept: list[Tensor] = []
+def merged(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor | None:
+    """The embeddings with the image in them, as the decoder gets them; None if it is not called with any."""
+    kept: list[Tensor | None] = []
 
     def keep(module: nn.Module, args: object, named: dict[str, Any]) -> None:
-        kept.append(named["inputs_embeds"])
+        kept.append(named.get("inputs_embeds"))
 
     handle = model.get_decoder().register_forward_pre_hook(keep, with_kwargs=True)
     model(**inputs)
     handle.remove()
-    return kept[0].clone()
+    return kept[0].clone() if kept and kept[0] is not None else None
 
 
 def _embeddings(family: Member, install: Install, mark: bool = True, generate: bool = False) -> Outcome:
     """The caller merged the image: without a marked prompt first, so that no graph can have taken its rows up."""
     model, inputs = family.build(), family.inputs(ONE_IMAGE)
     mask, embeddings = visual_mask(inputs), merged(model, inputs)
+    if embeddings is None:
+        return Outcome(ABSENT, "the model does not call its decoder with embeddings")
     model = family.build()  # without what the first forward left in it
 
     def call(model: Any) -> list[Tensor]:
