@@ -25,11 +25,10 @@ import transformers
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from support import FORMS, ZOO  # noqa: E402
+from support import COLUMNS, FORMS, ZOO  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- support matrix: begin -->", "<!-- support matrix: end -->"
-COLUMNS = tuple(dict.fromkeys(form.column for form in FORMS.values()))
 Cells = Mapping[str, Mapping[str, tuple[str, str]]]
 
 

@@ -71,6 +71,17 @@ def unlimited_recompiles() -> Any:
     return torch._dynamo.config.patch(recompile_limit=2**30, accumulated_recompile_limit=2**30)
 
 
+def set_apart(tensor: torch.Tensor) -> None:
+    """Keep ``tensor`` out of code that Dynamo compiled for other tensors of its shape.
+
+    Dynamo guards on the dimensions that a user has marked as dynamic: code for a tensor without marks does not fit one
+    with a mark; the other way round it does. The dimension that is marked here does not exist, so no size is dynamic.
+    """
+    marked: set[int] = getattr(tensor, "_dynamo_dynamic_indices", set())
+    tensor._dynamo_dynamic_indices = {*marked, tensor.dim()}  # type: ignore[attr-defined]
+    tensor._has_dynamo_dim_marking = True  # type: ignore[attr-defined]
+
+
 def add_tensor_placeholder(graph: fx.Graph, name: str, example: torch.Tensor) -> fx.Node:
     """A new last input of a Dynamo graph; AOTAutograd wants a source, and None means 'not from user code'."""
     last = list(graph.find_nodes(op="placeholder"))[-1]

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from opskip_compile import _compat, capture
 from opskip_compile.backend import REPORTS, DecoderReached
 from opskip_compile.errors import NothingSkippedWarning, OpSkipError, OptionError
-from opskip_compile.passes.marks import NOT_SKIPPED
+from opskip_compile.passes.marks import MARKS, NOT_SKIPPED
 from opskip_compile.passes.report import Report
 from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.rows import carry_marks, token_mask, visual_tokens, without_plain_tokens
 from opskip_compile.schedule import Schedule
 from opskip_compile.settings import Settings
 
 _STATE = "_opskip_compiled"
 _RUNS = itertools.count(1)
-_TOKEN_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
 class _Compiled:
@@ -39,6 +39,7 @@ class _Compiled:
         # A forward of the module's own, not of its class, as device maps put it there.
         self.dense = [vars(part).get("forward") for part in self.parts]
         self.handles: list[Any] = []
+        self.undo_carrying = carry_marks(model)
         self._local = threading.local()
 
     @property
@@ -53,6 +54,7 @@ class _Compiled:
     def undo(self) -> None:
         for handle in self.handles:
             handle.remove()
+        self.undo_carrying()
         self.detach()
 
     def detach(self) -> Callable[[], None]:
@@ -243,24 +245,35 @@ def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compile_decoder(state: _Compiled, decoder: nn.Module, options: dict[str, Any], kwargs: dict[str, Any]) -> None:
-    owners, tokens = _owners(state.model, decoder), _visual_tokens(state.model)
+    model = state.model
+    owners, tokens = _owners(model, decoder), visual_tokens(model)
     regional = state.parts[0] is not decoder
 
     def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         ids = named.get("input_ids", args[0] if args else None)
         if ids is not None or module is owners[0]:  # an inner module may get embeddings of what the outer one got
-            state.mask = _mask(ids, tokens)
+            state.mask = token_mask(ids, tokens)
         pixels = any(v is not None for k, v in named.items() if k.startswith("pixel_values"))
         if ids is None and state.mask is None and pixels:
             why = "the forward got no input_ids, so the image tokens are not known"
             warnings.warn(NOT_SKIPPED.format(why=why), NothingSkippedWarning, stacklevel=2)
+
+    def at_decoder(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        hidden, mask = named.get("inputs_embeds"), state.mask
+        mark = MARKS.get(hidden)
+        if isinstance(hidden, Tensor) and mark is not None:
+            mark.used, state.mask = True, mark.mask.to(hidden.device)
+        elif isinstance(hidden, Tensor) and mask is not None and mask.shape == hidden.shape[:2]:
+            state.mask = without_plain_tokens(mask, hidden, model, tokens)
 
     def after(module: nn.Module, args: object, output: object) -> None:
         state.mask = None
 
     for owner in owners:
         state.handles.append(owner.register_forward_pre_hook(before, with_kwargs=True))
-        state.handles.append(owner.register_forward_hook(after, always_call=True))
+    state.handles.append(decoder.register_forward_pre_hook(at_decoder, with_kwargs=True))
+    for module in (*owners, decoder):
+        state.handles.append(module.register_forward_hook(after, always_call=True))
     for i, part in enumerate(state.parts):
         own = {**options, "layer": (i, len(state.parts))} if regional else options
         part.forward = _compiled_forward(
@@ -307,23 +320,9 @@ def _layers(decoder: nn.Module) -> list[nn.Module]:
     return list(layers) if isinstance(layers, nn.ModuleList) else []
 
 
-def _mask(ids: object, tokens: tuple[int, ...]) -> Tensor | None:
-    """The visual mask of a prompt, or None for a decode step and for text."""
-    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[1] < 2:
-        return None
-    mask = torch.isin(ids, torch.tensor(tokens, device=ids.device))
-    return mask if bool(mask.any()) else None
-
-
-def _visual_tokens(model: nn.Module) -> tuple[int, ...]:
-    config = getattr(model, "config", None)
-    values = (getattr(config, name, None) for name in _TOKEN_FIELDS)
-    return tuple(sorted({value for value in values if isinstance(value, int)}))
-
-
 def _decoder(model: nn.Module) -> nn.Module | None:
     """The text decoder, if the model's config names the tokens of its visual rows."""
-    if not _visual_tokens(model):
+    if not visual_tokens(model):
         return None
     configs = (getattr(model, "config", None), getattr(getattr(model, "config", None), "text_config", None))
     if any(getattr(config, "is_encoder_decoder", False) for config in configs):

@@ -6,7 +6,7 @@ the residual stream. It shares no code with the compiler, so that the compiler c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,41 +48,58 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 @contextmanager
-def oracle(model: nn.Module, schedule: Schedule, visual_mask: Tensor) -> Iterator[nn.Module]:
+def oracle(
+    model: nn.Module,
+    schedule: Schedule,
+    visual_mask: Tensor | Callable[[Mapping[str, Any]], Tensor | None],
+) -> Iterator[nn.Module]:
     """Run ``model`` under the definition of DESIGN section 2.
 
     Args:
         model: a transformers model, changed by hooks until the block ends.
         schedule: which operators to skip.
-        visual_mask: bool ``(batch, sequence)`` of the prefill. A forward with another sequence length (a decode
-            step) runs dense.
+        visual_mask: bool ``(batch, sequence)`` of the prefill. Where several forwards have different visual rows (a
+            second turn with an image of its own, a prefill in chunks, beams): what gives the mask of a forward from
+            its keyword inputs, or None for a forward without visual rows. A forward with another sequence length
+            (a decode step) runs dense.
 
     Raises:
         OpSkipError: a decoder layer without a module for the operator.
         ScheduleError: the schedule does not fit the number of layers.
     """
     layers = decoder_layers(model)
-    through = visual_mask.flip(1).cumsum(1).flip(1) > 0
-    left_out = {"visual": visual_mask, "through_visual": through}
+    now: list[Tensor | None] = [visual_mask if isinstance(visual_mask, Tensor) else None]
     handles = []
     try:
+        if not isinstance(visual_mask, Tensor):
+            find = visual_mask
+
+            def before(module: nn.Module, args: object, inputs: dict[str, Any]) -> None:
+                now[0] = find(inputs)
+
+            handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
         for layer, states in zip(layers, schedule.resolve(len(layers)), strict=True):
             for kind, rows in (("attention", states.attention), ("ffn", states.ffn)):
                 if rows is not None:
-                    handles.append(_branch(layer, kind).register_forward_hook(_drop(left_out[rows])))
+                    handles.append(_branch(layer, kind).register_forward_hook(_drop(now, rows)))
         yield model
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _drop(rows: Tensor) -> Any:
+def _drop(now: list[Tensor | None], rows: str) -> Any:
     def hook(module: nn.Module, args: object, output: Any) -> Any:
-        first = output[0] if isinstance(output, tuple) else output
-        flat = first.dim() == 2 and first.shape[0] == rows.numel()  # batch and sequence in one dimension
-        if not flat and first.shape[:2] != rows.shape:
+        left_out = now[0]
+        if left_out is None:
             return output
-        left_out = rows.reshape(-1) if flat else rows
+        if rows == "through_visual":
+            left_out = left_out.flip(1).cumsum(1).flip(1) > 0
+        first = output[0] if isinstance(output, tuple) else output
+        flat = first.dim() == 2 and first.shape[0] == left_out.numel()  # batch and sequence in one dimension
+        if not flat and first.shape[:2] != left_out.shape:
+            return output
+        left_out = left_out.reshape(-1) if flat else left_out
         kept = torch.where(left_out[..., None].to(first.device), torch.zeros_like(first), first)
         return (kept, *output[1:]) if isinstance(output, tuple) else kept
 

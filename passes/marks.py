@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from opskip_compile import _compat
 from opskip_compile.errors import NothingSkippedWarning
 
 NOT_SKIPPED = (
@@ -41,8 +42,12 @@ class Marks:
         self._lock = threading.Lock()
 
     def put(self, tensor: torch.Tensor, mask: torch.Tensor, *, warn_if_unused: bool = False) -> None:
-        """Say that the rows of ``tensor`` ``(batch, sequence, width)`` where ``mask`` is True are visual."""
+        """Say that the rows of ``tensor`` ``(batch, sequence, width)`` where ``mask`` is True are visual.
+
+        Code that was compiled for a tensor without a mark is compiled again for ``tensor``.
+        """
         mark = Mark(mask.detach())
+        _compat.set_apart(tensor)
         with self._lock:
             self._marks[tensor] = mark
         if warn_if_unused:

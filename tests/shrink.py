@@ -95,7 +95,7 @@ def build(family: str, layers: int = 4, change: Callable[[dict[str, Any]], None]
     model = transformers.AutoModelForImageTextToText.from_config(whole(**values)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if not parameter.isfinite().all():
+            if not parameter.isfinite().all() or (parameter.dim() > 1 and not parameter.any()):
                 parameter.normal_(0, 0.05)
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import pytest
-import test_more_families
 import torch
-import transformers
 from families import FAMILIES, ONE_IMAGE, UNEVEN
 from grabbed import Grabbed, grab
 from graphs import capture
-from torch import Tensor, fx, nn
+from support import ZOO
+from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,25 +24,8 @@ pytestmark = pytest.mark.usefixtures("fresh")
 SPEC = "silent:2 transform:0 attend:1,3"
 TOLERANCE = 1e-3
 
-Built = tuple[nn.Module, Mapping[str, Tensor]]
-
-
-def _own(name: str) -> Callable[[], Built]:
-    return lambda: (FAMILIES[name].build(4), FAMILIES[name].inputs(ONE_IMAGE))
-
-
-def _other(build: Callable[[], tuple[Any, Any]]) -> Callable[[], Built]:
-    def built() -> Built:
-        config, inputs = build()
-        return transformers.AutoModelForImageTextToText.from_config(config).eval(), inputs
-
-    return built
-
-
-DECODERS: dict[str, Callable[[], Built]] = {
-    **{name: _own(name) for name in FAMILIES},
-    **{f.__name__: _other(f) for f in test_more_families.FAMILIES if "moe" not in f.__name__},
-}
+# A text decoder that `count_flops` knows by its config alone.
+DECODERS = (*FAMILIES, "gemma3", "paligemma", "mistral3", "qwen2_vl", "llava_next", "llava_onevision")
 
 
 def witnessed(which: fx.GraphModule, inputs: list[Any]) -> int:
@@ -56,7 +38,7 @@ def witnessed(which: fx.GraphModule, inputs: list[Any]) -> int:
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_formula_graph_and_counter_agree(name: str) -> None:
-    model, inputs = DECODERS[name]()
+    model, inputs = ZOO[name].build(4), ZOO[name].inputs(ONE_IMAGE)
     found: Grabbed = grab(model, inputs, SPEC)
     report = found.report
     assert report.prompt is not None
@@ -84,8 +66,7 @@ def test_a_batch_counts_the_longest_of_its_elements(spec: str) -> None:
 
 def test_routed_experts_count_their_tokens() -> None:
     """Router, gate and up, down, by hand: 24 rows, 4 experts of width 32, 2 a token."""
-    config, inputs = test_more_families.qwen3_vl_moe()
-    model = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    model, inputs = ZOO["qwen3_vl_moe"].build(), ZOO["qwen3_vl_moe"].inputs(((2, 4),))
     ffn = next(op for op in opskip.explain(model, inputs, "attend:1").operators if op.name == "1.ffn")
     each = 2 * 32 * 4 + 2 * (2 * 32 * 64 + 2 * 32 * 32)
     assert (ffn.flops_before, ffn.flops_after) == (24 * each, 8 * each)

@@ -16,10 +16,9 @@ import torch
 from decoders import gate_in_layer_one
 from families import FAMILIES, ONE_IMAGE, UNEVEN
 from grabbed import grab
+from support import ZOO
 from test_backend import Decoder, explain_qwen3_vl, visual
 from test_match import BUILDS, run
-from test_more_families import qwen3_vl_moe
-from transformers import AutoModelForImageTextToText
 
 import opskip_compile as opskip
 from opskip_compile.graphs.diff import GraphDiff, Line
@@ -97,10 +96,8 @@ def test_shapes_are_those_of_the_running_graph(family: str, layout: object) -> N
 
 def test_shapes_of_flattened_and_sorted_tokens() -> None:
     """A routed FFN counts tokens times experts; its kept rows are a share of them."""
-    torch.manual_seed(0)
-    config, inputs = qwen3_vl_moe()
-    model = AutoModelForImageTextToText.from_config(config).eval()
-    found = grab(model, inputs, SPEC)
+    family = ZOO["qwen3_vl_moe"]
+    found = grab(family.build(), family.inputs(((2, 4),)), SPEC)
     diff, real = found.report.diff(), found.shapes(found.after)
     check(diff)
     known = {r.name: r.shape for r in diff.after if r.shape is not None and r.name in real}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from families import FAMILIES
-from support import FORMS, ZOO
-from support_matrix import COLUMNS, matrix
+from support import COLUMNS, FORMS, ZOO
+from support_matrix import matrix
 
 pytestmark = pytest.mark.usefixtures("fresh")
 README = Path(__file__).parents[1] / "README.md"

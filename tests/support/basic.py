@@ -16,6 +16,7 @@ from support.outcome import THROUGH, Outcome, measure
 def logits_and_cache(outputs: Any) -> list[Tensor]:
     """What a forward gives: the logits, then keys and values of every layer that caches some."""
     cache = getattr(outputs, "past_key_values", None)
+    cache = getattr(cache, "self_attention_cache", cache)  # an encoder-decoder has two
     layers = [] if cache is None else cache.layers
     kept = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
     return [outputs.logits, *(tensor for tensor in kept if isinstance(tensor, Tensor))]

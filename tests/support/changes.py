@@ -55,6 +55,10 @@ def lfm2(values: Values) -> None:
     values["vision_config"]["num_patches"] = 16
 
 
+def got_ocr2(values: Values) -> None:
+    values["vision_config"]["image_size"] = 32
+
+
 def gemma3(values: Values) -> None:
     values["mm_tokens_per_image"] = 16
 
@@ -118,6 +122,7 @@ def janus(values: Values) -> None:
 def florence2(values: Values) -> None:
     values["text_config"].update(encoder_layers=2, decoder_layers=2, encoder_ffn_dim=64, decoder_ffn_dim=64)
     values["text_config"].update(encoder_attention_heads=4, decoder_attention_heads=4)
+    values["vision_config"].update(depths=[1] * 4, embed_dim=[32] * 4, num_heads=[4] * 4, num_groups=[4] * 4)
 
 
 def t5gemma2(values: Values) -> None:
@@ -145,6 +150,7 @@ CHANGES: dict[str, Callable[[Values], None]] = {
     "aria": aria,
     "lfm2_vl": both(lfm2, alternate("conv", "full_attention")),
     "llama4": both(llama4, alternate("chunked_attention", "full_attention")),
+    "got_ocr2": got_ocr2,
     "chameleon": chameleon,
     "emu3": emu3,
     "kimi_k25": kimi,

@@ -28,6 +28,22 @@ class Member(Protocol):
 
 
 Check = Callable[[Member], Outcome]
+COLUMNS = (
+    "one image",
+    "batches and padding",
+    "image layouts",
+    "video",
+    "caches",
+    "generate",
+    "later turns",
+    "inputs and outputs",
+    "dtypes",
+    "attention kernels",
+    "ways to compile",
+    "gradients",
+    "export",
+    "quantised",
+)
 
 
 @dataclass(frozen=True)
@@ -48,15 +64,15 @@ class Form:
     narrow: bool = False
 
 
-FORMS: dict[str, Form] = {}
+REGISTERED: dict[str, Form] = {}
 
 
 def form(column: str, name: str, slow: bool = False, narrow: bool = False) -> Callable[[Check], Check]:
     """Register a check as one form of ``column``."""
 
     def register(check: Check) -> Check:
-        assert name not in FORMS, name
-        FORMS[name] = Form(column, name, check, slow, narrow)
+        assert name not in REGISTERED and column in COLUMNS, name
+        REGISTERED[name] = Form(column, name, check, slow, narrow)
         return check
 
     return register

@@ -7,7 +7,7 @@ operator stays full is compared as well, and no cell can say "skips" where the r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ THROUGH = "silent@through_visual:2-3 transform:0 attend:1"
 SKIPS, PARTLY, DENSE, ABSENT = "skips", "partly", "dense", "absent"
 Call = Callable[[Any], Sequence[Tensor]]
 Install = Callable[[nn.Module, str], Any]
+Rows = Tensor | Callable[[Mapping[str, Any]], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -48,25 +49,28 @@ def in_place(model: nn.Module, spec: str) -> nn.Module:
 def measure(
     model: nn.Module,
     call: Call,
-    mask: Tensor,
+    mask: Rows,
     spec: str = SPEC,
     install: Install = in_place,
     tolerance: float = 1e-4,
     oracle: Callable[[nn.Module, opskip.Schedule], Any] | None = None,
     exact: tuple[nn.Module, Call] | None = None,
+    check: Callable[[Sequence[opskip.Report]], None] | None = None,
 ) -> Outcome:
     """Run ``call`` dense, compiled and under the oracle, and compare.
 
     Args:
         model: a transformers model of `LAYERS` layers.
         call: runs a model and returns the tensors to compare (logits of shown rows, keys and values, ...).
-        mask: bool ``(batch, sequence)``, the visual rows of the prefill.
+        mask: bool ``(batch, sequence)``, the visual rows of the prefill, or what finds them for each forward, as
+            `opskip_compile.oracle` takes them.
         spec: the schedule.
         install: compiles the model; what it returns is handed to ``call``.
         tolerance: of the largest value of each tensor.
         oracle: the definition as a context manager, if one mask does not do.
         exact: for a model of 16 bit, the same model and its call in float32. The oracle is that of ``exact``, and the
             error against it may be as large as that of the dense model against dense ``exact``, whatever ``tolerance``.
+        check: asserts something about the reports of all graphs of the compiled run.
 
     Raises:
         AssertionError: the compiled result is not the oracle's, or the schedule does not show in the dense one.
@@ -75,9 +79,12 @@ def measure(
     dense = call(model)
     count = REPORTS.count
     got = call(install(model, spec))
-    reports = [report for report in REPORTS.since(count) if report.operators]
+    every = REPORTS.since(count)
+    reports = [report for report in every if report.operators]
     opskip.remove(model)
     model._compiled_call_impl = None
+    if check is not None:
+        check(every)
     done = [report for report in reports if report.rewritten]
     sets: dict[frozenset[int], set[tuple[tuple[int, str, str | None], ...]]] = {}  # by layers that the graph holds
     for report in done:
@@ -94,7 +101,7 @@ def measure(
         assert_equal(got, want, tolerance)
     else:
         assert_as_close(got, want, dense, judged(judge))
-    if skipped and bool(mask.any()):
+    if skipped and (not isinstance(mask, Tensor) or bool(mask.any())):
         assert any(differ(a, b) > 1e-3 for a, b in zip(dense, want, strict=True)), "the schedule does not show"
     wanted = {
         (layer, kind, rows)
@@ -103,8 +110,7 @@ def measure(
         if rows is not None
     }
     if not skipped:
-        every = [report for report in REPORTS.since(count) if report.reason]
-        reasons = [report.reason for report in reports if report.reason] or [report.reason for report in every]
+        reasons = [r.reason for r in reports if r.reason] or [r.reason for r in every if r.reason]
         assert reasons, "nothing is skipped and no report says why"
         return Outcome(DENSE, reasons[-1])
     left = [miss.reason for report in reports for miss in report.misses]

@@ -160,7 +160,7 @@ ENTRIES = (
     Entry("lfm2_vl", "LFM2-VL", 4, SIGLIP2),
     Entry("llama4", "Llama 4", 4, whole()),
     Entry("ovis2", "Ovis2", 16, whole()),
-    Entry("got_ocr2", "GOT-OCR2", 1, whole()),
+    Entry("got_ocr2", "GOT-OCR2", 4, whole(32)),
     Entry("janus", "Janus", 16, whole()),
     Entry("deepseek_vl", "DeepSeek-VL", 16, whole()),
     Entry("chameleon", "Chameleon", 16, whole(8)),
