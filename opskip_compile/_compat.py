@@ -42,6 +42,11 @@ def same_size(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
     return bool(statically_known_true(a == b))
 
 
+def known_at_least(size: int | torch.SymInt, minimum: int) -> bool:
+    """True if a size is no smaller for every input the graph may see; adds no guard."""
+    return bool(statically_known_true(size >= minimum))
+
+
 def size_hint(size: int | torch.SymInt) -> int | str:
     """The size as it was when the graph was captured; its symbol where it is not known before the graph runs."""
     if isinstance(size, int):

@@ -7,6 +7,7 @@ backwards: in which order do the rows of each operand have to be?
 
     rows    (batch, sequence, ...)       where the region begins: these get the selection
     tokens  (batch * sequence * k, ...)  k rows for each token, next to each other
+    copies  (c * batch * sequence, ...)  all tokens, c times over; or (c, batch * sequence, ...), by a view
     sorted  the same in the order of one ascending `sort`, which is undone later
 
 An operation without an answer ends the proof, and everything stays in full for that reason. Nothing here knows a model
@@ -17,7 +18,7 @@ sorted its rows, are all that is added to the rules of pushdown.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
@@ -33,10 +34,24 @@ _GROUPED = ("grouped_mm", "_grouped_mm", "grouped_mm_fallback")
 
 @dataclass(frozen=True)
 class Order:
-    """The order of the rows of a value: k for each token, and the sort they are in, if any."""
+    """The order of the rows of a value along one dimension.
+
+    Attributes:
+        k: rows for each token, next to each other.
+        sort: the sort they are in, if any.
+        copies: how many times over all tokens stand there.
+        dim: the dimension.
+    """
 
     k: int = 1
     sort: fx.Node | None = None
+    copies: int = 1
+    dim: int = 0
+
+    @property
+    def is_plain(self) -> bool:
+        """True for rows in the first dimension that are no copies of all tokens."""
+        return self.copies == 1 and self.dim == 0
 
 
 TOKENS = Order()
@@ -67,9 +82,10 @@ class FlatRegion:
     around: dict[fx.Node, Order] = field(default_factory=dict)
 
     def holds(self, node: fx.Node, order: Order) -> bool:
-        """True if dimension 0 of ``node`` has as many rows as ``order`` says."""
+        """True if the dimension of ``node`` that ``order`` names has as many rows as it says."""
         sizes = shape(node)
-        return len(sizes) > 0 and same_size(sizes[0], self.batch * self.sequence * order.k)
+        rows = self.batch * self.sequence * order.k * order.copies
+        return len(sizes) > order.dim and same_size(sizes[order.dim], rows)
 
     def nodes(self) -> frozenset[fx.Node]:
         """Everything that is built again."""
@@ -87,20 +103,20 @@ def prove_flat(end: fx.Node, dim: int, stream: torch.Tensor) -> FlatRegion | Sto
 
     Args:
         end: the view back to ``(batch, sequence, ...)``, or, with a batch of one element, any value of tokens.
-        dim: 1 for the former, 0 for the latter.
+        dim: 1 for the former; 0 or 1, where the tokens are, for the latter.
         stream: an example of the residual stream, ``(batch, sequence, width)``.
     """
     region = FlatRegion(stream.shape[0], stream.shape[1])
     if tensor(end) is None:
         return None
     try:
-        if dim == 1 and op_name(end) in _VIEWS:
-            if not _leads_with_rows(region, end) or not region.holds(operand(end), TOKENS):
+        if dim == 1 and op_name(end) in _VIEWS and _leads_with_rows(region, end):
+            if not region.holds(operand(end), TOKENS):
                 return None
             region.orders[end] = TOKENS
             _demand(region, operand(end), TOKENS)
-        elif dim == 0 and same_size(region.batch, 1) and region.holds(end, TOKENS):
-            _demand(region, end, TOKENS)
+        elif dim in (0, 1) and same_size(region.batch, 1) and region.holds(end, Order(dim=dim)):
+            _demand(region, end, Order(dim=dim))
         else:
             return None
     except _NotProved as ended:
@@ -125,7 +141,7 @@ def _demand(region: FlatRegion, node: fx.Node, order: Order) -> None:
         if node.op not in ("call_function", "call_method"):
             raise _NotProved(node, "an input of the graph is read token by token")
         if tensor(node) is not None and not region.holds(node, order):
-            raise _NotProved(node, "its first dimension does not count the tokens")
+            raise _NotProved(node, f"its dimension {order.dim} does not count the tokens")
         region.orders[node] = order
         stack += _operands(region, node, order).items()
 
@@ -133,7 +149,11 @@ def _demand(region: FlatRegion, node: fx.Node, order: Order) -> None:
 def _operands(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
     name = name_of(node)
     if name in _VIEWS:
-        return _through_view(region, node, order)
+        return _through_view(region, node, order) if order.is_plain else _through_view_of_copies(region, node, order)
+    if name == "repeat" and order.sort is None and order.dim == 0:
+        return _through_copies(node, order)
+    if not order.is_plain:
+        return _by_rule(node, order)
     if name == "repeat_interleave" and order.sort is None and argument(node, 2, "dim") == 0:
         return _through_repeat(region, node, order)
     if order.sort is not None and _is_part(node, order.sort, 0):
@@ -150,12 +170,12 @@ def _by_rule(node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
     rule = RULES.get(name_of(node))
     if rule is None or name_of(node) == "scaled_dot_product_attention":
         raise _NotProved(node, f"no rule for {name_of(node)}")
-    dims = rule.ask(node, 0)
+    dims = rule.ask(node, order.dim)
     if isinstance(dims, Decline):
         raise _NotProved(node, dims.reason)
-    if any(own != 0 for own in dims.values()):
+    if order.sort is not None and any(own != 0 for own in dims.values()):
         raise _NotProved(node, "the tokens leave the first dimension")
-    return dict.fromkeys(dims, order)
+    return {other: replace(order, dim=own) for other, own in dims.items()}
 
 
 def _through_view(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
@@ -174,6 +194,33 @@ def _through_view(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx
         if isinstance(parts, int) and parts and order.k % parts == 0 and region.holds(x, Order(order.k // parts)):
             return {x: Order(order.k // parts)}
     raise _NotProved(node, "the view splits or merges the tokens")
+
+
+def _through_view_of_copies(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
+    """``(c, tokens, ...)`` and ``(c * tokens, ...)`` are the same numbers in the same order."""
+    x, sizes, given = operand(node), shape(node), shape(operand(node))
+    kept = RULES[name_of(node)].ask(node, order.dim)
+    if not isinstance(kept, Decline):
+        return {x: replace(order, dim=kept[x])}
+    if order.k == 1 and order.sort is None:
+        if order.dim == 1 and order.copies == 1 and isinstance(sizes[0], int) and sizes[0] > 0:
+            merged = Order(copies=sizes[0])
+            if region.holds(x, merged):
+                return {x: merged}
+        split = Order(dim=1)
+        if order.dim == 0 and same_size(given[0], order.copies) and region.holds(x, split):
+            return {x: split}
+    raise _NotProved(node, "the view splits or merges the tokens")
+
+
+def _through_copies(node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
+    """``x.repeat(c, ...)``: all rows, c times over."""
+    x, given = operand(node), node.args[1:]
+    times = list(given[0]) if len(given) == 1 and isinstance(given[0], list | tuple) else list(given)
+    numbers = [time for time in times if isinstance(time, int) and time > 0]
+    if len(numbers) != len(shape(x)) or len(numbers) != len(times) or order.copies % numbers[0]:
+        raise _NotProved(node, "it does not repeat all tokens a fixed number of times")
+    return {x: replace(order, copies=order.copies // numbers[0])}
 
 
 def _through_repeat(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:

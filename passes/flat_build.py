@@ -74,7 +74,7 @@ def build_flat(
             )
         order_of_rows = region.orders.get(node) or region.around[node]
         counted = tensor(node) is not None and region.holds(node, order_of_rows)
-        shrunk = dim if node is end else 0 if counted else None
+        shrunk = dim if node is end else order_of_rows.dim if counted else None
         set_origin(new[node], Origin(captured_place(node), captured_name(node), shrunk, rows.name, twin=True))
         copy_origin([new[node]], node)
         last = new[node] if at is last else last
@@ -100,5 +100,6 @@ def _arguments(
         return (count(around.k),), dict(node.kwargs)
     rule = RULES.get(name or "")
     if node in region.orders and rule is not None and rule.resize is not None:
-        return rule.resize(node, 0, count(region.orders[node].k))
+        rows_of = region.orders[node]
+        return rule.resize(node, rows_of.dim, count(rows_of.k * rows_of.copies))
     return node.args, dict(node.kwargs)

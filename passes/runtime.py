@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from opskip_compile._compat import unbacked_size
+from opskip_compile._compat import known_at_least, unbacked_size
 from opskip_compile.passes.marks import MARKS
 
 
@@ -24,15 +24,17 @@ def kept_rows(visual: Tensor, through: bool) -> tuple[Tensor, Tensor]:
 
     Returns:
         ``rows`` int64 ``(batch, n)`` and ``live`` bool ``(batch, n)``, with n the largest number of kept rows of any
-        element and at least 1. Kept rows come first and in order. An element with fewer kept rows is filled up
-        with left-out rows of its own that are not ``live``: no row stands twice, and a row that is not live must
-        be written back unchanged.
+        element and at least 2, or 1 where the sequence has but one row: Inductor asks whether a size is 1, which
+        must not depend on the mask. Kept rows come first and in order. An element with fewer kept rows is filled
+        up with left-out rows of its own that are not ``live``: no row stands twice, and a row that is not live
+        must be written back unchanged.
     """
     left_out = visual
     if through:
         left_out = visual.flip(1).cumsum(1).flip(1) > 0
     kept = (~left_out).sum(1)
-    n = max(int(kept.max()), 1) if visual.numel() else 1
+    n = 2 if visual.shape[1] > 1 else 1
+    n = max(int(kept.max()), n) if visual.numel() else n
     rows = left_out.to(torch.uint8).argsort(dim=1, stable=True)[:, :n].contiguous()
     live = torch.arange(n, device=visual.device) < kept[:, None]
     return rows, live
@@ -40,7 +42,7 @@ def kept_rows(visual: Tensor, through: bool) -> tuple[Tensor, Tensor]:
 
 @kept_rows.register_fake
 def _(visual: Tensor, through: bool) -> tuple[Tensor, Tensor]:
-    n = unbacked_size(1)
+    n = unbacked_size(2 if known_at_least(visual.shape[1], 2) else 1)
     shape = (visual.shape[0], n)
     return visual.new_empty(shape, dtype=torch.int64), visual.new_empty(shape, dtype=torch.bool)
 

@@ -140,3 +140,38 @@ def test_region_that_is_not_row_by_row_stays_in_full(name: str, batch: int) -> N
         full = fn(x, *parameters())
     assert (operation, True) in [(s.operation, reason in s.reason) for s in done.stops], done.stops
     assert_rows(done.result, full, visual, tolerance=1e-5)
+
+
+def tiles(
+    x: Tensor, router: Tensor, up: Tensor, down: Tensor, *, times: int = EXPERTS, order: str = "experts first"
+) -> Tensor:
+    """Every expert on every token, the tokens copied once for each, as Llama 4 has it."""
+    tokens = x.reshape(-1, WIDTH)
+    scores = F.linear(tokens, router).sigmoid()
+    weight = scores.transpose(0, 1) if order == "experts first" else scores
+    copies = tokens.repeat(times, 1) if order == "experts first" else tokens.repeat(1, times).view(-1, WIDTH)
+    copies = copies * weight.reshape(-1, 1)
+    gate, value = torch.bmm(copies.view(EXPERTS, -1, WIDTH), up).chunk(2, dim=-1)
+    out = torch.bmm(F.silu(gate) * value, down).view(-1, WIDTH)
+    return out.reshape(times, -1, WIDTH).sum(dim=0).reshape(x.shape)
+
+
+@BATCHES
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_all_tokens_copied_for_every_expert(batch: int, dynamic: bool) -> None:
+    visual, x = VISUAL[:batch], torch.randn(batch, VISUAL.shape[1], WIDTH)
+    inputs = [x, *parameters()]
+    done = push(tiles, visual, *inputs, dynamic=dynamic)
+    assert_rows(done.result, tiles(*inputs), visual, tolerance=1e-5)
+    assert not done.stops
+    assert done.selected == ["input"]
+
+
+@BATCHES
+def test_tokens_that_change_places_with_experts(batch: int) -> None:
+    """Copies next to each other, read as if they were one after the other: every row of the result needs others."""
+    visual, x = VISUAL[:batch], torch.randn(batch, VISUAL.shape[1], WIDTH)
+    inputs = [x, *parameters()]
+    done = push(partial(tiles, order="tokens first"), visual, *inputs)
+    assert_rows(done.result, tiles(*inputs, order="tokens first"), visual, tolerance=1e-5)
+    assert done.stops
