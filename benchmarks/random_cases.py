@@ -93,7 +93,7 @@ def main() -> int:
     """Run, print the tally, write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1000)
-    parser.add_argument("--per-decoder", type=int, default=50)
+    parser.add_argument("--per-decoder", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="number of the first decoder")
     parser.add_argument("--only", help="DECODER:CASE, or DECODER for all of its cases")

@@ -39,7 +39,7 @@ def random_config(rng: Random, family: str) -> Any:
     """A config of ``family`` at tiny size; what the default config does not name is not set."""
     whole = CONFIG_MAPPING[family]
     known = whole().to_dict()
-    layers, heads, head_dim = rng.randint(1, 4), rng.choice((2, 4)), rng.choice((4, 8))
+    layers, heads, head_dim = rng.choice((1, 1, 2, 2, 3, 4)), rng.choice((2, 4)), rng.choice((4, 8))
     layers = max(layers, 2) if family in ("gemma3_text", "cohere2", "deepseek_v3", "gpt_oss") else layers
     free = "head_dim" in known and family not in _CLASSES and family != "helium"
     width = rng.choice((16, 24, 32)) if free else heads * head_dim
