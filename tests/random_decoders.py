@@ -41,7 +41,9 @@ class Case:
 
     def __str__(self) -> str:
         def rows(i: int) -> str:
-            return "".join("_vt"[0 if not s else 1 if v else 2] for v, s in zip(self.visual[i], self.shown[i], strict=True))
+            return "".join(
+                "_vt"[0 if not s else 1 if v else 2] for v, s in zip(self.visual[i], self.shown[i], strict=True)
+            )
 
         layout = " ".join(rows(i) for i in range(len(self.visual)))
         return f"schedule {self.schedule.to_spec()!r}, rows {layout}, chunks {self.chunks}, seed {self.seed}"
@@ -332,7 +334,9 @@ def check(subject: Subject, case: Case, shows: bool = False) -> Checked:
     """
     with torch.no_grad():
         got = subject.run(case)
-        skipped = [frozenset((op.layer, op.kind, op.rows or "") for op in r.operators if op.skipped) for r in got.reports]
+        skipped = [
+            frozenset((op.layer, op.kind, op.rows or "") for op in r.operators if op.skipped) for r in got.reports
+        ]
         assert len(skipped) == len(case.chunks), f"{len(skipped)} graphs for {len(case.chunks)} calls"
         want = subject.want(case, skipped)
         assert len(got.values) == len(want) > 0

@@ -151,7 +151,9 @@ def _product(rng: Random) -> Branch:
     if kind == 1:
         return lambda x: torch.einsum("bsw,vw->bsv", x, w)
     if kind == 2:
-        return lambda x: torch.addmm(b, x.view(-1, x.shape[-1]) if x.is_contiguous() else x.flatten(0, 1), w).view(x.shape)
+        return lambda x: torch.addmm(b, x.view(-1, x.shape[-1]) if x.is_contiguous() else x.flatten(0, 1), w).view(
+            x.shape
+        )
     if kind == 3:
         return lambda x: F.linear(x.flatten(0, 1), w, b).unflatten(0, (x.shape[0], x.shape[1]))
     if kind == 4:
@@ -235,7 +237,9 @@ ATTENTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "causal": lambda q, k, v: unheads(F.scaled_dot_product_attention(heads(q), heads(k), heads(v), is_causal=True)),
     "open": lambda q, k, v: unheads(F.scaled_dot_product_attention(heads(q), heads(k), heads(v), scale=0.2)),
     "one_key_head": lambda q, k, v: unheads(
-        F.scaled_dot_product_attention(heads(q), heads(k, 1)[..., :8], heads(v, 1)[..., :8], is_causal=True, enable_gqa=True)
+        F.scaled_dot_product_attention(
+            heads(q), heads(k, 1)[..., :8], heads(v, 1)[..., :8], is_causal=True, enable_gqa=True
+        )
     ),
     "by_hand": _by_hand,
     "capped": _capped,

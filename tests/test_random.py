@@ -28,7 +28,9 @@ WHOLE = 29
 
 settings.register_profile("opskip", derandomize=True, deadline=None, print_blob=True, database=None)
 CI = settings(
-    settings.get_profile("opskip"), max_examples=CASES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    settings.get_profile("opskip"),
+    max_examples=CASES,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
 
