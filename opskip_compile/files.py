@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -15,13 +16,17 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     Raises:
         OpSkipError: the file can't be written.
     """
-    target = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    part = target.with_name(f".opskip-{secrets.token_hex(8)}.tmp")
+    part: Path | None = None
     try:
+        target = Path(path)
+        part = target.with_name(f".opskip-{secrets.token_hex(8)}.tmp")
         part.write_bytes(data)
         os.replace(part, target)
-    except OSError as error:
-        raise OpSkipError(f"{target}: can't be written: {error.strerror or error}") from error
+    except (OSError, TypeError, ValueError) as error:  # no path at all, or one that no file can have
+        why = getattr(error, "strerror", None) or error
+        raise OpSkipError(f"{path}: can't be written: {why}") from error
     finally:
-        part.unlink(missing_ok=True)
+        if part is not None:
+            with contextlib.suppress(OSError, ValueError):
+                part.unlink(missing_ok=True)

@@ -1,0 +1,102 @@
+"""Random decoders, schedules, layouts, batches and caches give the oracle's result: 500 cases in every run.
+
+``benchmarks/random_cases.py`` runs any number of them. A failing case is printed as it was drawn; hypothesis shrinks
+the schedule, the layout and the batch, not the decoder.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from random import Random
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+from random_decoders import Checked, Subject, check, make_case, make_subject, room
+from torch import Tensor
+
+from opskip_compile.passes import insert
+
+# Numbers of decoders: toys and text decoders with every cache, mask and number of chunks between them.
+DECODERS = (0, 1, 3, 7, 10, 12, 17, 18, 20, 21, 23, 25, 28)
+CASES = 490
+WHOLE = 29
+
+settings.register_profile("opskip", derandomize=True, deadline=None, print_blob=True, database=None)
+CI = settings(
+    settings.get_profile("opskip"),
+    max_examples=CASES,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@pytest.fixture(scope="module")
+def subjects() -> Iterator[dict[int, Subject]]:
+    """Each decoder is made at its first case and captured once."""
+    with room():
+        yield {}
+
+
+def test_random_cases_equal_the_oracle(subjects: dict[int, Subject]) -> None:
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    done: list[tuple[Subject, Checked]] = []
+
+    @CI
+    @given(number=st.sampled_from(DECODERS), rng=st.randoms(use_true_random=False))
+    def holds(number: int, rng: Random) -> None:
+        if number not in subjects:
+            subjects[number] = make_subject(number)
+        subject = subjects[number]
+        case = subject.draw(rng)
+        note(f"decoder {number}: {subject.name} {subject.traits}, {case}")
+        done.append((subject, check(subject, case, shows=len(done) % 8 == 0)))
+
+    holds()
+    named = [checked for _, checked in done if checked.wanted]
+    whole = [checked for checked in named if len(checked.skipped) == checked.wanted]
+    assert len(done) >= CASES / 2
+    assert len(named) > 0.7 * len(done), "most schedules skip something"
+    assert len(whole) > 0.7 * len(named), "most schedules are followed wholly"
+    assert any(checked.reasons for _, checked in done), "some operator stays full"
+    caches = Counter(subject.traits["cache"] for subject, checked in done if checked.skipped)
+    assert len(caches) == 4, f"skipped with {caches}"
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_whole_models_on_the_real_path(i: int) -> None:
+    number = WHOLE + 30 * i
+    with room():
+        subject = make_subject(number)
+        for j in range(4):
+            check(subject, make_case(subject, number, 3 * j), shows=j == 0)
+
+
+def update_of_every_row(live: Tensor, update: Tensor, before: Tensor) -> Tensor:
+    """What ``torch.where(live, update, before)`` must not be."""
+    return update
+
+
+def test_the_check_finds_a_wrong_rewrite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the flag of rows that are only filled in left out, some case of a batch fails soon."""
+    monkeypatch.setattr(insert, "torch", SimpleNamespace(where=update_of_every_row))
+    with room(), pytest.raises(AssertionError, match="off by"):
+        for number in (18, 21):
+            subject = make_subject(number)
+            for i in range(20):
+                check(subject, make_case(subject, number, i))
+
+
+def test_the_check_finds_a_wrong_oracle() -> None:
+    """A schedule that skips one operator less is another result."""
+    with room(), torch.no_grad():
+        subject = make_subject(18)
+        case = next(c for i in range(20) if (c := make_case(subject, 18, i)).visual.any() and not c.schedule.is_empty)
+        got = subject.run(case)
+        skipped = [(op.layer, op.kind, op.rows or "") for op in got.reports[0].operators if op.skipped]
+        assert skipped
+        want = subject.want(case, [frozenset(skipped[1:])])
+        assert not all(torch.allclose(a, b, 1e-4, 1e-4) for a, b in zip(got.values, want, strict=True))
