@@ -36,7 +36,6 @@ def measure(kept: Path | None) -> dict[str, dict[str, tuple[str, str]]]:
     """Run the cells in two processes; family -> form -> state and reason."""
     with tempfile.TemporaryDirectory() as folder:
         out = kept or Path(folder) / "cells.jsonl"
-        out.unlink(missing_ok=True)
         tests = ["tests/test_support.py", "-k", "test_cell", "--every-cell", "--support-out", str(out)]
         subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "2", *tests], cwd=ROOT, check=True)
         return read(out)
@@ -126,7 +125,9 @@ def main() -> None:
     """Measure if wanted, then publish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables-only", action="store_true", help="from benchmarks/results/support.json")
-    parser.add_argument("--keep", type=Path, metavar="FILE", help="where the cells are written while they run")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FILE", help="for the cells while they run; goes on with what stands there"
+    )
     given = parser.parse_args()
     if given.tables_only:
         publish(json.loads((RESULTS / "support.json").read_text(encoding="utf-8"))["cells"])

@@ -1,7 +1,8 @@
 """The support matrix: every cell that was published is still so.
 
 A run holds all forms of one family and a rotating share of the others'; with ``--every-cell`` it holds every cell.
-With ``--support-out FILE`` what the cells say is written down (a JSON line each) instead of compared.
+With ``--support-out FILE`` what the cells say is written down (a JSON line each) instead of compared; cells that stand
+there already are left out, so a run that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from families import FAMILIES
 from support import COLUMNS, FORMS, ZOO
+from support.forms import EVERYWHERE
 from support_matrix import matrix
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -20,7 +22,7 @@ PUBLISHED = README.parent / "benchmarks" / "results" / "support.json"
 WHOLE, SHARE = "qwen3_vl", 8
 
 
-CELLS = [(family, form) for family in ZOO for form in FORMS if family in FAMILIES or not FORMS[form].narrow]
+CELLS = [(family, form) for family in ZOO for form in FORMS if family in FAMILIES or form in EVERYWHERE]
 
 
 def in_this_run(family: str, form: str) -> bool:
@@ -32,9 +34,15 @@ def in_this_run(family: str, form: str) -> bool:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "family" in metafunc.fixturenames:
-        every = metafunc.config.getoption("--every-cell")
-        cells = [(family, form) for family, form in CELLS if every or in_this_run(family, form)]
+        every, out = (metafunc.config.getoption(name) for name in ("--every-cell", "--support-out"))
+        there = {tuple(cell[:2]) for cell in read_cells(out)} if out else set()
+        cells = [cell for cell in CELLS if (every or in_this_run(*cell)) and cell not in there]
         metafunc.parametrize(("family", "form"), cells, ids=[f"{family}-{form}" for family, form in cells])
+
+
+def read_cells(path: str) -> list[list[str]]:
+    """Family, form, state and reason of each line; empty without the file."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()] if Path(path).exists() else []
 
 
 def test_cell(family: str, form: str, request: pytest.FixtureRequest) -> None:

@@ -54,25 +54,60 @@ class Form:
         column: of the matrix in the README; several forms share one.
         name: of the form, unique.
         slow: lowers with Inductor or is slow otherwise: only where every cell is measured, but for the first family.
-        narrow: of the families of `opskip_compile.tiny` only; the column has other forms for the rest.
     """
 
     column: str
     name: str
     check: Check
     slow: bool = False
-    narrow: bool = False
 
 
+# Measured in every family; all others in the families of `opskip_compile.tiny`.
+EVERYWHERE = frozenset(
+    {
+        "opskip.compile",
+        "opskip.compile, rows through_visual",
+        'torch.compile(backend="opskip")',
+        "batch of 4, one without an image, padded on the left",
+        "batch of 4, one without an image, padded on the right, rows through_visual",
+        "batch of 8, padded on the left",
+        "several images between texts, rows through_visual",
+        "image first",
+        "image last, rows through_visual",
+        "image only",
+        "text only",
+        "a video",
+        "an image and a video, rows through_visual",
+        "no cache",
+        "StaticCache",
+        "sliding-window cache, dynamic",
+        "greedy",
+        "greedy, a batch with padding",
+        "beam search",
+        "a new image on a filled cache",
+        "generate with prefill_chunk_size, cut inside the image",
+        "logits_to_keep=1",
+        "output_hidden_states",
+        "inputs_embeds with mark_visual",
+        "bfloat16",
+        "autocast around the call",
+        "eager attention",
+        "fullgraph=True",
+        "opskip.compile, regional=True",
+        "backward, batch of different counts",
+        "torch.export of a decoder with mark_visual in it",
+        "torchao, int8 weights",
+    }
+)
 REGISTERED: dict[str, Form] = {}
 
 
-def form(column: str, name: str, slow: bool = False, narrow: bool = False) -> Callable[[Check], Check]:
+def form(column: str, name: str, slow: bool = False) -> Callable[[Check], Check]:
     """Register a check as one form of ``column``."""
 
     def register(check: Check) -> Check:
         assert name not in REGISTERED and column in COLUMNS, name
-        REGISTERED[name] = Form(column, name, check, slow, narrow)
+        REGISTERED[name] = Form(column, name, check, slow)
         return check
 
     return register
