@@ -103,19 +103,22 @@ def prove_flat(end: fx.Node, dim: int, stream: torch.Tensor) -> FlatRegion | Sto
 
     Args:
         end: the view back to ``(batch, sequence, ...)``, or, with a batch of one element, any value of tokens.
-        dim: 1 for the former; 0 or 1, where the tokens are, for the latter.
+        dim: 1 for the former; 0 for the latter, or 1 for a view in which the tokens come second.
         stream: an example of the residual stream, ``(batch, sequence, width)``.
     """
     region = FlatRegion(stream.shape[0], stream.shape[1])
     if tensor(end) is None:
         return None
     try:
-        if dim == 1 and op_name(end) in _VIEWS and _leads_with_rows(region, end):
+        is_view = op_name(end) in _VIEWS
+        if dim == 1 and is_view and _leads_with_rows(region, end):
             if not region.holds(operand(end), TOKENS):
                 return None
             region.orders[end] = TOKENS
             _demand(region, operand(end), TOKENS)
-        elif dim in (0, 1) and same_size(region.batch, 1) and region.holds(end, Order(dim=dim)):
+        elif not (dim == 0 or (dim == 1 and is_view)) or not same_size(region.batch, 1):
+            return None
+        elif region.holds(end, Order(dim=dim)):
             _demand(region, end, Order(dim=dim))
         else:
             return None

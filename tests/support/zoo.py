@@ -45,7 +45,8 @@ class Entry:
 
     def build(self, layers: int = 4, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The model with the same random weights every time."""
-        return build(self.config or self.name, layers, CHANGES.get(self.name)).to(dtype)
+        model = build(self.config or self.name, layers, CHANGES.get(self.name))
+        return model if dtype == torch.float32 else model.to(dtype)  # a cast to float32 would make complex buffers real
 
     def inputs(
         self, layout: Sequence[Sequence[int]] = ONE_IMAGE, seed: int = 0, padding: str = "left"
