@@ -107,6 +107,14 @@ def kimi(values: Values) -> None:
     values["vision_config"].update(pos_emb_height=8, pos_emb_width=8, num_attention_heads=4)
 
 
+def ernie(values: Values) -> None:
+    text = values["text_config"]
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    text["mlp_layer_types"] = ["dense" if i == 0 else "sparse" for i in range(text["num_hidden_layers"])]
+    text["moe_intermediate_size"] = [32, 32]
+    values["vision_config"].update(hidden_size=32, num_heads=4)
+
+
 def mllama(values: Values) -> None:
     values["text_config"]["cross_attention_layers"] = [1]
     values["vision_config"].update(num_global_layers=1, attention_heads=4, intermediate_layers_indices=[0])
@@ -156,6 +164,7 @@ CHANGES: dict[str, Callable[[Values], None]] = {
     "kimi_k25": kimi,
     "blip-2": blip2,
     "janus": janus,
+    "ernie4_5_vl_moe": ernie,
     "mllama": mllama,
     "florence2": florence2,
     "t5gemma2": t5gemma2,

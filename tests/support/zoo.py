@@ -170,6 +170,8 @@ ENTRIES = (
     Entry("video_llama_3", "VideoLLaMA 3", 16, grid(48, image_merge_sizes=torch.tensor([2])), fields=kinds),
     Entry("minimax_m3_vl", "MiniMax-M3-VL", 16, grid(PATCH), fields=kinds),
     Entry("kimi_k25", "Kimi K2.5", 16, grid(3, 4, 4), fields=kinds),
+    Entry("ernie4_5_vl_moe", "ERNIE 4.5 VL", 16, grid(48), fields=kinds),
+    Entry("exaone4_5", "EXAONE 4.5", 16, grid(PATCH), fields=kinds),
     Entry("blip-2", "BLIP-2", 16, whole()),
     Entry("mllama", "Llama 3.2 Vision (Mllama)", 1, MLLAMA, nested=True, fields=cross_attention),
     Entry("florence2", "Florence-2", 2, whole(32), fields=decoder),
