@@ -11,7 +11,9 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import threading
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ _PARAMETERS = ["self", "hidden_states", "visual_pos_masks", "visual_embeds"]
 
 
 _prepared: set[str] = set()
+_lock = threading.Lock()
 
 
 def install() -> None:
@@ -37,13 +40,18 @@ def install() -> None:
 
 
 def _prepare() -> None:
-    for name, module in list(sys.modules.items()):
-        if name.startswith("transformers.models.") and ".modeling_" in name and name not in _prepared:
-            _prepared.add(name)
-            for kind in list(vars(module).values()):
-                method = vars(kind).get(_METHOD) if isinstance(kind, type) else None
-                if method is not None and not hasattr(method, "__wrapped__") and _fits(method):
-                    setattr(kind, _METHOD, _traceable(method))
+    with _lock:  # no thread may trace a class that another one has only begun to prepare
+        for name, module in list(sys.modules.items()):
+            if name.startswith("transformers.models.") and ".modeling_" in name and name not in _prepared:
+                _prepare_module(module)
+                _prepared.add(name)
+
+
+def _prepare_module(module: ModuleType) -> None:
+    for kind in list(vars(module).values()):
+        method = vars(kind).get(_METHOD) if isinstance(kind, type) else None
+        if method is not None and not hasattr(method, "__wrapped__") and _fits(method):
+            setattr(kind, _METHOD, _traceable(method))
 
 
 def _fits(method: Callable[..., Any]) -> bool:
