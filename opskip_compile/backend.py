@@ -156,9 +156,10 @@ def _lower(
     if source is not None and source.kind != "marked_input" and not report.operators:
         return _marking(gm, inputs, settings, source)
     if result.graph is not None:
-        if source is not None and source.kind == "marked_input":
-            inputs.append(source.masks[0].meta["example_value"])
-            return _with_mask(_finish(gm, inputs, settings), _position(gm.graph, source.root))
+        if source is not None and source.marked is not None:
+            hidden, mask = source.marked
+            inputs.append(mask.meta["example_value"])
+            return _with_mask(_finish(gm, inputs, settings), _position(gm.graph, hidden))
     elif report.operators and (report.misses or not report.schedule):
         warnings.warn(NOT_SKIPPED.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
     run = _finish(gm, inputs, settings)
@@ -205,7 +206,9 @@ def _marking(gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings, sour
     graph = copy_graph(gm.graph)
     output = graph.output_node()
     named = {node.name: node for node in graph.nodes}
-    source = RowSource(source.kind, named[source.root.name], tuple(named[m.name] for m in source.masks))
+    earlier = None if source.marked is None else _position(graph, named[source.marked[0].name])
+    masks = tuple(named[mask.name] for mask in source.masks if mask.name in named)  # of this graph alone
+    source = RowSource(source.kind, named[source.root.name], masks)
     results = list(output.args[0]) if isinstance(output.args[0], tuple | list) else []
     handed = [n for n in graph.nodes if n is source.root or n.target in NAMES_ROWS]
     position = next((i for i, n in enumerate(results) if n in handed), None)
@@ -218,6 +221,9 @@ def _marking(gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings, sour
 
     def call(*args: Any) -> Any:
         *outs, rows = run(*args)
+        mark = None if earlier is None else MARKS.get(args[earlier])
+        if mark is not None:
+            mark.used, rows = True, rows | mark.mask.to(rows.device)
         if bool(rows.any()):
             MARKS.put(outs[position], rows, warn_if_unused=True)
         return outs

@@ -2,7 +2,8 @@
 
 Three things name them: a call of `mark_visual`, the ``masked_scatter`` that merges image features into the
 embeddings, or a graph input that an earlier graph of the same forward has marked. The first found, in this order,
-gives the mask and the place where the residual stream starts.
+gives the mask and the place where the residual stream starts. A merge into a marked input (videos after images, with a
+graph break between them) adds to its rows.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ class RowSource:
         kind: ``"mark_visual"``, ``"masked_scatter"`` or ``"marked_input"``.
         root: the first value of the residual stream, ``(batch, sequence, width)``.
         masks: bool nodes, ``(batch, sequence)`` or with one more dimension; a row is visual where any is True.
+        marked: the input that an earlier graph has marked and the input that carries its mask, one of ``masks``.
     """
 
     kind: str
     root: fx.Node
     masks: tuple[fx.Node, ...]
+    marked: tuple[fx.Node, fx.Node] | None = None
 
 
 def locate_rows(graph: fx.Graph, marked_input: tuple[fx.Node, fx.Node] | None = None) -> RowSource | None:
@@ -47,10 +50,18 @@ def locate_rows(graph: fx.Graph, marked_input: tuple[fx.Node, fx.Node] | None = 
             return RowSource("mark_visual", root, (node.args[1],))
     merges = _merges(graph)
     if merges:
-        return RowSource("masked_scatter", merges[-1], tuple(_merge_mask(m) for m in merges))
+        masks = tuple(_merge_mask(m) for m in merges)
+        if marked_input is None or not _same_rows(marked_input[0], merges[-1]):
+            return RowSource("masked_scatter", merges[-1], masks)
+        return RowSource("masked_scatter", merges[-1], (*masks, marked_input[1]), marked_input)
     if marked_input is not None:
-        return RowSource("marked_input", marked_input[0], (marked_input[1],))
+        return RowSource("marked_input", marked_input[0], (marked_input[1],), marked_input)
     return None
+
+
+def _same_rows(a: fx.Node, b: fx.Node) -> bool:
+    first, second = tensor(a), tensor(b)
+    return first is not None and second is not None and all(same_size(first.shape[d], second.shape[d]) for d in (0, 1))
 
 
 def row_mask(graph: fx.Graph, source: RowSource) -> fx.Node:

@@ -152,9 +152,11 @@ def _rewrite(
         changed[0] = write_out_of_place(graph) + add_unflattened(graph) + remove_dead(graph)
     with clock("locate"):
         source = locate_rows(graph)
-        if source is None and mark_input is not None:
+        if mark_input is not None and (source is None or source.kind == "masked_scatter"):
             marked = mark_input(graph)
-            source = locate_rows(graph, marked) if marked is not None else None
+            source = locate_rows(graph, marked)
+            if marked is not None and (source is None or source.marked is None):
+                graph.erase_node(marked[1])
     if source is None:
         part = PART_WITHOUT_ROWS if layer is None and part_without_rows(graph) else ""
         report.reason = crossing_without_rows(graph, known_operations()) or part or NO_ROWS
