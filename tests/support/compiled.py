@@ -15,7 +15,7 @@ from opskip_compile.oracle import decoder_layers
 from support.basic import bare, forward
 from support.forms import Member, form
 from support.numerics import losing
-from support.outcome import ABSENT, DENSE, SPEC, Call, Install, Outcome, assert_equal, in_place, measure
+from support.outcome import ABSENT, DENSE, SPEC, Call, Install, Outcome, assert_equal, differ, in_place, measure
 
 
 def run(family: Member, install: Install, call: Callable[[dict[str, Tensor]], Call] = forward) -> Outcome:
@@ -363,6 +363,9 @@ def export(family: Member, named: bool) -> Outcome:
         program = torch.export.export(whole, (hidden, mask))
     except Exception as error:
         return Outcome(ABSENT, f"torch.export: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
+
+    if differ(program.module()(hidden.clone(), mask), whole(hidden.clone(), mask)) > 1e-4:
+        return Outcome(ABSENT, "torch.export: the program, dense as it is, gives another result than the decoder")
 
     def call(run: Any) -> Sequence[Tensor]:
         return [(whole if run is model else run)(hidden.clone(), mask)]
