@@ -51,7 +51,7 @@ def _readers_of_write(node: fx.Node, order: dict[fx.Node, int]) -> list[fx.Node]
 
 
 def is_attention_product(node: fx.Node) -> bool:
-    """True for a fused attention call, or a softmax whose result goes into a matrix product."""
+    """True for a fused attention call, or a softmax whose result, or a slice of it, goes into a matrix product."""
     name = op_name(node)
     if name == "scaled_dot_product_attention":
         return True
