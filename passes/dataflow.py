@@ -65,7 +65,7 @@ def is_attention_product(node: fx.Node) -> bool:
         user = ahead.pop()
         if op_name(user) == "matmul":
             return True
-        if user not in seen and op_name(user) in CASTS | {"dropout"}:
+        if user not in seen and op_name(user) in CASTS | {"dropout", "getitem"}:  # a slice leaves the sinks out
             seen.add(user)
             ahead.extend(user.users)
     return False

@@ -13,7 +13,7 @@ from torch import fx
 
 from opskip_compile.passes.dataflow import is_attention_product
 from opskip_compile.passes.match import MATRIX_PRODUCTS, Operator
-from opskip_compile.passes.ops import op_name
+from opskip_compile.passes.ops import is_inplace, op_name
 
 _NORM_STEPS = frozenset({"mean", "var", "rsqrt", "layer_norm", "rms_norm"})
 _ACTIVATIONS = frozenset({"silu", "gelu", "relu", "sigmoid", "tanh", "softmax", "mish", "quick_gelu"})
@@ -63,7 +63,10 @@ def _rows_needed_in_full(operator: Operator) -> tuple[fx.Node, ...]:
     """Nodes of the operator that the definition of skipping computes for every row: keys, values, other outputs."""
     keys_and_values = [n for node in operator.region if is_attention_product(node) for n in _right_operands(node)]
     outputs = [node for node in operator.region if any(user.op == "output" for user in node.users)]
-    return (*keys_and_values, *outputs)
+    region = frozenset(operator.region)
+    # A cache that is written in place gets every row, and attention reads it from there.
+    written = [node for node in operator.region if is_inplace(node) and node.args[:1] and node.args[0] not in region]
+    return (*keys_and_values, *outputs, *written)
 
 
 def _right_operands(product: fx.Node) -> list[fx.Node]:
