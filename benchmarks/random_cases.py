@@ -73,10 +73,12 @@ class Tally:
         tqdm.write(f"FAILED {where} {subject.name} {subject.traits}\n  {case}\n  {text[:400]}")
 
 
-def run(tally: Tally, number: int, seed: int, cases: range, bar: Any = None, trace: bool = False) -> None:
+def run(
+    tally: Tally, number: int, seed: int, cases: range, family: str | None, bar: Any = None, trace: bool = False
+) -> None:
     """All cases of one decoder."""
     with room():
-        subject = make_subject(seed * STRIDE + number)
+        subject = make_subject(seed * STRIDE + number, family)
         for i in cases:
             case = make_case(subject, seed * STRIDE + number, i)
             try:
@@ -96,6 +98,7 @@ def main() -> int:
     parser.add_argument("--per-decoder", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="number of the first decoder")
+    parser.add_argument("--family", help="a text decoder such as llama, or program: decoders drawn op by op")
     parser.add_argument("--only", help="DECODER:CASE, or DECODER for all of its cases")
     parser.add_argument("--json", type=Path, help="write the tally, after every decoder")
     given = parser.parse_args()
@@ -105,12 +108,13 @@ def main() -> int:
     tally, start = Tally(), time.perf_counter()
     if given.only:
         number, _, i = given.only.partition(":")
-        run(tally, int(number), given.seed, range(int(i), int(i) + 1) if i else range(given.per_decoder), trace=True)
+        cases = range(int(i), int(i) + 1) if i else range(given.per_decoder)
+        run(tally, int(number), given.seed, cases, given.family, trace=True)
     else:
         bar = tqdm(total=given.cases, unit="case")
         number = given.start
         while tally.cases < given.cases:
-            run(tally, number, given.seed, range(min(given.per_decoder, given.cases - tally.cases)), bar)
+            run(tally, number, given.seed, range(min(given.per_decoder, given.cases - tally.cases)), given.family, bar)
             number += 1
             if given.json:
                 write(given.json, tally, given, number, time.perf_counter() - start)
@@ -125,6 +129,7 @@ def write(path: Path, tally: Tally, given: argparse.Namespace, until: int, secon
     """The tally as JSON."""
     plain = {
         "seed": given.seed,
+        "family": given.family,
         "decoders": [given.start, until],
         "per_decoder": given.per_decoder,
         "cases": tally.cases,

@@ -57,7 +57,9 @@ def queries_and_keys(product: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
         nodes = [value for value in given if isinstance(value, fx.Node)]
         return (nodes[0], nodes[1]) if len(nodes) == 2 else (None, None)
     scores = product.args[0] if product.args else product.kwargs.get("input")
-    for _ in range(16):  # scale, mask, cast
+    for _ in range(16):  # scale, mask, cast, sinks beside the keys
+        if isinstance(scores, list | tuple) and scores:
+            scores = scores[0]
         if not isinstance(scores, fx.Node):
             break
         if op_name(scores) in PRODUCTS:

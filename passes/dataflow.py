@@ -58,7 +58,7 @@ _KERNELS = ("flex_attention", "flash_attn", "flash_attention")
 
 
 def is_attention_product(node: fx.Node) -> bool:
-    """True for an attention kernel, or a softmax whose result goes into a matrix product."""
+    """True for an attention kernel, or a softmax whose result, or a slice of it, goes into a matrix product."""
     name = op_name(node)
     if name == "scaled_dot_product_attention":
         return True
@@ -72,7 +72,7 @@ def is_attention_product(node: fx.Node) -> bool:
         user = ahead.pop()
         if op_name(user) in PRODUCTS:
             return True
-        if user not in seen and op_name(user) in CASTS | {"dropout"}:
+        if user not in seen and op_name(user) in CASTS | {"dropout", "getitem"}:  # a slice leaves the sinks out
             seen.add(user)
             ahead.extend(user.users)
     return False

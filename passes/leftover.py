@@ -83,6 +83,8 @@ def _product(node: fx.Node, forward: bool) -> fx.Node | None:
     """The nearest matrix product after or before ``node`` along first operands."""
     for _ in range(16):
         following = next(iter(node.users), None) if forward else node.args[0]
+        if isinstance(following, list | tuple) and following:  # sinks are joined to the scores
+            following = following[0]
         if not isinstance(following, fx.Node):
             return None
         if op_name(following) in PRODUCTS:

@@ -49,7 +49,7 @@ VIEWS = frozenset(
     "view reshape transpose permute expand expand_as unsqueeze squeeze getitem select narrow slice contiguous to "
     "float half bfloat16 double type type_as detach split chunk unbind flatten unflatten movedim swapaxes t mT "
     "view_as reshape_as view_as_complex view_as_real broadcast_to ravel tensor_split int long bool alias "
-    "lift_fresh positive dropout identity".split()
+    "lift_fresh positive dropout identity einsum".split()
 )
 # Operations that leave every value as it is, up to its data type and its memory.
 CASTS = frozenset({"to", "float", "half", "bfloat16", "type", "type_as", "contiguous", "clone"})
@@ -163,11 +163,17 @@ def mutated_nodes(graph: fx.Graph, known: Iterable[str]) -> frozenset[fx.Node]:
         elif op_name(node) in fresh or node.target in _COPIES:
             continue
         for other in inputs:
-            parent[find(other)] = find(node)
+            if not _is_size(other):  # views that read one size do not share memory for it
+                parent[find(other)] = find(node)
     last: dict[fx.Node, int] = {}
     for value, at in written:
         last[find(value)] = max(at, last.get(find(value), -1))
     return frozenset(node for i, node in enumerate(graph.nodes) if i <= last.get(find(node), -1))
+
+
+def _is_size(node: fx.Node) -> bool:
+    """True for a number or a shape: it has no memory."""
+    return isinstance(node.meta.get("example_value"), int | float | torch.SymInt | torch.SymFloat | torch.Size)
 
 
 def _is_custom(target: object) -> bool:

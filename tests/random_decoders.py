@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Protocol
+from unittest import mock
 
 import decoders
 import torch
@@ -367,8 +368,13 @@ def assert_close(got: Tensor, want: Tensor, mask: Tensor | None, number: int = 0
 
 
 def make_subject(number: int, family: str | None = None) -> Subject:
-    """The same decoder for the same number: a third are toys, one of thirty a whole model, the rest text decoders."""
+    """The same decoder for the same number: a third are toys, one of thirty a whole model, the rest text decoders.
+
+    ``family`` names a text decoder to take instead, or ``"program"``.
+    """
     rng = Random(f"decoder {number}")
+    if family == "program":
+        return Program(rng)
     if family is None and number % 30 == 29:
         from random_wholes import Whole
 
@@ -386,6 +392,8 @@ def make_case(subject: Subject, number: int, i: int) -> Case:
 def room() -> Iterator[None]:
     """No compiled code of other decoders, and as many graphs of one function as its cases need."""
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=2**20):
+    limits = torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=2**20)
+    # Dynamo times its guards after flushing the processor's cache: much of a small graph's compile time.
+    with limits, mock.patch("torch._dynamo.guards.profile_guard_manager", lambda *_: 0.0, create=True):
         yield
     torch._dynamo.reset()

@@ -87,6 +87,7 @@ BY_ROW: dict[str, Branch] = {
     "addcmul": lambda x: torch.addcmul(x, x.sigmoid(), x, value=0.5),
     "max_of_width": lambda x: x - x.max(-1, keepdim=True).values,
     "batch_and_row_in_one": lambda x: x.reshape(-1, 2, 8).transpose(1, 2).reshape(x.shape),
+    "min_of_two": lambda x: torch.min(x, x.new_tensor(1.0)) + torch.max(x, x * x),
     "gate_of_row": lambda x: x * x.mean(-1, keepdim=True).sigmoid(),
 }
 # Row r depends on other rows, on the number of rows or on other elements: nothing here may be pushed below.
@@ -99,6 +100,8 @@ MIXING: dict[str, Branch] = {
     "shift": lambda x: x + F.pad(x, (0, 0, 1, 0))[:, :-1],
     "shift_by_cat": lambda x: torch.cat([x[:, :1], x[:, :-1]], 1) + x,
     "sort_rows": lambda x: x.sort(dim=1)[0],
+    "layer_norm_of_rows": lambda x: F.layer_norm(x.mT, (x.shape[1],)).mT,
+    "max_of_rows": lambda x: x - x.max(1, keepdim=True)[0],
     "norm_of_all": lambda x: x / x.abs().amax((1, 2), keepdim=True).clamp_min(0.1),
     "max_of_everything": lambda x: x / x.abs().max().clamp_min(0.1),
     "mean_of_batch": lambda x: x + x.mean(0, keepdim=True),
@@ -227,6 +230,13 @@ def _einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.matmul(s, v.transpose(1, 2)).transpose(1, 2).flatten(2)
 
 
+def _sinks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = heads(q), heads(k), heads(v)
+    s = (q @ k.mT * 0.4).masked_fill(~_causal(q.shape[2]), -1e9)
+    s = torch.cat([s, torch.tensor([0.3, -0.2]).view(1, 2, 1, 1).expand(q.shape[0], -1, q.shape[2], -1)], -1)
+    return unheads((s - s.max(-1, keepdim=True).values).softmax(-1)[..., :-1] @ v)
+
+
 def _window(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     p = torch.arange(q.shape[1])
     allowed = (p[None] <= p[:, None]) & (p[None] > p[:, None] - 4)
@@ -247,6 +257,7 @@ ATTENTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "in_one_batch": _in_one_batch,
     "einsum": _einsum,
     "window": _window,
+    "sinks": _sinks,
 }
 
 

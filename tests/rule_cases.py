@@ -140,6 +140,11 @@ PUSHED = (
     ),
     # Choices and lookups.
     Case("topk getitem", lambda x: x.topk(3, dim=-1)[0]),
+    Case("max getitem", lambda x: x.max(-1, keepdim=True)[0]),
+    Case("max getitem", lambda x: x.max(1).values, "BHSD"),
+    Case("min getitem", lambda x: torch.min(x, dim=1, keepdim=True)[1], "BHSD", dim=2),
+    Case("max", lambda x, y: torch.max(x, y), "BSW W"),
+    Case("min", lambda x, y: torch.min(x, other=y), "BSW BSW"),
     Case("topk getitem", lambda x: torch.topk(x, 2, 1)[1], "BHSD", dim=2),
     Case("sort getitem", lambda x: x.sort()[0]),
     Case("argsort", lambda x: x.argsort(-1)),
@@ -256,7 +261,7 @@ DECLINED = (
     Case("getitem", lambda x: x[:, 1:], "BWW", reason="it slices the rows"),
     Case("getitem", lambda x, i: x[:, i], "BSW i:S", reason="it indexes with a tensor or a computed number"),
     Case("getitem", lambda x: x[True], dim=2, reason="it indexes with a tensor", batches=ONE),
-    Case("getitem", lambda x: x.max(-1)[0], reason="it takes a part of max, which has no rule"),
+    Case("getitem", lambda x: x.median(-1)[0], reason="it takes a part of median, which has no rule"),
     Case("getitem", lambda x: x[:3], reason="elements of the batch: it slices the rows", batches=THREE),
     Case("chunk getitem", lambda x: x.chunk(1, 1)[0], reason="it cuts along the rows"),
     Case("split getitem", lambda x: x.split(7, dim=1)[0], reason="it cuts along the rows"),
@@ -313,6 +318,10 @@ DECLINED = (
         )
         for n in ("topk", "sort")
     ),
+    Case("max getitem", lambda x: x.max(0, keepdim=True)[0], reason="it reduces over the rows", batches=THREE),
+    Case("min getitem", lambda x: x.min(0)[0], "HBSW", reason=NO_BATCH, batches=THREE),
+    Case("max mul", lambda x, y: x.max() * y, "BSW 1SW", reason=NOTHING, batches=THREE),
+    Case("min", lambda x, y: torch.min(x, y), "BSW SW", reason=NO_BATCH, batches=THREE),
     Case("argsort", lambda x: x.argsort(1), reason="it works along the rows"),
     Case("argmax", lambda x: x.argmax(0), "HBSW", reason=NO_BATCH, batches=THREE),
     Case("gather", lambda x, i: x.gather(1, i), "BSW i:BSK", reason="it works along the rows"),

@@ -197,3 +197,19 @@ def test_written_values_and_their_aliases(fn: Callable[[Tensor], Tensor], expect
     found = {op_name(n) for n in mutated if op_name(n) in ("sin", "cos")}
     found |= {"input" for n in mutated if n.op == "placeholder"}
     assert found == expected
+
+
+def test_values_that_read_one_size_share_no_memory() -> None:
+    """With dynamic shapes every view of a graph reads the same number."""
+
+    def views(x: Tensor, buffer: Tensor) -> Tensor:
+        buffer.view(x.shape[1], 4).add_(1)
+        return x.sin().view(2, x.shape[1], 2, 2).cos()
+
+    graph = capture(views, torch.rand(2, 3, 4), torch.rand(12), dynamic=True).graph
+    mutated = mutated_nodes(graph, known_operations())
+    assert any(
+        node.op == "placeholder" and isinstance(node.meta["example_value"], torch.SymInt) for node in graph.nodes
+    )
+    assert [op_name(node) for node in mutated if node.op != "placeholder"].count("view") == 1
+    assert not mutated & {*nodes_named(graph, "sin"), *nodes_named(graph, "cos")}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
 
@@ -16,10 +17,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from random_decoders import Checked, Subject, check, make_case, make_subject, room
+from random_decoders import Checked, Decoder, Subject, check, make_case, make_subject, room
 from torch import Tensor
 
 from opskip_compile.passes import insert
+from opskip_compile.schedule import Schedule
 
 # Numbers of decoders: toys and text decoders with every cache, mask and number of chunks between them.
 DECODERS = (0, 1, 3, 7, 10, 12, 17, 18, 20, 21, 23, 25, 28)
@@ -100,3 +102,31 @@ def test_the_check_finds_a_wrong_oracle() -> None:
         assert skipped
         want = subject.want(case, [frozenset(skipped[1:])])
         assert not all(torch.allclose(a, b, 1e-4, 1e-4) for a, b in zip(got.values, want, strict=True))
+
+
+def test_dynamic_shapes_beside_a_static_cache_are_pushed_through() -> None:
+    """Queries are views that read the same sizes as the cache that is written in place."""
+    rng = Random(0)
+    subject = next(d for d in iter(lambda: Decoder(rng, "llama"), None) if is_static(d))
+    with room(), torch.no_grad():
+        case = replace(subject.draw(rng), schedule=Schedule.from_spec("late:1"))
+        check(subject, case)
+        report = subject.run(case).reports[0]
+    assert len(report.skipped) == 2 * subject.layers
+    assert not report.remaining()
+
+
+def is_static(decoder: Decoder) -> bool:
+    return decoder.traits["cache"] == "static" and decoder.traits["chunks"] == "one" and decoder.layers > 1
+
+
+@pytest.mark.parametrize(("family", "left"), [("gpt_oss", None), ("apertus", {})])
+def test_attention_with_sinks_and_a_smallest_of_two(family: str, left: dict[str, int] | None) -> None:
+    rng = Random(0)
+    subject = next(d for d in iter(lambda: Decoder(rng, family), None) if d.traits["chunks"] == "one")
+    with room(), torch.no_grad():
+        case = replace(subject.draw(rng), schedule=Schedule.from_spec("late:1"))
+        check(subject, case)
+        report = subject.run(case).reports[0]
+    assert len(report.skipped) == 2 * subject.layers
+    assert left is None or report.remaining() == left

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from opskip_compile.passes.rules.registry import Decline, Dims, argument, operand, rule, shape
+from opskip_compile.passes.rules.registry import Decline, Dims, all_tensors, argument, broadcast, operand, rule, shape
 
 
 def _reduced(node: fx.Node, rank: int) -> tuple[int, ...] | None:
@@ -28,6 +28,20 @@ def reduce(node: fx.Node, dim: int) -> Dims | Decline:
     if source in reduced:
         return Decline("it reduces over the rows")
     return {x: source}
+
+
+@rule("max", "min")
+def extreme(node: fx.Node, dim: int) -> Dims | Decline:
+    """Of two tensors, or along a dimension: `getitem` takes the values and the indices apart."""
+    x, along = operand(node), argument(node, 1, "other", node.kwargs.get("dim"))
+    if isinstance(along, fx.Node):
+        return broadcast(node, dim, all_tensors(node), len(shape(node)))
+    if not isinstance(along, int):
+        return Decline("it reduces over all dimensions")
+    along %= len(shape(x))
+    if not argument(node, 2, "keepdim", False):
+        return {x: dim + (dim >= along)}
+    return Decline("it reduces over the rows") if along == dim else {x: dim}
 
 
 @rule("softmax", "log_softmax", "cumsum", "cumprod")

@@ -196,7 +196,7 @@ def getitem(node: fx.Node, dim: int) -> Dims | Decline:
         # x is a tuple of parts; the pushdown pass takes the selection through the operation that made it.
         return (
             {x: dim}
-            if isinstance(index, int) and op_name(x) in (*_CUTS, "topk", "sort")
+            if isinstance(index, int) and op_name(x) in (*_CUTS, "topk", "sort", "max", "min")
             else Decline(f"it takes a part of {name_of(x)}, which has no rule")
         )
     if isinstance(index, fx.Node) and tensor(index) is not None:
