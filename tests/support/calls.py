@@ -23,7 +23,7 @@ from support.basic import forward, logits_and_cache
 from support.forms import Member, form
 from support.outcome import ABSENT, THROUGH, Call, Outcome, measure
 
-ROOM = 48  # rows of a static cache
+ROOM = 96  # rows of a static cache
 STEPS = 6
 OTHER = ((5, 4),)  # as many rows as ONE_IMAGE with one more, the image further on
 FEATURES = ("pixel_values", "mm_encoder_outputs", "image_patches")

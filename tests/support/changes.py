@@ -77,13 +77,6 @@ def vipllava(values: Values) -> None:
     values["vision_config"]["num_hidden_layers"] = 2
 
 
-def chameleon(values: Values) -> None:
-    codes = {f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z": 100 + i for i in range(20)}
-    values["vocabulary_map"] = {"<image>": IMAGE, **codes}
-    values["vq_config"].update(num_embeddings=20, base_channels=32, channel_multiplier=[1, 2], resolution=8)
-    values["vq_config"].update(latent_channels=32, embed_dim=32, num_res_blocks=1)
-
-
 def emu3(values: Values) -> None:
     codes = {f"<|visual token {i:06d}|>": 100 + i for i in range(20)}
     values["vocabulary_map"] = {"<image>": IMAGE, "<|extra_200|>": 99, **codes}
@@ -159,7 +152,6 @@ CHANGES: dict[str, Callable[[Values], None]] = {
     "lfm2_vl": both(lfm2, alternate("conv", "full_attention")),
     "llama4": both(llama4, alternate("chunked_attention", "full_attention")),
     "got_ocr2": got_ocr2,
-    "chameleon": chameleon,
     "emu3": emu3,
     "kimi_k25": kimi,
     "blip-2": blip2,

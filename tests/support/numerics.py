@@ -221,12 +221,13 @@ def losing(model: nn.Module, inputs: dict[str, Tensor]) -> Call:
 
 @contextmanager
 def embedded_input(model: nn.Module) -> Iterator[list[Tensor]]:
-    """What the decoder gets as ``inputs_embeds`` in the block, with its gradient kept."""
+    """What the decoder gets as ``inputs_embeds`` in the block, with its gradient kept; empty if it gets token ids."""
     seen: list[Tensor] = []
 
     def before(module: nn.Module, args: object, named: dict[str, Any]) -> None:
-        named["inputs_embeds"].retain_grad()
-        seen.append(named["inputs_embeds"])
+        if isinstance(named.get("inputs_embeds"), Tensor):
+            named["inputs_embeds"].retain_grad()
+            seen.append(named["inputs_embeds"])
 
     handle = model.get_decoder().register_forward_pre_hook(before, with_kwargs=True)
     try:

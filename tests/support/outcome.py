@@ -77,7 +77,10 @@ def measure(
         AssertionError: the compiled result is not the oracle's, or the schedule does not show in the dense one.
     """
     torch._dynamo.reset()
-    dense = call(model)
+    try:
+        dense = call(model)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return Outcome(ABSENT, f"the dense model refuses it: {type(error).__name__}: {str(error).splitlines()[0]}")
     count = REPORTS.count
     got = call(install(model, spec))
     every = REPORTS.since(count)
@@ -98,10 +101,11 @@ def measure(
     judge, judged = (model, call) if exact is None else exact
     with oracle(judge, schedule) if oracle else opskip.oracle(judge, schedule, mask):
         want = judged(judge)
+    rounding = ""
     if exact is None:
         assert_equal(got, want, tolerance)
     else:
-        assert_as_close(got, want, dense, judged(judge))
+        rounding = compare_16_bit(got, want, dense, judged(judge))
     if skipped and (not isinstance(mask, Tensor) or bool(mask.any())):
         assert any(differ(a, b) > 1e-3 for a, b in zip(dense, want, strict=True)), "the schedule does not show"
     wanted = {
@@ -119,7 +123,7 @@ def measure(
     left += sorted({stop.reason for report in done for stop in report.stops if stop.operator})
     rest = sum((report.remaining() for report in done), Counter())
     if {*skipped} == wanted and not rest:
-        return Outcome(SKIPS)
+        return Outcome(PARTLY, rounding) if rounding else Outcome(SKIPS)
     assert left or rest, "the report names no operator that stays full"
     left = left or [f"still run on every row: {', '.join(sorted(rest))}"]
     full = sorted(f"{layer}.{kind}" for layer, kind, _ in wanted - {*skipped})
@@ -151,13 +155,18 @@ def assert_equal(got: Sequence[Tensor], want: Sequence[Tensor], tolerance: float
         assert differ(a, b) <= tolerance, f"tensor {i}: off by {differ(a, b):.1e}"
 
 
-def assert_as_close(
+def compare_16_bit(
     got: Sequence[Tensor], want: Sequence[Tensor], dense: Sequence[Tensor], exact: Sequence[Tensor]
-) -> None:
-    """The mean error of ``got`` against ``want`` is at most that of ``dense`` against ``exact``."""
+) -> str:
+    """Empty if the mean error of ``got`` against ``want`` is at most that of ``dense`` against ``exact``.
+
+    Up to a tenth more is said with both numbers: it is rounding, and it is not what the criterion asks for.
+    """
     assert [a.shape for a in got] == [a.shape for a in want]
     error, allowed = mean_error(got, want), mean_error(dense, exact)
-    assert error <= allowed, f"the error is {error:.3e}, that of the dense model {allowed:.3e}"
+    said = f"the error against float32 is {error:.3e}, that of the dense model {allowed:.3e}"
+    assert error <= 1.1 * allowed, said
+    return said if error > allowed else ""
 
 
 def mean_error(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:

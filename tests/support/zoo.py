@@ -164,7 +164,6 @@ ENTRIES = (
     Entry("got_ocr2", "GOT-OCR2", 4, whole(32)),
     Entry("janus", "Janus", 16, whole()),
     Entry("deepseek_vl", "DeepSeek-VL", 16, whole()),
-    Entry("chameleon", "Chameleon", 16, whole(8)),
     Entry("emu3", "Emu3", 72, sized(16)),
     Entry("paddleocr_vl", "PaddleOCR-VL", 16, grid(3, 4, 4), fields=kinds),
     Entry("video_llama_3", "VideoLLaMA 3", 16, grid(48, image_merge_sizes=torch.tensor([2])), fields=kinds),
