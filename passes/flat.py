@@ -256,9 +256,10 @@ def _through_index(region: FlatRegion, node: fx.Node, index: fx.Node, order: Ord
 
 def _through_groups(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
     """A product of sorted rows with one matrix for each group; the groups have to be those of the same sort."""
-    x, offsets, others = operand(node), argument(node, 2, "offs"), {*node.kwargs} - {"offs"}
+    x, offsets = operand(node), argument(node, 2, "offs")
+    others = [*node.args[3:], *(value for name, value in node.kwargs.items() if name != "offs")]  # bias, out_dtype
     matrices = next((tensor(a) for a in node.args[1:2]), None)
-    if matrices is None or matrices.dim() != 3 or len(shape(x)) != 2 or others or len(node.args) > 3:
+    if matrices is None or matrices.dim() != 3 or len(shape(x)) != 2 or any(value is not None for value in others):
         raise _NotProved(node, "it is not a plain product of rows with one matrix for each group")
     if not isinstance(offsets, fx.Node) or not _counts(region, offsets, order):
         raise _NotProved(node, "its groups are not counted from the values that sorted its rows")

@@ -184,6 +184,7 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
         for name in "half bfloat16 double int long bool contiguous detach".split()
     },
     "float": lambda x: x.double().float(),
+    "alias": torch.ops.aten.alias.default,
     "to": lambda x: x.to(torch.float16),
     "type": lambda x: x.type(torch.float64),
     "log_sigmoid": F.logsigmoid,

@@ -19,7 +19,7 @@ POINTWISE = (
     # comparison and logic
     "eq ne lt le gt ge and or xor invert bitwise_not logical_not where masked_fill isnan isinf isfinite "
     # casts and copies of the same shape
-    "float half bfloat16 double type type_as int long bool detach nan_to_num positive"
+    "float half bfloat16 double type type_as int long bool detach alias nan_to_num positive"
 )
 
 
