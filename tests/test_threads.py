@@ -1,6 +1,7 @@
 """Several threads and several models in one process: every call gets its own model's schedule and its own mask.
 
-The oracle and the dense model run before any thread starts.
+The oracle and the dense model run before any thread starts. LLaVA and InternVL are compiled whole here: their towers
+record hidden states, which transformers 5.23 does in a global variable as long as some thread is compiling.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def assert_apart(wants: Sequence[Sequence[Tensor]]) -> None:
 @pytest.mark.parametrize(
     ("names", "way"),
     [
-        (("llava",) * 4, "opskip.compile"),
-        (("qwen3_vl", "qwen2_5_vl", "llava", "internvl"), "opskip.compile"),
+        (("qwen3_vl",) * 4, "opskip.compile"),
+        (("qwen3_vl", "qwen2_5_vl") * 2, "opskip.compile"),
         (("llava", "internvl") * 2, "torch.compile"),
     ],
 )
@@ -117,8 +118,8 @@ def test_threads_with_models_of_their_own(names: Sequence[str], way: str) -> Non
 @pytest.mark.parametrize(
     ("name", "way", "lengths"),
     [
-        ("llava", "opskip.compile", "several"),
-        ("llava", "model.compile", "one"),
+        ("qwen3_vl", "opskip.compile", "several"),
+        ("qwen3_vl", "model.compile", "one"),
         ("qwen2_5_vl", "opskip.compile", "one"),
         ("qwen2_5_vl", "model.compile", "several"),
     ],
@@ -143,7 +144,7 @@ def test_one_compiled_model_in_threads_with_masks_of_their_own(name: str, way: s
 
 
 def test_a_prompt_without_images_beside_one_with_images() -> None:
-    family, spec = FAMILIES["llava"], "silent:0-1"
+    family, spec = FAMILIES["qwen3_vl"], "silent:0-1"
     model, inputs = family.build(LAYERS), family.inputs(LAYOUTS[0])
     text = family.inputs(((24,),))
     wants = [wanted(model, inputs, spec), outputs(model, text)]
@@ -206,9 +207,11 @@ def test_one_model_under_two_schedules_at_once() -> None:
 
 
 def test_explain_in_threads_leaves_no_setting_behind() -> None:
-    family = FAMILIES["llava"]
+    family = FAMILIES["qwen3_vl"]
     models, inputs = [family.build(LAYERS) for _ in SPECS], family.inputs()
     limit = torch._dynamo.config.recompile_limit
+    for model in models:
+        model(**inputs)  # transformers puts hooks on the modules in their first call, which is not for threads
 
     def job(i: int) -> Callable[[], opskip.Report]:
         return lambda: opskip.explain(models[i], inputs, SPECS[i])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import opskip_compile as opskip
+from opskip_compile import capture
 from opskip_compile.backend import REPORTS
 from opskip_compile.passes.pipeline import NO_ROWS
 
@@ -77,6 +78,7 @@ def measure(
         AssertionError: the compiled result is not the oracle's, or the schedule does not show in the dense one.
     """
     torch._dynamo.reset()
+    capture.install()  # not only with the first graph, so that the order of cells does not matter
     try:
         dense = call(model)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
