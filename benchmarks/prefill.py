@@ -69,12 +69,11 @@ def mrope_section(head_dim: int) -> list[int]:
 def contenders(model: Qwen3VLTextModel, args: argparse.Namespace) -> dict[str, Callable[..., Any]]:
     """Name -> function of (embeddings, mask)."""
 
-    def forward(embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        hidden = opskip.mark_visual(embeddings, mask)
-        return model(inputs_embeds=hidden, use_cache=True).last_hidden_state
+    def forward(embeddings: torch.Tensor, mask: torch.Tensor) -> Any:
+        return model(inputs_embeds=opskip.mark_visual(embeddings, mask), use_cache=True)
 
-    def eager(embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return model(inputs_embeds=embeddings, use_cache=True).last_hidden_state
+    def eager(embeddings: torch.Tensor, mask: torch.Tensor) -> Any:
+        return model(inputs_embeds=embeddings, use_cache=True)
 
     found: dict[str, Callable[..., Any]] = {"eager": eager, "Inductor": torch.compile(forward)}
     for name, spec in SCHEDULES.items():

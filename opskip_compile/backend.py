@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -75,6 +76,11 @@ class _Reports:
 
 
 REPORTS = _Reports()
+
+# Inductor inlines a sum into all its readers while it reads no more than four tensors, so the residual stream lives as
+# up to five summands at once. Written down at its second reader it is one tensor: a quarter less memory in prefill at
+# the same speed. Only for rewritten graphs; a user's own value of the option goes first.
+REALIZE_EARLY: Mapping[str, Any] = MappingProxyType({"realize_reads_threshold": 1})
 
 
 def opskip(
@@ -159,18 +165,20 @@ def _lower(
         if source is not None and source.marked is not None:
             hidden, mask = source.marked
             inputs.append(mask.meta["example_value"])
-            return _with_mask(_finish(gm, inputs, settings), _position(gm.graph, hidden))
+            return _with_mask(_finish(gm, inputs, settings, REALIZE_EARLY), _position(gm.graph, hidden))
     elif report.operators and (report.misses or not report.schedule):
         warnings.warn(NOT_SKIPPED.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
-    run = _finish(gm, inputs, settings)
+    run = _finish(gm, inputs, settings, REALIZE_EARLY if result.graph is not None else {})
     return run if marked is None or not report.operators else _taking_up(run, marked)
 
 
-def _finish(gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings) -> Compiled:
+def _finish(
+    gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> Compiled:
     if settings.lower == "eager":
         gm.recompile()
         return gm.forward
-    return _compat.inductor(gm, inputs, dict(settings.inductor))
+    return _compat.inductor(gm, inputs, {**defaults, **settings.inductor})
 
 
 def _taking_up(run: Compiled, position: int) -> Compiled:
