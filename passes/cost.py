@@ -96,4 +96,5 @@ _COUNTS: dict[str, Callable[[fx.Node, ShapeOf], int | None]] = {
     "_grouped_mm": _product(0, "input"),
     "grouped_mm_fallback": _product(0, "input"),
     "scaled_dot_product_attention": _attention,
+    "attend.default": _attention,
 }

@@ -1,7 +1,8 @@
 """The passes in their order, and the one function that runs them on a Dynamo graph.
 
-normalize -> locate rows -> match -> plan -> insert -> push down -> cancel -> share rotary -> clean up. Analysis ends
-with the plan; from then on every pass leaves a graph that computes the oracle's result. The report comes last.
+normalize -> locate rows -> match -> plan -> insert -> push down -> cancel -> share rotary -> clean up -> causal.
+Analysis ends with the plan; from then on every pass leaves a graph that computes the oracle's result. The report comes
+last.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import fx
 
 from opskip_compile.errors import RewriteError
 from opskip_compile.passes.cancel import cancel
+from opskip_compile.passes.causal import ask_for_causal_masks
 from opskip_compile.passes.compare import compare
 from opskip_compile.passes.crossing import ENCODER, crossing_without_rows
 from opskip_compile.passes.facts import Facts
@@ -34,7 +36,7 @@ from opskip_compile.passes.share_rotary import share_rotary_tables
 from opskip_compile.passes.unflatten import add_unflattened
 from opskip_compile.schedule import Schedule
 
-PASSES = ("normalize", "locate", "match", "plan", "insert", "push_down", "cancel", "share_rotary", "clean_up")
+PASSES = ("normalize", "locate", "match", "plan", "insert", "push_down", "cancel", "share_rotary", "clean_up", "causal")
 MarkInput = Callable[[fx.Graph], tuple[fx.Node, fx.Node] | None]
 PART_WITHOUT_ROWS = (
     "the graph starts and ends in a decoder's residual stream, as with a layer that was compiled alone, and no graph "
@@ -94,6 +96,7 @@ def rewrite(
     *,
     strict: bool = False,
     share_rotary: bool = True,
+    causal: bool = False,
     mark_input: MarkInput | None = None,
     inputs: Sequence[Any] | None = None,
     is_encoder: Callable[[Match], bool] | None = None,
@@ -106,7 +109,7 @@ def rewrite(
         gm: a graph that Dynamo captured, with example values.
         resolve: gives the schedule once the decoder is known.
         strict: raise where an operator of the schedule has to stay full.
-        share_rotary: run the pass of that name.
+        share_rotary, causal: run the pass of that name.
         mark_input: adds the mask of an input that an earlier graph marked; called only if a mark exists.
         inputs: the values of this call, that of a marked input's mask last; only the report reads them.
         is_encoder: True if the operators are known to belong to the encoder of an encoder-decoder.
@@ -126,9 +129,10 @@ def rewrite(
 
     def again(inputs: Sequence[Any] | None) -> Rewritten:
         last = PASSES.index(until)
-        return _rewrite(captured, resolve_once, strict, share_rotary, mark_input, is_encoder, layer, inputs, last)
+        return _rewrite(captured, resolve_once, strict, chosen, mark_input, is_encoder, layer, inputs, last)
 
     captured = gm.graph
+    chosen = {"share_rotary": share_rotary, "causal": causal}
     result = again(inputs)
     # The same passes on the same graph give the same result, so nothing has to be kept for a diff but the graph.
     result.report.make_diff = lambda report: compare(captured, again(None), report)
@@ -139,7 +143,7 @@ def _rewrite(
     captured: fx.Graph,
     resolve: Callable[[Match, fx.Graph], Resolved],
     strict: bool,
-    share_rotary: bool,
+    chosen: Mapping[str, bool],
     mark_input: MarkInput | None,
     is_encoder: Callable[[Match], bool] | None,
     layer: tuple[int, int] | None,
@@ -194,15 +198,18 @@ def _rewrite(
         return unchanged("the schedule skips nothing here" if not plan.misses else plan.misses[0].reason)
     left = Leftover.of(match.operators, [skip.operator for skip in plan.skips])
     report.stops = _transform(graph, plan, source, clock, facts.owners, last)
-    if share_rotary and last >= PASSES.index("share_rotary"):
+    if chosen["share_rotary"] and last >= PASSES.index("share_rotary"):
         with clock("share_rotary") as changed:
             changed[0] = share_rotary_tables(graph, source.root)
-    if last == len(PASSES) - 1:
+    if last >= PASSES.index("clean_up"):
         with clock("clean_up") as changed:
             changed[0] = remove_dead(graph)
+    alive = frozenset(graph.nodes)
+    if chosen["causal"] and last >= PASSES.index("causal"):
+        with clock("causal") as changed:
+            changed[0] = ask_for_causal_masks(graph)
     graph.lint()
     with clock("report"):
-        alive = frozenset(graph.nodes)
         report.operators = facts.operators(plan, graph, lambda op: left.remaining(op, alive))
         report.nodes_after = len(graph.nodes)
     report.passes = clock.passes

@@ -255,6 +255,7 @@ OPTIONS = (
     "dump",
     "lower",
     "share_rotary",
+    "causal",
     "mode",
     "model_type",
     "max_autotune",
