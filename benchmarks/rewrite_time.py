@@ -12,32 +12,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from prefill import mrope_section
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, fx
-from transformers import Qwen3VLTextConfig, Qwen3VLTextModel
 
 import opskip_compile as opskip
+from opskip_compile.bench.decoders import Decoder
 from opskip_compile.passes.pipeline import Resolved, rewrite
 
 
 def best_report(layers: int, runs: int = 3) -> opskip.Report:
     """The quickest of some runs of the passes on one captured decoder."""
-    config = Qwen3VLTextConfig(
-        vocab_size=8,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": mrope_section(16)},
-    )
     schedule, reports = Resolved(opskip.Schedule.from_spec(f"silent:0-{layers - 1}"), "benchmark"), []
-    with torch.device("meta"):
-        model = Qwen3VLTextModel(config).eval()
-        hidden = torch.empty(1, 48, 64)
+    model = Decoder("", "Qwen3VLText", opskip.Geometry(layers, 64, 128, 4, 2, 16)).build("meta")
+    hidden = torch.empty(1, 48, 64, device="meta")
     inputs = hidden, torch.arange(48)[None] < 32  # the mask has data, so that its rows are counted
 
     def forward(hidden: Tensor, mask: Tensor) -> Tensor:

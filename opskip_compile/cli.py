@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from opskip_compile.cli_bench import bench
 from opskip_compile.cli_flops import flops
 from opskip_compile.cli_inspect import inspect
 from opskip_compile.console import AsJson, note, print_json, print_table
@@ -109,6 +110,7 @@ def presets(as_json: AsJson = False) -> None:
 
 
 app.command()(flops)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

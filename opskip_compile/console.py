@@ -23,10 +23,13 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=1, default=str))
 
 
-def print_table(table: RenderableType) -> None:
+def print_table(table: RenderableType, least: int = 0) -> None:
+    """In the terminal's width, or wider where it is below ``least`` columns."""
     from rich.console import Console
 
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.width = max(console.width, least)
+    console.print(table)
 
 
 def note(text: str) -> None:

@@ -7,7 +7,7 @@ without a date, so the same schedule gives the same bytes.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -68,13 +68,22 @@ def save_plot(reports: Sequence[FlopsReport], title: str, target: Path) -> None:
     Raises:
         OpSkipError: as `check_plot`, or the file can't be written.
     """
+    write_figure(lambda: figure(reports, title), target)
+
+
+def write_figure(make: Callable[[], Figure], target: Path) -> None:
+    """Draw what ``make`` makes and write it to ``target``, whole or not at all.
+
+    Raises:
+        OpSkipError: as `check_plot`, or the file can't be written.
+    """
     check_plot(target)
     import matplotlib
     from matplotlib import style
 
     suffix = target.suffix.lower()
     with style.context("default"), matplotlib.rc_context({"svg.hashsalt": "opskip"}):
-        made = figure(reports, title)
+        made = make()
         drawn = io.BytesIO()
         made.savefig(drawn, format=suffix[1:], metadata=_METADATA[suffix])
     write_whole(target, drawn.getvalue())

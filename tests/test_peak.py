@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from peak import peak_bytes
-from prefill import build
 
 import opskip_compile as opskip
+from opskip_compile.bench.decoders import Decoder
+from opskip_compile.bench.peak import peak_bytes
 
 pytestmark = pytest.mark.usefixtures("fresh")
-SIZES = {"layers": 4, "width": 256, "ffn_width": 768, "heads": 4, "kv_heads": 2, "head_dim": 64}
+DECODER = Decoder("", "Qwen3VLText", opskip.Geometry(4, 256, 768, 4, 2, 64))
 
 
 @pytest.fixture
 def peak() -> Iterator[Callable[..., int]]:
-    model = build(argparse.Namespace(**SIZES, device="cpu", dtype="float32"))
+    model = DECODER.build()
     hidden, visual = torch.randn(1, 577, 256), torch.zeros(1, 577, dtype=torch.bool)
     visual[:, 16:528] = True
 

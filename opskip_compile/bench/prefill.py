@@ -1,0 +1,241 @@
+"""Prefill time and memory of one decoder: dense, with schedules, and with token dropping, in one process.
+
+Every round runs each contender once, in turn; a speed-up is the median over the rounds of the ratio to plain Inductor
+in the same round. The ideal is the ratio of FLOPs (DESIGN section 6), and the realised share is measured / ideal.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opskip_compile.bench.decoders import Decoder
+from opskip_compile.bench.dropping import Dropping
+from opskip_compile.bench.peak import peak_bytes
+from opskip_compile.errors import OptionError
+from opskip_compile.flops import count_flops
+from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.schedule import Schedule
+
+EAGER, INDUCTOR = "eager", "Inductor"
+BEFORE = 16  # text rows before the visual ones
+Step = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender. Seconds are those of the rounds; ``flops`` are those of one prefill."""
+
+    name: str
+    kind: str  # "dense", "schedule" or "dropping"
+    spec: str
+    flops: int
+    dense_flops: int
+    seconds: tuple[float, ...]
+    dense_seconds: tuple[float, ...]
+    peak: int
+    dense_peak: int
+
+    @property
+    def cut(self) -> float:
+        """Share of the dense FLOPs that is saved."""
+        return 1 - self.flops / self.dense_flops
+
+    @property
+    def ideal(self) -> float:
+        """The speed-up if time were FLOPs."""
+        return self.dense_flops / self.flops
+
+    @property
+    def ratios(self) -> list[float]:
+        """The speed-up of each round."""
+        return [dense / own for dense, own in zip(self.dense_seconds, self.seconds, strict=True)]
+
+    @property
+    def measured(self) -> float:
+        """The median speed-up."""
+        return statistics.median(self.ratios)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Figures for JSON."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "spec": self.spec,
+            "milliseconds": round(statistics.median(self.seconds) * 1e3, 3),
+            "gflops": round(self.flops / 1e9, 3),
+            "flops_cut": round(self.cut, 4),
+            "ideal": round(self.ideal, 4),
+            "measured": round(self.measured, 4),
+            "spread": [round(min(self.ratios), 4), round(max(self.ratios), 4)],
+            "realised": round(self.measured / self.ideal, 4),
+            "peak_mib": round(self.peak / 2**20, 2),
+            "peak_to_inductor": round(self.peak / self.dense_peak, 4),
+        }
+
+
+@dataclass(frozen=True)
+class _Contender:
+    name: str
+    kind: str
+    spec: str
+    flops: int
+    call: Callable[[], Any]
+
+
+def run_prefill(
+    decoder: Decoder,
+    schedules: Mapping[str, Schedule],
+    droppings: Mapping[str, Dropping],
+    *,
+    visual: int,
+    text: int,
+    rounds: int = 5,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    without: Collection[str] = (),
+    lower: str = "inductor",
+    step: Step = lambda what, done, total: None,
+) -> list[Row]:
+    """Measure one decoder on one prompt of ``visual + text`` rows.
+
+    Args:
+        schedules, droppings: by the name that the row gets.
+        rounds: timed rounds, after one that compiles and one that warms up.
+        without: options of the backend, each switched off in a contender more for every schedule.
+        lower: ``"eager"`` compiles nothing, and times are then no measure.
+        step: called with what is done now, and how many of how many steps are done.
+
+    Raises:
+        OptionError: a count that does not fit.
+        RewriteError: an operator of a schedule stays full, so that the figure would not be the schedule's.
+    """
+    if visual < 1 or text < 1 or rounds < 1:
+        raise OptionError(f"visual, text, rounds: expected at least 1 of each, got {visual}, {text}, {rounds}")
+    torch._dynamo.reset()
+    model = decoder.build(device, dtype)
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=256):
+        contenders = _contenders(model, decoder, schedules, droppings, visual, text, without, lower)
+        total = len(contenders) * (rounds + 3)
+        done = 0
+
+        def tick(what: str) -> None:
+            nonlocal done
+            step(what, done, total)
+            done += 1
+
+        for each in contenders:
+            tick(f"compiling {each.name}")
+            each.call()
+        seconds: dict[str, list[float]] = {each.name: [] for each in contenders}
+        for i in range(rounds + 1):
+            for each in contenders:
+                tick(f"round {i} of {rounds}" if i else "warming up")
+                taken = _seconds(each.call, device)
+                if i:
+                    seconds[each.name].append(taken)
+        peaks = {}
+        for each in contenders:
+            tick("peak memory")
+            peaks[each.name] = peak_bytes(each.call, device)
+    flops = {each.name: each.flops for each in contenders}
+    return [
+        Row(
+            each.name,
+            each.kind,
+            each.spec,
+            each.flops,
+            flops[INDUCTOR],
+            tuple(seconds[each.name]),
+            tuple(seconds[INDUCTOR]),
+            peaks[each.name],
+            peaks[INDUCTOR],
+        )
+        for each in contenders
+    ]
+
+
+def _contenders(
+    model: Any,
+    decoder: Decoder,
+    schedules: Mapping[str, Schedule],
+    droppings: Mapping[str, Dropping],
+    visual: int,
+    text: int,
+    without: Collection[str],
+    lower: str,
+) -> list[_Contender]:
+    before = min(BEFORE, text - 1)
+    first = next(model.parameters())
+    hidden = torch.randn(1, visual + text, decoder.geometry.hidden_size, device=first.device).to(first.dtype)
+    mask = torch.zeros(1, visual + text, dtype=torch.bool, device=first.device)
+    mask[:, before : before + visual] = True
+    places, others = (rows[0].nonzero().flatten() for rows in (mask, ~mask))
+    dense = count_flops(decoder.geometry, visual_tokens=visual, text_tokens=text).dense
+    how = "eager" if lower == "eager" else "inductor"
+
+    def eager() -> Any:
+        return model(inputs_embeds=hidden, use_cache=True)
+
+    found = [
+        _Contender(EAGER, "dense", "", dense, eager),
+        _Contender(
+            INDUCTOR, "dense", "", dense, _bound(torch.compile(_dense, backend=how, dynamic=False), model, hidden)
+        ),
+    ]
+    for name, schedule in schedules.items():
+        flops = count_flops(
+            decoder.geometry, visual_tokens=visual, text_tokens=text, schedule=schedule, text_before=before
+        ).skipped
+        for off in ("", *without):
+            options: Any = {"schedule": schedule, "strict": True, "lower": lower, **({off: False} if off else {})}
+            compiled = torch.compile(_skipping, backend="opskip", options=options, dynamic=False)
+            title = name + (f", {off} off" if off else "")
+            call = _bound(compiled, model, hidden, mask)
+            found.append(_Contender(title, "schedule", schedule.to_spec(), flops, call))
+    for name, dropping in droppings.items():
+        forward: Callable[..., Any] = dropping.forward
+        compiled = torch.compile(forward, backend=how, dynamic=False)
+        call = _bound(compiled, model, hidden, places, others)
+        spec = f"{dropping.share:.0%} of the visual rows leave before layer {dropping.layer}"
+        found.append(_Contender(name, "dropping", spec, dropping.flops(decoder.geometry, visual, text), call))
+    return found
+
+
+def _dense(model: Any, hidden: Tensor) -> Any:
+    return model(inputs_embeds=hidden, use_cache=True)
+
+
+def _skipping(model: Any, hidden: Tensor, mask: Tensor) -> Any:
+    return model(inputs_embeds=mark_visual(hidden, mask), use_cache=True)
+
+
+def _bound(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+    return lambda: function(*args)
+
+
+def _seconds(call: Callable[[], Any], device: str) -> float:
+    """Time of one call: on a GPU by its own events, on a CPU by the clock."""
+    if torch.device(device).type != "cuda":
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    event: Callable[..., Any] = torch.cuda.Event
+    first, last = (event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    first.record()
+    call()
+    last.record()
+    torch.cuda.synchronize()
+    return float(first.elapsed_time(last)) / 1e3
+
+
+def never_slower(rows: Sequence[Row]) -> list[str]:
+    """Names of the schedules whose median is below plain Inductor's."""
+    return [row.name for row in rows if row.kind == "schedule" and row.measured < 1]

@@ -1,0 +1,110 @@
+"""Prefill figures as a table and as a plot."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+
+from opskip_compile.bench.prefill import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MARKS = {"schedule": ("o", "#0072B2", "opskip"), "dropping": ("s", "#D55E00", "token dropping")}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prompt of one decoder, and what was measured."""
+
+    title: str
+    layers: int
+    full_layers: int
+    visual: int
+    text: int
+    rows: tuple[Row, ...]
+
+    @property
+    def name(self) -> str:
+        """A line over the table."""
+        return f"{self.title}, {self.layers} of {self.full_layers} layers, {self.visual} visual + {self.text} text rows"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Figures for JSON."""
+        return {
+            "model": self.title,
+            "layers": self.layers,
+            "full_layers": self.full_layers,
+            "visual": self.visual,
+            "text": self.text,
+            "results": [row.to_dict() for row in self.rows],
+        }
+
+
+def table(case: Case) -> Table:
+    """One row per contender; speed-ups against plain Inductor of the dense model."""
+    made = Table(title=case.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made.add_column("contender", no_wrap=True)
+    for column in ("ms", "cut", "ideal", "measured", "from - to", "realised", "peak"):
+        made.add_column(column, justify="right", no_wrap=True)
+    for row in case.rows:
+        low, high = min(row.ratios), max(row.ratios)
+        made.add_row(
+            row.name,
+            f"{statistics.median(row.seconds) * 1e3:.1f}",
+            f"{row.cut:.1%}",
+            f"{row.ideal:.2f}x",
+            f"{row.measured:.2f}x",
+            f"{low:.2f}-{high:.2f}",
+            f"{row.measured / row.ideal:.0%}",
+            f"{row.peak / row.dense_peak:.2f}x",
+        )
+    made.caption = "cut: of FLOPs. ideal, measured, peak memory: against plain Inductor. realised: measured / ideal."
+    made.caption_justify = "left"
+    return made
+
+
+def figure(cases: Sequence[Case], where: str) -> Figure:
+    """Measured speed-up over the share of FLOPs that is cut, a panel for each case, with the line ``1 / (1 - cut)``."""
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(7.5, 5.2 * len(cases)), dpi=150, layout="constrained")
+    made.suptitle(f"Prefill speed-up against plain Inductor, {where}", fontsize=12, x=0.02, ha="left", parse_math=False)
+    for axes, case in zip(made.subplots(len(cases), 1, squeeze=False)[:, 0], cases, strict=True):
+        rows = [row for row in case.rows if row.kind in _MARKS]
+        most = max([row.cut for row in rows], default=0.5)
+        cuts = [most * i / 100 for i in range(101)]
+        axes.plot([100 * cut for cut in cuts], [1 / (1 - cut) for cut in cuts], color="0.4", label="ideal", gid="ideal")
+        for kind, (mark, color, label) in _MARKS.items():
+            chosen = [row for row in rows if row.kind == kind]
+            if not chosen:
+                continue
+            middle = [row.measured for row in chosen]
+            below = [row.measured - min(row.ratios) for row in chosen]
+            above = [max(row.ratios) - row.measured for row in chosen]
+            axes.errorbar(
+                [100 * row.cut for row in chosen],
+                middle,
+                yerr=(below, above),
+                fmt=mark,
+                color=color,
+                label=label,
+                capsize=3,
+                gid=kind,
+            )
+            for row in chosen:
+                at = (100 * row.cut, row.measured)
+                axes.annotate(row.name, at, (6, -10), textcoords="offset points", size=8, color=color)
+        axes.set_title(case.name, fontsize=10, loc="left", parse_math=False)
+        axes.set_xlabel("FLOPs cut (% of dense)")
+        axes.set_ylabel("speed-up (dense Inductor = 1)")
+        axes.grid(color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.12, y=0.1)
+        axes.legend(loc="upper left", frameon=False)
+    return made

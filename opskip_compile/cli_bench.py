@@ -1,0 +1,204 @@
+"""``opskip bench``: how much of a FLOPs cut becomes time, on the machine at hand."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from opskip_compile.console import AsJson, check_targets, note, print_json, print_table
+
+if TYPE_CHECKING:
+    from opskip_compile.bench.decoders import Decoder
+    from opskip_compile.bench.dropping import Dropping
+    from opskip_compile.schedule import Schedule
+
+bench = typer.Typer(help="Measure prefill against plain Inductor.", no_args_is_help=True)
+DTYPES = ("float32", "bfloat16", "float16")
+DEFAULT = ("none", "late:0.33", "late:0.5", "attend:all", "silent:all")
+FAST_V, VTW = "FastV-like", "VTW-like"
+
+
+@bench.command()
+def prefill(
+    model: Annotated[
+        list[str] | None, typer.Option(help="A decoder's sizes: see --list. May be given again.  [default: small]")
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers to keep.  [default: 8, or as many as there are]")
+    ] = None,
+    visual: Annotated[
+        list[int] | None, typer.Option(min=1, help="Visual rows; may be given again.  [default: 1024]")
+    ] = None,
+    text: Annotated[int, typer.Option(min=1, help="Text rows.")] = 64,
+    schedule: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Preset, spec text or .json file; 'all' stands for the last layer's range. May be given again."
+        ),
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Also measure every schedule with this option off (share_rotary, causal).")
+    ] = None,
+    dropping: Annotated[bool, typer.Option(help="Also measure token dropping (FastV-like, VTW-like).")] = True,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 5,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
+    eager: Annotated[bool, typer.Option("--eager", help="Without Inductor: quick, but times are no measure.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw speed-up against FLOPs cut to this .png, .svg or .pdf.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+    show_models: Annotated[bool, typer.Option("--list", help="List the decoders and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time and peak memory of one prefill: eager, plain Inductor, schedules and token dropping, alternated."""
+    import json
+
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own messages
+    import torch
+
+    from opskip_compile import plots
+    from opskip_compile.bench.decoders import DECODERS
+    from opskip_compile.bench.prefill import never_slower, run_prefill
+    from opskip_compile.bench.show import Case, figure, table
+    from opskip_compile.errors import OptionError
+    from opskip_compile.files import write_whole
+
+    if show_models:
+        for name, decoder in DECODERS.items():
+            print(f"{name:15} {decoder.title}, {decoder.geometry.num_layers} layers")
+        return
+    names = model or ["small"]
+    for name in names:
+        if name not in DECODERS:
+            raise OptionError(f"model: expected one of {', '.join(DECODERS)}, got {name!r}")
+    if dtype not in DTYPES:
+        raise OptionError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    for off in without or ():
+        if off not in ("share_rotary", "causal"):
+            raise OptionError(f"without: expected share_rotary or causal, got {off!r}")
+    place = check_device(device)
+    if plot is not None:
+        plots.check_plot(plot)
+    check_targets(plot=plot, out=out)
+    plans = []
+    for name in names:
+        decoder = DECODERS[name].cut(layers or min(8, DECODERS[name].geometry.num_layers))
+        plans.append((name, decoder, read_schedules(schedule or DEFAULT, decoder.geometry.num_layers)))
+    cases = []
+    for name, decoder, schedules in plans:
+        for rows in visual or [1024]:
+            droppings = token_dropping(decoder) if dropping else {}
+            with _progress(f"{decoder.title}, {rows} visual rows") as step:
+                measured = run_prefill(
+                    decoder,
+                    schedules,
+                    droppings,
+                    visual=rows,
+                    text=text,
+                    rounds=rounds,
+                    device=device,
+                    dtype=getattr(torch, dtype),
+                    without=without or (),
+                    lower="eager" if eager else "inductor",
+                    step=step,
+                )
+            full = DECODERS[name].geometry.num_layers
+            case = Case(decoder.title, decoder.geometry.num_layers, full, rows, text, tuple(measured))
+            cases.append(case)
+            if not as_json:
+                print_table(table(case), least=100)
+            for slow in never_slower(measured) if not eager else ():
+                note(f"slower than plain Inductor: {slow}")
+    report = {**environment(place, dtype), "rounds": rounds, "cases": [case.to_dict() for case in cases]}
+    if as_json:
+        print_json(report)
+    if out is not None:
+        write_whole(out, (json.dumps(report, indent=1) + "\n").encode())
+        note(f"wrote {out}")
+    if plot is not None:
+        plots.write_figure(lambda: figure(cases, f"{place}, {dtype}"), plot)
+        note(f"wrote {plot}")
+
+
+def read_schedules(given: Sequence[str], layers: int) -> dict[str, Schedule]:
+    """Name -> schedule for a decoder that was cut to ``layers``.
+
+    A published preset is thinned to the layers that are left; ``all`` in a spec stands for all layers.
+    """
+    from opskip_compile.bench.decoders import thinned
+    from opskip_compile.presets import presets
+    from opskip_compile.schedule import Schedule
+
+    known = {preset.name for preset in presets()}
+    found = {}
+    for text in given:
+        if text in known:
+            found[text] = thinned(Schedule.preset(text), layers)
+        else:
+            found[text] = Schedule.of(text.replace(":all", f":0-{layers - 1}"))
+        found[text].resolve(layers)
+    return found
+
+
+def token_dropping(decoder: Decoder) -> dict[str, Dropping]:
+    """The papers' settings in shares of the depth: half of the rows after layer 2 of 32, and all after layer 16."""
+    from opskip_compile.bench.dropping import Dropping
+
+    layers = decoder.geometry.num_layers
+    early, half = max(1, round(layers * 2 / 32)), max(1, layers // 2)
+    return {f"{FAST_V}, layer {early}": Dropping(early, 0.5), f"{VTW}, layer {half}": Dropping(half, 1.0)}
+
+
+def check_device(device: str) -> str:
+    """The name of the device.
+
+    Raises:
+        OptionError: there is no such device here.
+    """
+    import torch
+
+    from opskip_compile.errors import OptionError
+
+    try:
+        kind = torch.device(device).type
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"device: {device!r} can't be used: {str(error).splitlines()[0]}") from None
+    return (
+        torch.cuda.get_device_name(device) if kind == "cuda" else f"{kind.upper()}, {torch.get_num_threads()} threads"
+    )
+
+
+def environment(device: str, dtype: str) -> dict[str, Any]:
+    """What figures depend on: the command, the machine and the versions."""
+    import torch
+    import transformers
+
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "device": device,
+        "machine": platform.machine(),
+        "dtype": dtype,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def _progress(what: str) -> Any:
+    from rich.console import Console
+
+    from opskip_compile.demo.show import progress
+
+    note(what)
+    return progress(Console(stderr=True))
