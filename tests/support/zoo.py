@@ -100,11 +100,6 @@ def prefix_only(ids: Tensor, counts: Sequence[int]) -> dict[str, Tensor]:
     return {"token_type_ids": torch.zeros_like(ids)}
 
 
-def both_names(ids: Tensor, counts: Sequence[int]) -> dict[str, Tensor]:
-    """Molmo 2 takes both."""
-    return token_types(ids, counts) | {"mm_token_type_ids": (ids == IMAGE).long()}
-
-
 def cross_attention(ids: Tensor, counts: Sequence[int]) -> dict[str, Tensor]:
     """Every row of Mllama reads every image."""
     return {"cross_attention_mask": torch.ones(*ids.shape, max(counts), 2, dtype=torch.long)} if any(counts) else {}
@@ -193,7 +188,7 @@ ENTRIES = (
     Entry("gemma4_moe", "Gemma 4 (experts)", 16, GEMMA4, fields=kinds, config="gemma4"),
     Entry("gemma4_unified", "Gemma 4 (unified)", 64, GEMMA4, fields=kinds),
     Entry("qwen3_omni_moe_thinker", "Qwen3-Omni-MoE", 16, grid(PATCH)),
-    Entry("molmo2", "Molmo 2", 16, MOLMO2, fields=both_names),
+    Entry("molmo2", "Molmo 2", 16, MOLMO2, fields=kinds),
     Entry("hunyuan_vl", "HunYuan-VL", 22, grid(48), fields=kinds),
     Entry("glm_ocr", "GLM-OCR", 16, grid(PATCH), fields=kinds),
 )
