@@ -22,6 +22,8 @@ _BRANCHES = {
     "attention": ("self_attn", "attention", "attn", "self_attention", "linear_attn", "conv", "short_conv", "mamba"),
     "ffn": ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn", "fc2"),
 }
+# Modules whose output is added to that of the one above before it reaches the residual stream.
+_BESIDE = {"attention": (), "ffn": ("experts", "shared_mlp", "share_expert")}
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -81,7 +83,7 @@ def oracle(
         for layer, states in zip(layers, schedule.resolve(len(layers)), strict=True):
             for kind, rows in (("attention", states.attention), ("ffn", states.ffn)):
                 if rows is not None:
-                    handles.append(_branch(layer, kind).register_forward_hook(_drop(now, rows)))
+                    handles += [part.register_forward_hook(_drop(now, rows)) for part in _branch(layer, kind)]
         yield model
     finally:
         for handle in handles:
@@ -106,9 +108,9 @@ def _drop(now: list[Tensor | None], rows: str) -> Any:
     return hook
 
 
-def _branch(layer: nn.Module, kind: str) -> nn.Module:
+def _branch(layer: nn.Module, kind: str) -> list[nn.Module]:
     children = dict(layer.named_children())
     for name in _BRANCHES[kind]:
         if name in children:
-            return children[name]
+            return [children[part] for part in (name, *_BESIDE[kind]) if part in children]
     raise OpSkipError(f"oracle: {type(layer).__name__} has no module for its {kind}, only {', '.join(children)}")

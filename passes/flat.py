@@ -249,8 +249,9 @@ def _through_index(region: FlatRegion, node: fx.Node, index: fx.Node, order: Ord
         sort = _inverted(region, index, order)
         if sort is not None:
             return {x: Order(order.k, sort), operand(sort): order}
-    if len(shape(index)) != 1:
-        raise _NotProved(node, "it does not look up one number for each row")
+    numbers = tensor(index)
+    if numbers is None or numbers.dtype == torch.bool or not numbers.dim():
+        raise _NotProved(node, "it does not look up whole numbers for each row")
     return {index: order}
 
 

@@ -27,6 +27,7 @@ from opskip_compile.passes.nearest import nearest_sum, sum_without_product
 from opskip_compile.passes.ops import CASTS, is_inplace, op_name, tensor
 from opskip_compile.passes.rules import known_operations
 from opskip_compile.passes.runtime import NAMES_ROWS
+from opskip_compile.passes.sideways import gated_from_outside, without_side_values
 
 MATRIX_PRODUCTS = frozenset({"linear", "matmul", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"})
 # Hybrid decoders mix rows by a short convolution (and a recurrence after it) where others have an attention.
@@ -157,11 +158,22 @@ def match_operators(root: fx.Node) -> Match:
     crosses = crossing(root.graph, flow, known_operations())
     if crosses:
         return Match(doubt=crosses)
+    best = _match_flow(root, flow)
+    if not best.operators or best.misses:
+        cut = without_side_values(root, flow, frozenset(node for node in flow if _mixes_rows(node)))
+        again = Match() if cut is None else _match_flow(root, cut)
+        best = again if len(again.operators) > len(best.operators) else best
+    if not best.operators:
+        best.doubt = best.doubt or _nested(flow)
+    return best
+
+
+def _match_flow(root: fx.Node, flow: nx.DiGraph) -> Match:
     dominators = nx.immediate_dominators(flow, root)
     graph_order = {node: i for i, node in enumerate(root.graph.nodes)}
     best = Match()
     chains: set[tuple[fx.Node, ...]] = set()
-    outputs = {n for n in root.graph.output_node().all_input_nodes if n in flow}
+    outputs = {n for n in root.graph.output_node().all_input_nodes if n in dominators}
     for sink in sorted(outputs, key=graph_order.__getitem__, reverse=True):
         chain = tuple(_chain(dominators, root, sink))
         streams = tuple(n for n in chain if is_stream(n))
@@ -176,8 +188,6 @@ def match_operators(root: fx.Node) -> Match:
             found.doubt = found.doubt or _doubt(found, flow)
         if len(found.operators) + len(found.misses) > len(best.operators) + len(best.misses):
             best = found
-    if not best.operators:
-        best.doubt = best.doubt or _nested(flow)
     return best
 
 
@@ -262,6 +272,12 @@ def _match_chain(chain: tuple[fx.Node, ...], flow: nx.DiGraph) -> Match:
             known = match.operators + match.unmatched
             number = 1 + len({op.exit for op in known if (op.layer, op.kind) == (layer, kind)} - {exit_})
             if branch is None:
+                mixers = sum(_mixes_rows(node) for node in region)
+                if mixers > 1:
+                    match.doubt = (
+                        f"values pass the residual stream by between {entry.name} and {exit_.name} "
+                        f"({source_line(exit_)}), which hold {mixers} attentions, so layers can't be counted"
+                    )
                 match.unmatched.append(Operator(layer, kind, entry, exit_, exit_, (), region, number))
                 reason = f"{op_name(exit_) or exit_.target} does not add the operator to its own input"
                 nearest = nearest_sum(entry, exit_, region, partial(_path, entry=entry, flow=flow))
@@ -292,7 +308,7 @@ def _branches(
             continue
         region = _region(term, entry, flow)
         kind = _kind(region)
-        if kind is not None:
+        if kind == "attention" or (kind == "ffn" and not gated_from_outside(entry, region)):
             yield term, kind, region
 
 
@@ -351,7 +367,11 @@ def _path(node: fx.Node, entry: fx.Node, flow: nx.DiGraph) -> tuple[fx.Node, ...
 
 
 def _kind(region: tuple[fx.Node, ...]) -> str | None:
-    if any(is_attention_product(node) or op_name(node) in CONVOLUTIONS for node in region):
+    if any(_mixes_rows(node) for node in region):
         return "attention"
     products = [node for node in region if op_name(node) in MATRIX_PRODUCTS]
     return "ffn" if products else None
+
+
+def _mixes_rows(node: fx.Node) -> bool:
+    return is_attention_product(node) or op_name(node) in CONVOLUTIONS

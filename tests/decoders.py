@@ -188,3 +188,47 @@ def fragment(h: Tensor, join: Join, features: Tensor) -> Tensor:
         h = join(h, i, attention=attention(norm(h), i))
         h = join(h, i, ffn=gated(norm(h), i))
     return h
+
+
+def shared_keys(h: Tensor, join: Join, features: Tensor) -> Tensor:
+    """The last two layers read keys and values of the first two, as Gemma 4 does."""
+    kept: list[Tensor] = []
+    for i in range(4):
+        n = norm(h)
+        q = F.linear(n, W[i, 0]).view(*h.shape[:2], HEADS, -1).transpose(1, 2)
+        if i < 2:
+            kept += [F.linear(n, W[i, j]).view(*h.shape[:2], HEADS, -1).transpose(1, 2) for j in (1, 2)]
+        out = F.scaled_dot_product_attention(q, *kept[i % 2 * 2 : i % 2 * 2 + 2], is_causal=True)
+        out = F.linear(out.transpose(1, 2).contiguous().view(*h.shape[:2], -1), W[i, 3])
+        h = join(h, i, attention=out)
+        h = join(h, i, ffn=gated(norm(h), i)) * 0.9
+    return norm(h)
+
+
+def handed_on(h: Tensor, join: Join, features: Tensor, width: int = 4) -> Tensor:
+    """Every layer adds features that were made of the stream once, as Gemma's embeddings of each layer are."""
+    made = norm(F.linear(h, W[0, 7][: 3 * width])).view(*h.shape[:2], 3, width)
+    for i in range(3):
+        h = join(h, i, attention=attention(norm(h), i))
+        h = join(h, i, ffn=gated(norm(h), i))
+        h = h + norm(F.linear(F.linear(h, W[i, 7][:width]).sigmoid() * made[:, :, i], W[i, 7][:, :width]))
+    return norm(h)
+
+
+def handed_on_as_wide(h: Tensor, join: Join, features: Tensor) -> Tensor:
+    """What passes the sums by may be a stream itself."""
+    made = F.linear(h, W[0, 7])
+    for i in range(3):
+        h = join(h, i, attention=attention(norm(h), i))
+        h = join(h, i, ffn=gated(norm(h) * made, i))
+    return norm(h)
+
+
+def branch_read_twice(h: Tensor, join: Join, features: Tensor) -> Tensor:
+    """What the first attention gives is read again in the next layer."""
+    first = attention(norm(h), 0)
+    h = join(h, 0, attention=first)
+    h = join(h, 0, ffn=gated(norm(h), 0))
+    h = join(h, 1, attention=attention(norm(h) * F.linear(first, W[1, 7][:1]), 1))
+    h = join(h, 1, ffn=gated(norm(h), 1))
+    return norm(h)

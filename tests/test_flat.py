@@ -89,10 +89,19 @@ def every_expert(x: Tensor, router: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return (grouped(tokens, router, up, down) + F.silu(tokens) + bias).view(x.shape)
 
 
+def scaled_experts(x: Tensor, router: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """A scale of each expert is looked up for all choices of a token at once."""
+    weights, ids = route(x.view(-1, WIDTH), router)
+    scale = (weights * router[:, 0][ids]).sum(-1, keepdim=True)
+    return grouped(x, router, up, down) * scale.view(*x.shape[:2], 1)
+
+
 @BATCHES
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(
-    "fn", [grouped, one_expert, batched, every_expert], ids=["grouped", "one expert", "batched", "two"]
+    "fn",
+    [grouped, one_expert, batched, every_expert, scaled_experts],
+    ids=["grouped", "one expert", "batched", "two", "scaled"],
 )
 def test_region_runs_on_kept_rows(fn: Callable[..., Tensor], dynamic: bool, batch: int) -> None:
     if fn is every_expert and dynamic:

@@ -18,11 +18,14 @@ from decoders import (
     add,
     added_in_place,
     attention,
+    branch_read_twice,
     deepstack,
     deepstack_in_place,
     ffn_first,
     fragment,
     gate_in_layer_one,
+    handed_on,
+    handed_on_as_wide,
     hidden_states,
     in_place_at_once,
     norm,
@@ -33,6 +36,7 @@ from decoders import (
     pre_norm,
     scaled,
     shape_only,
+    shared_keys,
     two_ffns,
     with_cache,
 )
@@ -132,6 +136,8 @@ BUILDS = {
         "0.attention 0.ffn 1.ffn 2.attention 2.ffn",
         misses=(("1.attention", NOT_ITS_OWN),),
     ),
+    "shared-keys": Build(shared_keys, "silent:1,3", "1.attention 1.ffn 3.attention 3.ffn", layers=4),
+    "handed-on": Build(handed_on, "silent:0-2", ALL_3),
     "added-in-place": Build(added_in_place, "silent:0", "0.attention", misses=(("0.ffn", IN_PLACE),), layers=1),
 }
 
@@ -181,6 +187,15 @@ def test_what_may_be_a_part_is_not_numbered(model: Callable[..., Any], counted: 
     _, _, report, _ = run(model, "late:0.5" if counted is None else "silent:1", 1, counted=counted)
     assert not report.rewritten
     assert report.reason == PART
+
+
+@pytest.mark.parametrize("model", [handed_on_as_wide, branch_read_twice])
+def test_layers_between_which_a_value_passes_the_stream_by(model: Callable[..., Any]) -> None:
+    """All of them are between two dominators, and what is left of the stream after them must not be numbered from 0."""
+    result, _, report, (h, _, features) = run(model, "attend:0", 2)
+    assert not report.rewritten
+    assert "layers can't be counted" in report.reason
+    torch.testing.assert_close(result, model(h, add, features))
 
 
 @pytest.mark.parametrize("model", [ffn_first, two_ffns])

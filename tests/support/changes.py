@@ -139,6 +139,54 @@ def t5gemma2(values: Values) -> None:
     encoder.update(mm_tokens_per_image=16, image_token_index=IMAGE)
 
 
+def gemma4(values: Values) -> None:
+    """As the small checkpoints: embeddings of every layer, and keys and values that later layers share."""
+    small = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    small.update(num_key_value_heads=4, head_dim=8, patch_size=4, pooling_kernel_size=2, position_embedding_size=64)
+    values.update(audio_config=None, vision_config={"model_type": "gemma4_vision", **small})
+    text = values["text_config"]
+    text.pop("per_layer_config", None)  # made new from the next line
+    text.update(global_head_dim=16, num_kv_shared_layers=2)
+    text.update(vocab_size_per_layer_input=200, hidden_size_per_layer_input=8)
+
+
+def gemma4_moe(values: Values) -> None:
+    """As the large checkpoints: experts beside the FFN, values that are the keys, images that read both ways."""
+    gemma4(values)
+    text = values["text_config"]
+    text.update(hidden_size_per_layer_input=0, num_kv_shared_layers=0, use_bidirectional_attention="vision")
+    text.update(enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=16)
+    text.update(attention_k_eq_v=True, num_global_key_value_heads=1)
+
+
+def gemma4_unified(values: Values) -> None:
+    gemma4(values)
+    for key in ("vocab_size_per_layer_input", "hidden_size_per_layer_input", "num_kv_shared_layers"):
+        values["text_config"].pop(key)
+    vision = {"model_type": "gemma4_unified_vision", "patch_size": 4, "pooling_kernel_size": 1}
+    values["vision_config"] = {**vision, "mm_embed_dim": 32, "mm_posemb_size": 64, "output_proj_dims": 32}
+
+
+def molmo2(values: Values) -> None:
+    values["vision_config"].update(image_size=[16, 16], num_position_embeddings=16, head_dim=8)
+    values["adapter_config"].update(vision_feature_layer=[0], head_dim=8, num_key_value_heads=4)
+    values["text_config"].update(rope_scaling_layers=None, additional_vocab_size=8)
+    values["image_patch_id"] = IMAGE
+
+
+def hunyuan(values: Values) -> None:
+    mrope(2, 1, 1)(values)
+    values["text_config"]["head_dim"] = 8
+    values["vision_config"].update(max_image_size=64, temporal_patch_size=1)
+
+
+def omni(values: Values) -> None:
+    mrope(2, 1, 1)(values)
+    values["audio_config"].update(encoder_attention_heads=4, encoder_ffn_dim=64, encoder_layers=1)
+    values["vision_config"].update(deepstack_visual_indexes=[0])
+    values.update(image_token_id=IMAGE, video_token_id=191, audio_token_id=194, vision_start_token_id=192)
+
+
 CHANGES: dict[str, Callable[[Values], None]] = {
     "qwen2_vl": both(qwen2, mrope(2, 1, 1)),
     **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), tiles),
@@ -160,4 +208,11 @@ CHANGES: dict[str, Callable[[Values], None]] = {
     "mllama": mllama,
     "florence2": florence2,
     "t5gemma2": t5gemma2,
+    "gemma4": both(gemma4, alternate("sliding_attention", "full_attention")),
+    "gemma4_moe": both(gemma4_moe, alternate("sliding_attention", "full_attention")),
+    "gemma4_unified": both(gemma4_unified, alternate("sliding_attention", "full_attention")),
+    "molmo2": molmo2,
+    "hunyuan_vl": hunyuan,
+    "glm_ocr": mrope(2, 1, 1),
+    "qwen3_omni_moe_thinker": omni,
 }

@@ -133,6 +133,15 @@ MLLAMA = {
     "aspect_ratio_ids": torch.tensor([1]),
     "aspect_ratio_mask": torch.tensor([[1, 0]]),
 }
+GEMMA4 = {
+    "pixel_values": (1, 64, 48),
+    "image_position_ids": torch.cartesian_prod(torch.arange(8), torch.arange(8)).flip(-1)[None],
+}
+MOLMO2 = {
+    "pixel_values": (1, 16, 48),
+    "image_token_pooling": torch.arange(16)[:, None],
+    "image_grids": torch.tensor([[4, 4, 0, 0]]),
+}
 PATCH = 3 * 2 * 4 * 4
 
 ENTRIES = (
@@ -175,5 +184,12 @@ ENTRIES = (
     Entry("mllama", "Llama 3.2 Vision (Mllama)", 1, MLLAMA, nested=True, fields=cross_attention),
     Entry("florence2", "Florence-2", 2, whole(32), fields=decoder),
     Entry("t5gemma2", "T5Gemma 2", 16, whole(), fields=decoder),
+    Entry("gemma4", "Gemma 4", 16, GEMMA4, fields=kinds),
+    Entry("gemma4_moe", "Gemma 4 (experts)", 16, GEMMA4, fields=kinds, config="gemma4"),
+    Entry("gemma4_unified", "Gemma 4 (unified)", 64, GEMMA4, fields=kinds),
+    Entry("qwen3_omni_moe_thinker", "Qwen3-Omni-MoE", 16, grid(PATCH)),
+    Entry("molmo2", "Molmo 2", 16, MOLMO2, fields=kinds),
+    Entry("hunyuan_vl", "HunYuan-VL", 22, grid(48), fields=kinds),
+    Entry("glm_ocr", "GLM-OCR", 16, grid(PATCH), fields=kinds),
 )
 ZOO: dict[str, Member] = {**FAMILIES, **{entry.name: entry for entry in ENTRIES}}
