@@ -5,7 +5,7 @@ Support window: torch 2.11 to 2.13. A new torch release is supported once this m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -25,6 +25,18 @@ Compiled = Callable[..., Any]
 def inductor(gm: fx.GraphModule, inputs: Sequence[Any], config: dict[str, Any]) -> Compiled:
     """Lower ``gm`` with Inductor under the given config patches."""
     return cast(Compiled, compile_fx(gm, list(inputs), config_patches=config or None))
+
+
+def allow_caching(graph: fx.Graph, functions: Iterable[Callable[..., Any]], version: str) -> dict[str, Any]:
+    """Let AOTAutograd keep what it makes of a graph that calls ``functions`` of ours; returns Inductor config patches.
+
+    Its cache takes functions of torch only, or such as are named with a version in Inductor's config, which is part of
+    the cache key. It takes methods only of values with an example, of which it asks no more than that there is one.
+    """
+    for node in graph.nodes:
+        if node.op == "call_method" and isinstance(node.args[0], fx.Node):
+            node.args[0].meta.setdefault("example_value", None)
+    return {"unsafe_marked_cacheable_functions": {f"{f.__module__}.{f.__name__}": version for f in functions}}
 
 
 def inductor_mode_options(mode: str) -> dict[str, Any]:

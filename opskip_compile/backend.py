@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from opskip_compile import _compat, capture, dump
+from opskip_compile import _compat, capture, dump, lowering
 from opskip_compile.errors import NothingSkippedWarning, OpSkipError
 from opskip_compile.passes.crossing import CROSSINGS
 from opskip_compile.passes.dataflow import is_stream
@@ -76,11 +76,6 @@ class _Reports:
 
 
 REPORTS = _Reports()
-
-# Inductor inlines a sum into all its readers while it reads no more than four tensors, so the residual stream lives as
-# up to five summands at once. Written down at its second reader it is one tensor: a quarter less memory in prefill at
-# the same speed. Only for rewritten graphs; a user's own value of the option goes first.
-REALIZE_EARLY: Mapping[str, Any] = MappingProxyType({"realize_reads_threshold": 1})
 
 
 def opskip(
@@ -166,10 +161,10 @@ def _lower(
         if source is not None and source.marked is not None:
             hidden, mask = source.marked
             inputs.append(mask.meta["example_value"])
-            return _with_mask(_finish(gm, inputs, settings, REALIZE_EARLY), _position(gm.graph, hidden))
+            return _with_mask(_finish(gm, inputs, settings, lowering.config(gm.graph)), _position(gm.graph, hidden))
     elif report.operators and (report.misses or not report.schedule):
         warnings.warn(NOT_SKIPPED.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
-    run = _finish(gm, inputs, settings, REALIZE_EARLY if result.graph is not None else {})
+    run = _finish(gm, inputs, settings, {} if result.graph is None else lowering.config(gm.graph))
     return run if marked is None or not report.operators else _taking_up(run, marked)
 
 

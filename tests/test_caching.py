@@ -1,0 +1,47 @@
+"""A rewritten graph comes back from the compiler's caches, and only where nothing that it stands on has changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+import opskip_compile as opskip
+from opskip_compile import lowering
+from opskip_compile.bench.decoders import Decoder
+
+pytestmark = pytest.mark.usefixtures("fresh")
+
+
+def test_warm_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = Decoder("", "Qwen3VLText", opskip.Geometry(2, 64, 96, 4, 2, 16)).build()
+    hidden = torch.randn(1, 40, 64)
+
+    def forward(hidden: Tensor, visual: Tensor) -> Tensor:
+        result: Tensor = model(inputs_embeds=opskip.mark_visual(hidden, visual), use_cache=True).last_hidden_state
+        return result
+
+    def compiled(spec: str, first: int, last: int) -> tuple[int, int]:
+        """Compile and compare with the oracle; hits and misses of AOTAutograd's cache."""
+        visual = torch.zeros(1, 40, dtype=torch.bool)
+        visual[:, first:last] = True
+        torch._dynamo.reset()
+        counters.clear()
+        with torch.no_grad():
+            got = torch.compile(forward, backend="opskip", options={"schedule": spec}, dynamic=False)(hidden, visual)
+            with opskip.oracle(model, opskip.Schedule.of(spec), visual):
+                want = model(inputs_embeds=hidden).last_hidden_state
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+        assert counters["aot_autograd"]["autograd_cache_bypass"] == 0
+        return counters["aot_autograd"]["autograd_cache_hit"], counters["aot_autograd"]["autograd_cache_miss"]
+
+    assert compiled("silent:1", 4, 30) == (0, 1)
+    assert compiled("silent:1", 4, 30) == (1, 0)
+    assert compiled("silent:1", 9, 12) == (1, 0)  # another number of kept rows
+    assert compiled("attend:1", 4, 30) == (0, 1)
+    monkeypatch.setattr(lowering, "_version", lambda: "other code")
+    assert compiled("silent:1", 4, 30) == (0, 1)
