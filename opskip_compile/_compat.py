@@ -39,6 +39,16 @@ def allow_caching(graph: fx.Graph, functions: Iterable[Callable[..., Any]], vers
     return {"unsafe_marked_cacheable_functions": {f"{f.__module__}.{f.__name__}": version for f in functions}}
 
 
+def compile_seconds() -> dict[str, float]:
+    """Seconds that this process has spent in each phase of compiling, as Dynamo counts them."""
+    return {name: sum(seconds) for name, seconds in torch._dynamo.utils.compilation_time_metrics.items()}
+
+
+def generated_kernels() -> int:
+    """Kernels that Inductor has generated in this process, those of graphs out of its cache included."""
+    return int(torch._inductor.metrics.generated_kernel_count)
+
+
 def inductor_mode_options(mode: str) -> dict[str, Any]:
     """The Inductor config that a ``torch.compile`` mode stands for."""
     return dict(torch._inductor.list_mode_options(mode))

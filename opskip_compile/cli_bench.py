@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +17,6 @@ if TYPE_CHECKING:
     from opskip_compile.schedule import Schedule
 
 bench = typer.Typer(help="Measure prefill against plain Inductor.", no_args_is_help=True)
-DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT = ("none", "late:0.33", "late:0.5", "attend:all", "silent:all")
 FAST_V, VTW = "FastV-like", "VTW-like"
 
@@ -49,7 +45,7 @@ def prefill(
     dropping: Annotated[bool, typer.Option(help="Also measure token dropping (FastV-like, VTW-like).")] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 5,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     eager: Annotated[bool, typer.Option("--eager", help="Without Inductor: quick, but times are no measure.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw speed-up against FLOPs cut to this .png, .svg or .pdf.")
@@ -66,6 +62,7 @@ def prefill(
 
     from opskip_compile import plots
     from opskip_compile.bench.decoders import DECODERS
+    from opskip_compile.bench.machine import check_place, environment
     from opskip_compile.bench.prefill import never_slower, run_prefill
     from opskip_compile.bench.show import Case, figure, table
     from opskip_compile.errors import OptionError
@@ -79,12 +76,10 @@ def prefill(
     for name in names:
         if name not in DECODERS:
             raise OptionError(f"model: expected one of {', '.join(DECODERS)}, got {name!r}")
-    if dtype not in DTYPES:
-        raise OptionError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     for off in without or ():
         if off not in ("share_rotary", "causal"):
             raise OptionError(f"without: expected share_rotary or causal, got {off!r}")
-    place = check_device(device)
+    place = check_place(device, dtype)
     if plot is not None:
         plots.check_plot(plot)
     check_targets(plot=plot, out=out)
@@ -128,6 +123,72 @@ def prefill(
         note(f"wrote {plot}")
 
 
+@bench.command("compile")
+def compile_time(
+    model: Annotated[str, typer.Option(help="A decoder's sizes, as of bench prefill --list.")] = "small",
+    layers: Annotated[list[int] | None, typer.Option(min=1, help="May be given again.  [default: 2, 4, 8]")] = None,
+    visual: Annotated[int, typer.Option(min=1, help="Visual rows.")] = 256,
+    text: Annotated[int, typer.Option(min=1, help="Text rows.")] = 64,
+    schedule: Annotated[str, typer.Option(help="Spec text; 'all' stands for all layers.")] = "late:0.5",
+    rounds: Annotated[int, typer.Option(min=1, help="Processes for each figure; the median is shown.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    eager: Annotated[bool, typer.Option("--eager", help="Without Inductor: capture and passes only.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the parts to this .png, .svg or .pdf.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time to the first result, dense and skipped: capture, passes, AOTAutograd, Inductor, cold and warm."""
+    import json
+
+    from opskip_compile import plots
+    from opskip_compile.bench.compile_time import measure_starts
+    from opskip_compile.bench.decoders import DECODERS
+    from opskip_compile.bench.machine import check_place, environment
+    from opskip_compile.bench.show_compile import figure, table, to_dict, with_dense
+    from opskip_compile.errors import OptionError
+    from opskip_compile.files import write_whole
+
+    if model not in DECODERS:
+        raise OptionError(f"model: expected one of {', '.join(DECODERS)}, got {model!r}")
+    place = check_place(device, dtype)
+    if plot is not None:
+        plots.check_plot(plot)
+    check_targets(plot=plot, out=out)
+    specs = {}
+    for depth in layers or [2, 4, 8]:
+        decoder = DECODERS[model].cut(depth)
+        plan = read_schedules([schedule], depth)[schedule]
+        if plan.is_empty:
+            raise OptionError(f"schedule: {schedule!r} skips nothing in {depth} layers")
+        specs[depth] = plan.to_spec()
+    title = f"{decoder.title}, {visual} visual + {text} text rows, {schedule}, {place}, {dtype}"
+    with _progress(title) as step:
+        starts = measure_starts(
+            model,
+            specs,
+            visual=visual,
+            text=text,
+            rounds=rounds,
+            device=device,
+            dtype=dtype,
+            lower="eager" if eager else "inductor",
+            step=step,
+        )
+    figures = [to_dict(start, dense) for start, dense in with_dense(starts)]
+    report = {**environment(place, dtype), "model": model, "schedule": schedule, "rounds": rounds, "results": figures}
+    if as_json:
+        print_json(report)
+    else:
+        print_table(table(starts, title), least=110)
+    if out is not None:
+        write_whole(out, (json.dumps(report, indent=1) + "\n").encode())
+        note(f"wrote {out}")
+    if plot is not None:
+        plots.write_figure(lambda: figure(starts, title), plot)
+        note(f"wrote {plot}")
+
+
 def read_schedules(given: Sequence[str], layers: int) -> dict[str, Schedule]:
     """Name -> schedule for a decoder that was cut to ``layers``.
 
@@ -155,44 +216,6 @@ def token_dropping(decoder: Decoder) -> dict[str, Dropping]:
     layers = decoder.geometry.num_layers
     early, half = max(1, round(layers * 2 / 32)), max(1, layers // 2)
     return {f"{FAST_V}, layer {early}": Dropping(early, 0.5), f"{VTW}, layer {half}": Dropping(half, 1.0)}
-
-
-def check_device(device: str) -> str:
-    """The name of the device.
-
-    Raises:
-        OptionError: there is no such device here.
-    """
-    import torch
-
-    from opskip_compile.errors import OptionError
-
-    try:
-        kind = torch.device(device).type
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"device: {device!r} can't be used: {str(error).splitlines()[0]}") from None
-    return (
-        torch.cuda.get_device_name(device) if kind == "cuda" else f"{kind.upper()}, {torch.get_num_threads()} threads"
-    )
-
-
-def environment(device: str, dtype: str) -> dict[str, Any]:
-    """What figures depend on: the command, the machine and the versions."""
-    import torch
-    import transformers
-
-    return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "device": device,
-        "machine": platform.machine(),
-        "dtype": dtype,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-    }
 
 
 def _progress(what: str) -> Any:

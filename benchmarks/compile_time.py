@@ -1,0 +1,15 @@
+"""Time to the first result against plain Inductor: the command ``opskip bench compile``.
+
+python benchmarks/compile_time.py [--model small --layers 2 --layers 8] [--out FILE --plot FILE]
+python benchmarks/compile_time.py --help
+"""
+
+from __future__ import annotations
+
+import sys
+
+from opskip_compile.__main__ import main
+
+if __name__ == "__main__":
+    sys.argv[1:1] = ["bench", "compile"]
+    main()

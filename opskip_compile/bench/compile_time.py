@@ -1,0 +1,164 @@
+"""Time to the first result: capture, our passes, AOTAutograd and Inductor, with empty and with full caches.
+
+Every figure comes from a process of its own, since Dynamo and Inductor keep state: one with an empty cache folder
+(cold), then one with the same folder (warm). Dense and opskip take turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from opskip_compile.bench.decoders import DECODERS
+from opskip_compile.errors import OpSkipError
+
+DENSE = "dense"
+PARTS = ("capture", "passes", "AOTAutograd", "Inductor")
+Step = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Start:
+    """One first call: seconds of its parts, each pass of ours, nodes of the captured graph, kernels of Inductor."""
+
+    contender: str
+    layers: int
+    warm: bool
+    parts: Mapping[str, float]
+    passes: Mapping[str, float]
+    nodes: int
+    kernels: int
+
+    @property
+    def seconds(self) -> float:
+        """All parts."""
+        return sum(self.parts.values())
+
+
+def measure_starts(
+    model: str,
+    specs: Mapping[int, str],
+    *,
+    visual: int,
+    text: int,
+    rounds: int = 1,
+    device: str = "cpu",
+    dtype: str = "float32",
+    lower: str = "inductor",
+    step: Step = lambda what, done, total: None,
+) -> list[Start]:
+    """The median first call of dense and opskip at each depth, cold and warm.
+
+    Args:
+        model: a name of `DECODERS`.
+        specs: layers to keep -> schedule, as spec text.
+        rounds: processes for each figure; the median of each part is taken.
+        lower: ``"eager"`` leaves Inductor out.
+
+    Raises:
+        OpSkipError: a process failed; holds the end of what it said.
+    """
+    found: list[Start] = []
+    total, done = len(specs) * rounds * 4, 0
+    for layers, spec in specs.items():
+        job = {"model": model, "layers": layers, "visual": visual, "text": text, "device": device, "dtype": dtype}
+        job |= {"lower": lower}
+        runs: dict[tuple[str, bool], list[Start]] = {}
+        for _ in range(rounds):
+            for contender in (DENSE, spec):
+                with tempfile.TemporaryDirectory() as cache:
+                    for warm in (False, True):
+                        step(f"{layers} layers, {'warm' if warm else 'cold'}, {contender}", done, total)
+                        runs.setdefault((contender, warm), []).append(_in_a_process(job, contender, warm, cache))
+                        done += 1
+        found += [_median(starts) for starts in runs.values()]
+    return found
+
+
+def _median(starts: Sequence[Start]) -> Start:
+    def middle(field: str) -> dict[str, float]:
+        return {name: statistics.median(getattr(s, field)[name] for s in starts) for name in getattr(starts[0], field)}
+
+    first = starts[0]
+    return Start(
+        first.contender, first.layers, first.warm, middle("parts"), middle("passes"), first.nodes, first.kernels
+    )
+
+
+def _in_a_process(job: Mapping[str, Any], contender: str, warm: bool, cache: str) -> Start:
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
+    command = [sys.executable, "-m", __name__, json.dumps({**job, "contender": contender})]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise OpSkipError(f"bench compile: {contender} with {job['layers']} layers failed: {said}")
+    return Start(**{**json.loads(done.stdout.splitlines()[-1]), "warm": warm})
+
+
+def first_call(job: Mapping[str, Any]) -> Start:
+    """Compile one decoder in this process and call it; for a process that has compiled nothing yet."""
+    import torch
+
+    from opskip_compile import _compat
+    from opskip_compile.backend import REPORTS
+    from opskip_compile.passes.runtime import mark_visual
+
+    decoder = DECODERS[job["model"]].cut(job["layers"])
+    model = decoder.build(job["device"], getattr(torch, job["dtype"]))
+    rows = job["visual"] + job["text"]
+    hidden = torch.randn(1, rows, decoder.geometry.hidden_size).to(job["device"], getattr(torch, job["dtype"]))
+    visual = torch.zeros(1, rows, dtype=torch.bool, device=job["device"])
+    visual[:, : job["visual"]] = True
+    dense = job["contender"] == DENSE
+
+    def forward() -> Any:
+        return model(inputs_embeds=hidden if dense else mark_visual(hidden, visual), use_cache=True)
+
+    def call() -> float:
+        start = time.perf_counter()
+        with torch.no_grad():
+            compiled()
+            if torch.device(job["device"]).type == "cuda":
+                torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    options: Any = {"schedule": job["contender"], "strict": True, "lower": job["lower"]}
+    if dense:
+        compiled = torch.compile(forward, backend="inductor" if job["lower"] == "inductor" else "eager")
+    else:
+        compiled = torch.compile(forward, backend="opskip", options=options)
+    first, second = call(), call()
+    spent = _compat.compile_seconds()
+    backend = spent.get("OutputGraph.call_user_compiler", 0.0)
+    inductor = spent.get("compile_fx_inner", 0.0) + spent.get("AOTAutogradCache.inductor_load", 0.0)
+    reports = [report for report in REPORTS.all() if report.rewritten]
+    if not dense and not reports:
+        raise OpSkipError(f"nothing was rewritten: {[report.reason for report in REPORTS.all()]}")
+    passes = {done.name: done.milliseconds / 1e3 for report in reports for done in report.passes}
+    own = sum(passes.values())
+    parts = (first - second - backend, own, backend - own - inductor, inductor)
+    return Start(
+        job["contender"],
+        job["layers"],
+        False,
+        dict(zip(PARTS, parts, strict=True)),
+        passes,
+        max((report.nodes_before for report in reports), default=0),
+        _compat.generated_kernels(),
+    )
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(asdict(first_call(json.loads(sys.argv[1])))))
+    except Exception as error:
+        cause = getattr(error, "inner_exception", error)
+        sys.exit(" ".join(f"{type(cause).__name__}: {cause}".split()))
