@@ -75,5 +75,5 @@ def figure(starts: Sequence[Start], title: str) -> Figure:
         axes.set_ylabel("seconds to the first result")
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(y=0.15)
-    made.axes[0].legend(frameon=False, ncols=4, loc="upper left")
+    made.legend(*made.axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
     return made
