@@ -204,13 +204,15 @@ def _rewrite(
     if last >= PASSES.index("clean_up"):
         with clock("clean_up") as changed:
             changed[0] = remove_dead(graph)
-    alive = frozenset(graph.nodes)
+    with clock("report"):
+        alive = frozenset(graph.nodes)
+        remaining = {skip.operator: left.remaining(skip.operator, alive) for skip in plan.skips}
     if chosen["causal"] and last >= PASSES.index("causal"):
         with clock("causal") as changed:
             changed[0] = ask_for_causal_masks(graph)
     graph.lint()
     with clock("report"):
-        report.operators = facts.operators(plan, graph, lambda op: left.remaining(op, alive))
+        report.operators = facts.operators(plan, graph, remaining.__getitem__)
         report.nodes_after = len(graph.nodes)
     report.passes = clock.passes
     return Rewritten(graph, report, source, facts.owners)
