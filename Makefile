@@ -24,7 +24,9 @@ types: $(VENV)/.ready
 check: lint types test
 
 bench: $(VENV)/.ready
-	$(BIN)/python benchmarks/prefill.py --json benchmarks/results/prefill_cpu.json
+	$(BIN)/opskip bench prefill --schedule none --schedule late:0.33 --schedule late:0.5 --schedule qwen3-vl-8b/20 \
+		--schedule qwen3-vl-8b/28 --schedule transform:all --schedule attend:all --schedule silent:all --schedule silent:0 \
+		--out benchmarks/results/prefill_cpu.json --plot benchmarks/results/prefill_cpu.png
 
 support: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/support_matrix.py

@@ -42,6 +42,9 @@ def prefill(
     without: Annotated[
         list[str] | None, typer.Option(help="Also measure every schedule with this option off (share_rotary, causal).")
     ] = None,
+    attention_mask: Annotated[
+        bool, typer.Option(help="Give the decoder an attention mask of ones, as processors do.")
+    ] = True,
     dropping: Annotated[bool, typer.Option(help="Also measure token dropping (FastV-like, VTW-like).")] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 5,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
@@ -102,6 +105,7 @@ def prefill(
                     device=device,
                     dtype=getattr(torch, dtype),
                     without=without or (),
+                    attention_mask=attention_mask,
                     lower="eager" if eager else "inductor",
                     step=step,
                 )
@@ -112,7 +116,12 @@ def prefill(
                 print_table(table(case), least=100)
             for slow in never_slower(measured) if not eager else ():
                 note(f"slower than plain Inductor: {slow}")
-    report = {**environment(place, dtype), "rounds": rounds, "cases": [case.to_dict() for case in cases]}
+    report = {
+        **environment(place, dtype),
+        "attention_mask": attention_mask,
+        "rounds": rounds,
+        "cases": [case.to_dict() for case in cases],
+    }
     if as_json:
         print_json(report)
     if out is not None:

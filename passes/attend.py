@@ -1,7 +1,7 @@
 """Attention that finds out when it runs whether its mask is the causal one, and then does without it.
 
-A compiled Hugging Face decoder always builds a dense boolean mask, because padding is not known before the call. Most
-prompts have none, and PyTorch's causal kernels leave out the half of the scores that nobody may read.
+Given an attention mask, a compiled Hugging Face decoder builds a dense boolean one, because padding is not known before
+the call. Most prompts have none, and PyTorch's causal kernels leave out the half of the scores that nobody may read.
 """
 
 from __future__ import annotations

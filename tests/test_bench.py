@@ -108,13 +108,22 @@ def test_rows() -> None:
     assert {r.layer_states() for r in skipped} == {("full", "silent", "full", "attend")}
 
 
+@pytest.mark.parametrize("attention_mask", [True, False])
+def test_prompts_come_with_an_attention_mask(attention_mask: bool) -> None:
+    measured(rounds=1, attention_mask=attention_mask)
+    (report,) = (report for report in opskip.reports() if report.rewritten)
+    replaced = {done.name: done.changed for done in report.passes}["causal"]
+    assert replaced == (3 if attention_mask else 0)  # the three full attentions, which see a dense mask
+
+
 def test_figures_of_a_row() -> None:
     row = Row("x", "schedule", "silent:0", 50, 100, (0.5, 0.25, 1.0), (1.0, 1.0, 1.0), 3 << 20, 4 << 20)
     found = row.to_dict()
     assert (row.cut, row.ideal, row.measured) == (0.5, 2.0, 2.0)
     assert (found["spread"], found["realised"], found["milliseconds"]) == ([1.0, 4.0], 1.0, 500.0)
     assert (found["peak_mib"], found["peak_to_inductor"]) == (3.0, 0.75)
-    assert prefill.never_slower([row, replace(row, name="slow", seconds=(2.0, 2.0, 2.0))]) == ["slow"]
+    slow = replace(row, name="slow", seconds=(2.0, 2.0, 2.0))
+    assert prefill.never_slower([row, slow, replace(slow, flops=100), replace(slow, kind="dense")]) == ["slow"]
 
 
 def test_a_schedule_that_stays_full_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,12 +99,24 @@ def figure(cases: Sequence[Case], where: str) -> Figure:
             )
             for row in chosen:
                 at = (100 * row.cut, row.measured)
-                axes.annotate(row.name, at, (6, -10), textcoords="offset points", size=8, color=color)
+                below = kind == "dropping"
+                where_to = (4, -12) if below else (-4, 6)
+                axes.annotate(
+                    row.name,
+                    at,
+                    where_to,
+                    textcoords="offset points",
+                    size=8,
+                    color=color,
+                    rotation=-30 if below else 30,
+                    rotation_mode="anchor",
+                    ha="left",
+                )
         axes.set_title(case.name, fontsize=10, loc="left", parse_math=False)
         axes.set_xlabel("FLOPs cut (% of dense)")
         axes.set_ylabel("speed-up (dense Inductor = 1)")
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(x=0.12, y=0.1)
+        axes.margins(x=0.14, y=0.16)
         axes.legend(loc="upper left", frameon=False)
     return made
