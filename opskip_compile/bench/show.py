@@ -99,8 +99,8 @@ def figure(cases: Sequence[Case], where: str) -> Figure:
             )
             for row in chosen:
                 at = (100 * row.cut, row.measured)
-                below = kind == "dropping"
-                where_to = (4, -12) if below else (-4, 6)
+                under = kind == "dropping"
+                where_to = (4, -12) if under else (-4, 6)
                 axes.annotate(
                     row.name,
                     at,
@@ -108,7 +108,7 @@ def figure(cases: Sequence[Case], where: str) -> Figure:
                     textcoords="offset points",
                     size=8,
                     color=color,
-                    rotation=-30 if below else 30,
+                    rotation=-30 if under else 30,
                     rotation_mode="anchor",
                     ha="left",
                 )
