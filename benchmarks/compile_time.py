@@ -1,4 +1,4 @@
-"""Time to the first result against plain Inductor: the command ``opskip bench compile``.
+"""Time to compile against plain Inductor: the command ``opskip bench compile``.
 
 python benchmarks/compile_time.py [--model small --layers 2 --layers 8] [--out FILE --plot FILE]
 python benchmarks/compile_time.py --help

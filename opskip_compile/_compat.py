@@ -36,7 +36,10 @@ def allow_caching(graph: fx.Graph, functions: Iterable[Callable[..., Any]], vers
     for node in graph.nodes:
         if node.op == "call_method" and isinstance(node.args[0], fx.Node):
             node.args[0].meta.setdefault("example_value", None)
-    return {"unsafe_marked_cacheable_functions": {f"{f.__module__}.{f.__name__}": version for f in functions}}
+    option = "unsafe_marked_cacheable_functions"
+    if option not in inductor_option_names():
+        return {}
+    return {option: {f"{f.__module__}.{f.__name__}": version for f in functions}}
 
 
 def compile_seconds() -> dict[str, float]:

@@ -147,7 +147,7 @@ def compile_time(
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time to the first result, dense and skipped: capture, passes, AOTAutograd, Inductor, cold and warm."""
+    """Time to compile, dense and skipped: capture, passes, AOTAutograd, Inductor, cold and warm."""
     import json
 
     from opskip_compile import plots

@@ -72,7 +72,7 @@ def figure(starts: Sequence[Start], title: str) -> Figure:
         for name, height in zip(names, below, strict=True):
             axes.annotate(f"{height:.1f}", (name, height), (0, 3), textcoords="offset points", ha="center", size=8)
         axes.set_title(f"{'warm' if warm else 'cold'} caches", fontsize=10, loc="left")
-        axes.set_ylabel("seconds to the first result")
+        axes.set_ylabel("seconds of compiling")
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(y=0.15)
     made.legend(*made.axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
