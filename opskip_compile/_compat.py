@@ -13,10 +13,13 @@ from torch import fx
 from torch._dynamo.callback import callback_handler
 from torch._dynamo.utils import get_metrics_context
 from torch._inductor.compile_fx import compile_fx
+from torch._inductor.dependencies import StarDep, WeakDep
+from torch._inductor.scheduler import SchedulerNode
 from torch._library.fake_impl import allocate_size
 from torch._logging._internal import trace_structured
 from torch._subclasses import FakeTensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._ordered_set import OrderedSet
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 Compiled = Callable[..., Any]
@@ -24,7 +27,30 @@ Compiled = Callable[..., Any]
 
 def inductor(gm: fx.GraphModule, inputs: Sequence[Any], config: dict[str, Any]) -> Compiled:
     """Lower ``gm`` with Inductor under the given config patches."""
+    keep_order_of_mutations()
     return cast(Compiled, compile_fx(gm, list(inputs), config_patches=config or None))
+
+
+def keep_order_of_mutations() -> None:
+    """Mend Inductor for the CPU, which may run a reader before the scatter whose result it reads.
+
+    Where its scheduler changes the loops of a node, it takes the node's dependencies from the new body. There a mutated
+    buffer has its first name, so the reader no longer waits for the mutation; torch 2.11 also drops the order between
+    an earlier reader and a mutation (https://github.com/pytorch/pytorch/pull/177816 mended that part in 2.13). Gradients
+    of a selection are scatters: without this some came out wrong. Nothing else of the scheduler is changed.
+    """
+    change_loops = SchedulerNode.recompute_size_and_body
+    if hasattr(change_loops, "opskip"):
+        return
+
+    def recompute_size_and_body(self: SchedulerNode, *args: Any, **kwargs: Any) -> None:
+        order = [dep for dep in self.read_writes.reads if isinstance(dep, WeakDep | StarDep)]
+        change_loops(self, *args, **kwargs)
+        reads = self.read_writes.with_read(OrderedSet(order)) if order else self.read_writes
+        self.set_read_writes(reads.rename(self.mutation_renames))
+
+    recompute_size_and_body.opskip = True  # type: ignore[attr-defined]
+    SchedulerNode.recompute_size_and_body = recompute_size_and_body  # type: ignore[method-assign]
 
 
 def allow_caching(graph: fx.Graph, functions: Iterable[Callable[..., Any]], version: str) -> dict[str, Any]:

@@ -28,8 +28,8 @@ def config(graph: fx.Graph) -> dict[str, Any]:
 
 @cache
 def _version() -> str:
-    """Changes with the code of `FUNCTIONS`, so that nothing is taken from a cache that other code filled."""
+    """Changes with the code of `FUNCTIONS` and of what Inductor is mended with, so that nothing is taken from a cache that other code filled."""
     digest = hashlib.sha256()
-    for module in (attend, runtime):
+    for module in (_compat, attend, runtime):
         digest.update(inspect.getsource(module).encode())
     return digest.hexdigest()
