@@ -111,6 +111,14 @@ def is_fake(value: object) -> bool:
     return isinstance(value, FakeTensor)
 
 
+invoke_region = torch.ops.higher_order.invoke_subgraph
+
+
+def memory_of(value: torch.Tensor) -> int:
+    """A number that tensors have in common if they share memory; those without data have such memory, too."""
+    return int(value.untyped_storage()._cdata)
+
+
 def is_subclass(value: torch.Tensor) -> bool:
     """True for a tensor made of other tensors, which computes every operation in its own way."""
     return bool(is_traceable_wrapper_subclass(value))

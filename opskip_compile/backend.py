@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ from opskip_compile.passes.match import NESTED
 from opskip_compile.passes.normalize import copy_graph
 from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.pipeline import PART_WITHOUT_ROWS, Rewritten, rewrite
+from opskip_compile.passes.regions import Layers, share_regions
 from opskip_compile.passes.report import Report
 from opskip_compile.passes.runtime import NAMES_ROWS
 from opskip_compile.resolve import in_encoder_decoder, resolve_schedule
@@ -128,7 +130,7 @@ def opskip(
     if settings.dry_run and report.operators:
         return _stopping(report) if marked is None else _taking_up(_stopping(report), marked)
     try:
-        return _lower(gm, example_inputs, result, settings, marked)
+        return _lower(gm, captured, example_inputs, result, settings, marked)
     except Exception as error:
         if settings.strict or isinstance(error, OpSkipError | Warning) or result.graph is None:
             raise
@@ -147,7 +149,12 @@ def _failed(reason: str, captured: fx.Graph) -> Report:
 
 
 def _lower(
-    gm: fx.GraphModule, inputs: Sequence[Any], result: Rewritten, settings: Settings, marked: int | None
+    gm: fx.GraphModule,
+    captured: fx.Graph,
+    inputs: Sequence[Any],
+    result: Rewritten,
+    settings: Settings,
+    marked: int | None,
 ) -> Compiled:
     source, inputs, report = result.source, list(inputs), result.report
     if report.reason in {*CROSSINGS, PART_WITHOUT_ROWS} or report.reason.startswith(NESTED):
@@ -161,10 +168,14 @@ def _lower(
         if source is not None and source.marked is not None:
             hidden, mask = source.marked
             inputs.append(mask.meta["example_value"])
-            return _with_mask(_finish(gm, inputs, settings, lowering.config(gm.graph)), _position(gm.graph, hidden))
+            position = _position(gm.graph, hidden)
+            return _with_mask(_finish_rewritten(gm, captured, inputs, result, settings), position)
     elif report.operators and (report.misses or not report.schedule):
         warnings.warn(NOT_SKIPPED.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
-    run = _finish(gm, inputs, settings, {} if result.graph is None else lowering.config(gm.graph))
+    if result.graph is None:
+        run = _finish(gm, inputs, settings)
+    else:
+        run = _finish_rewritten(gm, captured, inputs, result, settings)
     return run if marked is None or not report.operators else _taking_up(run, marked)
 
 
@@ -175,6 +186,27 @@ def _finish(
         gm.recompile()
         return gm.forward
     return _compat.inductor(gm, inputs, {**defaults, **settings.inductor})
+
+
+def _finish_rewritten(
+    gm: fx.GraphModule, captured: fx.Graph, inputs: Sequence[Any], result: Rewritten, settings: Settings
+) -> Compiled:
+    """With one region for layers that are alike; without where Inductor can't take them."""
+    flat, report = gm.graph, result.report
+    if settings.regions and settings.lower == "inductor" and not torch.is_grad_enabled():
+        start = time.perf_counter()
+        layers = Layers.of(captured, result.owners, report.operators)
+        gm.graph, shared = share_regions(gm, flat, layers)
+        report.add_pass("regions", (time.perf_counter() - start) * 1e3, shared)
+        try:
+            return _finish(gm, inputs, settings, lowering.config(gm.graph))
+        except Exception:
+            if not shared:
+                raise
+            log.warning("the layers are compiled one by one: their regions can't be lowered", exc_info=True)
+            gm.graph = flat
+            gm.delete_all_unused_submodules()
+    return _finish(gm, inputs, settings, lowering.config(gm.graph))
 
 
 def _taking_up(run: Compiled, position: int) -> Compiled:

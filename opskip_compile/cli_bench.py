@@ -40,7 +40,8 @@ def prefill(
         ),
     ] = None,
     without: Annotated[
-        list[str] | None, typer.Option(help="Also measure every schedule with this option off (share_rotary, causal).")
+        list[str] | None,
+        typer.Option(help="Also measure every schedule with this option off (share_rotary, causal, regions)."),
     ] = None,
     attention_mask: Annotated[
         bool, typer.Option(help="Give the decoder an attention mask of ones, as processors do.")
@@ -80,8 +81,8 @@ def prefill(
         if name not in DECODERS:
             raise OptionError(f"model: expected one of {', '.join(DECODERS)}, got {name!r}")
     for off in without or ():
-        if off not in ("share_rotary", "causal"):
-            raise OptionError(f"without: expected share_rotary or causal, got {off!r}")
+        if off not in ("share_rotary", "causal", "regions"):
+            raise OptionError(f"without: expected share_rotary, causal or regions, got {off!r}")
     place = check_place(device, dtype)
     if plot is not None:
         plots.check_plot(plot)

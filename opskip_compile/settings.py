@@ -27,6 +27,8 @@ class Settings:
         share_rotary: compute the sines and cosines of the rotary embedding once instead of in every layer.
         causal: find out at run time whether an attention's mask is the causal one, and then use a causal kernel without
             the mask. Changes the last bits of the result; not done where gradients are recorded.
+        regions: compile layers that are alike once, as one region that each of them calls; not done where gradients are
+            recorded.
         model_type: transformers' name of the whole model, for finding its preset: the graph of a decoder alone names
             only the decoder's. `opskip_compile.compile` sets it.
         dry_run: stop the forward where the decoder would start. Not an option of users: `opskip_compile.explain` gives
@@ -42,6 +44,7 @@ class Settings:
     lower: str = "inductor"
     share_rotary: bool = True
     causal: bool = True
+    regions: bool = True
     model_type: str | None = None
     dry_run: int = 0
     layer: tuple[int, int] | None = None
@@ -68,7 +71,7 @@ class Settings:
         if layer is not None and not _is_layer(layer):
             raise OptionError(f"options.layer: must be the number of a layer and their count, not {layer!r}")
         lower, dump = options.pop("lower", "inductor"), options.pop("dump", None)
-        defaults = {"strict": False, "share_rotary": True, "causal": True}
+        defaults = {"strict": False, "share_rotary": True, "causal": True, "regions": True}
         flags = {name: options.pop(name, default) for name, default in defaults.items()}
         for name, value in flags.items():
             if not isinstance(value, bool):
@@ -107,7 +110,18 @@ def _inductor_options(options: Mapping[str, Any]) -> dict[str, Any]:
     known = frozenset(_compat.inductor_option_names())
     for name in options:
         if not isinstance(name, str) or name.replace("-", "_") not in known:
-            own = ["schedule", "strict", "dump", "lower", "share_rotary", "causal", "mode", "model_type", "layer"]
+            own = [
+                "schedule",
+                "strict",
+                "dump",
+                "lower",
+                "share_rotary",
+                "causal",
+                "regions",
+                "mode",
+                "model_type",
+                "layer",
+            ]
             near = difflib.get_close_matches(str(name), [*own, *sorted(known)], n=1, cutoff=0.0)
             raise OptionError(f"options.{name}: no such option; the nearest known one is {near[0]!r}")
     return {name.replace("-", "_"): value for name, value in options.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import fx
 
 from opskip_compile.passes.ops import FACTORIES, is_inplace, op_name
@@ -39,8 +41,13 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     mapping: dict[fx.Node, fx.Node] = {}
     result = copied.graph_copy(graph, mapping)
     copied.output(result).meta = dict(graph.output_node().meta)
+    keep_dynamo(graph, copied, mapping)
+    return copied
+
+
+def keep_dynamo(graph: fx.Graph, copied: fx.Graph, mapping: Mapping[fx.Node, fx.Node]) -> None:
+    """What a copy of a graph does not take along by itself: how Dynamo calls it, and the sources of its inputs."""
     for old, new in mapping.items():
         if hasattr(old, "_dynamo_source"):
             new._dynamo_source = old._dynamo_source
     copied._codegen = graph._codegen
-    return copied

@@ -121,6 +121,11 @@ class Report:
         """Names of the skipped operators, such as ``"17.ffn"``."""
         return tuple(op.name for op in self.operators if op.skipped)
 
+    def add_pass(self, name: str, milliseconds: float, changed: int) -> None:
+        """Note a pass that ran after this report was made."""
+        *passes, making = self.passes
+        self.passes = (*passes, PassReport(name, milliseconds, changed), making)
+
     @property
     def milliseconds(self) -> float:
         """Wall-clock time of all passes."""

@@ -77,4 +77,6 @@ def test_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert opskip.last_report().rewritten
             assert counters["aot_autograd"]["autograd_cache_hit"] == hits
             for name, one, other in zip(leaves, got, wanted, strict=True):
-                torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+                torch.testing.assert_close(
+                    one, other, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+                )

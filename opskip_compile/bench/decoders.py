@@ -78,7 +78,7 @@ _ROTARY: Mapping[str, Callable[[int], dict[str, Any]]] = MappingProxyType(
 
 DECODERS: Mapping[str, Decoder] = MappingProxyType(
     {
-        "small": Decoder("Qwen3-VL at width 1024", "Qwen3VLText", Geometry(8, 1024, 3072, 16, 8, 64)),
+        "small": Decoder("Qwen3-VL at width 1024", "Qwen3VLText", Geometry(36, 1024, 3072, 16, 8, 64)),
         "qwen3-vl-2b": Decoder("Qwen3-VL-2B", "Qwen3VLText", Geometry(28, 2048, 6144, 16, 8, 128)),
         "qwen3-vl-4b": Decoder("Qwen3-VL-4B", "Qwen3VLText", Geometry(36, 2560, 9728, 32, 8, 128)),
         "qwen3-vl-8b": Decoder("Qwen3-VL-8B", "Qwen3VLText", Geometry(36, 4096, 12288, 32, 8, 128)),
