@@ -36,8 +36,8 @@ def keep_order_of_mutations() -> None:
 
     Where its scheduler changes the loops of a node, it takes the node's dependencies from the new body. There a mutated
     buffer has its first name, so the reader no longer waits for the mutation; torch 2.11 also drops the order between
-    an earlier reader and a mutation (https://github.com/pytorch/pytorch/pull/177816 mended that part in 2.13). Gradients
-    of a selection are scatters: without this some came out wrong. Nothing else of the scheduler is changed.
+    an earlier reader and a mutation, which https://github.com/pytorch/pytorch/pull/177816 mended. Gradients of a
+    selection are scatters: without this some came out wrong. Nothing else of the scheduler is changed.
     """
     change_loops = SchedulerNode.recompute_size_and_body
     if hasattr(change_loops, "opskip"):

@@ -193,7 +193,7 @@ def _finish_rewritten(
 ) -> Compiled:
     """With one region for layers that are alike; without where Inductor can't take them."""
     flat, report = gm.graph, result.report
-    if settings.regions and settings.lower == "inductor" and not torch.is_grad_enabled():
+    if settings.regions and not torch.is_grad_enabled():
         start = time.perf_counter()
         layers = Layers.of(captured, result.owners, report.operators)
         gm.graph, shared = share_regions(gm, flat, layers)

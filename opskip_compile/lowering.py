@@ -28,7 +28,7 @@ def config(graph: fx.Graph) -> dict[str, Any]:
 
 @cache
 def _version() -> str:
-    """Changes with the code of `FUNCTIONS` and of what Inductor is mended with, so that nothing is taken from a cache that other code filled."""
+    """Changes with the code of `FUNCTIONS` and with what mends Inductor: no code from before is taken from a cache."""
     digest = hashlib.sha256()
     for module in (_compat, attend, runtime):
         digest.update(inspect.getsource(module).encode())

@@ -114,8 +114,8 @@ def _stays(node: fx.Node) -> bool:
         return True
     if op_name(node) != "dropout":
         return False
-    given = dict(zip(("input", "p", "training"), node.args, strict=False)) | node.kwargs
-    return bool(given.get("training", True)) and given.get("p", 0.5) != 0
+    given: dict[str, Any] = dict(zip(("input", "p", "training"), node.args, strict=False)) | node.kwargs
+    return given.get("training", True) is not False and given.get("p", 0.5) != 0
 
 
 def _levels(graph: fx.Graph, layers: Layers) -> dict[fx.Node, float]:
@@ -136,7 +136,7 @@ def _levels(graph: fx.Graph, layers: Layers) -> dict[fx.Node, float]:
             found: list[float] = [layers.number.get(place, OUTSIDE), *(level[read] for read in node.all_input_nodes)]
             for read in node.all_input_nodes:
                 exit_ = captured_place(read)
-                if exit_ in layers.exits and exit_ != place:
+                if exit_ in layers.exits and exit_ != place and read.target is not select_rows:
                     found.append(layers.exits[exit_] + 1)
             level[node] = float(math.ceil(max(found)))
             if node.target is select_rows and level[node.all_input_nodes[0]] < level[node]:
