@@ -5,6 +5,7 @@ Support window: torch 2.11 to 2.13. A new torch release is supported once this m
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -13,12 +14,14 @@ from torch import fx
 from torch._dynamo.callback import callback_handler
 from torch._dynamo.utils import get_metrics_context
 from torch._inductor.compile_fx import compile_fx
+from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._inductor.dependencies import StarDep, WeakDep
 from torch._inductor.scheduler import SchedulerNode
 from torch._library.fake_impl import allocate_size
 from torch._logging._internal import trace_structured
 from torch._subclasses import FakeTensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
 from torch.utils._ordered_set import OrderedSet
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -73,6 +76,13 @@ def compile_seconds() -> dict[str, float]:
     return {name: sum(seconds) for name, seconds in torch._dynamo.utils.compilation_time_metrics.items()}
 
 
+def probe_vector_instructions() -> float:
+    """Seconds until Inductor knows which vector instructions it can generate; it asks once for each cache folder."""
+    start = time.perf_counter()
+    pick_vec_isa()
+    return time.perf_counter() - start
+
+
 def generated_kernels() -> int:
     """Kernels that Inductor has generated in this process, those of graphs out of its cache included."""
     return int(torch._inductor.metrics.generated_kernel_count)
@@ -104,6 +114,11 @@ def size_hint(size: int | torch.SymInt) -> int | str:
         return size
     hint = size.node.hint if size.node.has_hint() else None
     return int(hint) if isinstance(hint, int) else str(size)
+
+
+def pattern_matches(pattern: fx.Graph, graph: fx.Graph) -> Sequence[object]:
+    """What the pattern matcher of ``torch.fx`` finds of ``pattern`` in ``graph``."""
+    return SubgraphMatcher(pattern, match_output=False, match_placeholder=False, ignore_literals=True).match(graph)
 
 
 def is_fake(value: object) -> bool:

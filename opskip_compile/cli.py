@@ -61,7 +61,8 @@ def demo(
 
     from opskip_compile.demo.data import MODEL_DIR
     from opskip_compile.demo.run import run_demo
-    from opskip_compile.demo.show import progress, show
+    from opskip_compile.demo.show import show
+    from opskip_compile.progress import progress
 
     with progress(Console(stderr=True)) as step:
         result = run_demo(

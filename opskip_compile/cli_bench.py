@@ -199,6 +199,46 @@ def compile_time(
         note(f"wrote {plot}")
 
 
+@bench.command()
+def passes(
+    layers: Annotated[
+        list[int] | None, typer.Option(min=1, help="May be given again.  [default: 9, 18, 36, 72]")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Runs for each figure; the median is shown.")] = 3,
+    matchers: Annotated[bool, typer.Option(help="Also time two pattern matchers.")] = True,
+    plot: Annotated[Path | None, typer.Option(help="Draw the times to this .png, .svg or .pdf.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time of the passes over decoders of growing depth, and of finding the operators in three ways."""
+    import json
+
+    from opskip_compile import plots
+    from opskip_compile.bench.machine import check_place, environment
+    from opskip_compile.bench.scaling import measure_depths
+    from opskip_compile.bench.show_scaling import figure, table, to_dict
+    from opskip_compile.files import write_whole
+
+    place = check_place("cpu", "float32")
+    if plot is not None:
+        plots.check_plot(plot)
+    check_targets(plot=plot, out=out)
+    title = f"Qwen3-VL decoders, every operator skipped, {place}"
+    with _progress(title) as step:
+        depths = measure_depths(sorted(set(layers or [9, 18, 36, 72])), runs=runs, matchers=matchers, step=step)
+    report = {**environment(place, "float32"), "runs": runs, "results": [to_dict(depth) for depth in depths]}
+    if as_json:
+        print_json(report)
+    else:
+        print_table(table(depths, title), least=110)
+    if out is not None:
+        write_whole(out, (json.dumps(report, indent=1) + "\n").encode())
+        note(f"wrote {out}")
+    if plot is not None:
+        plots.write_figure(lambda: figure(depths, title), plot)
+        note(f"wrote {plot}")
+
+
 def read_schedules(given: Sequence[str], layers: int) -> dict[str, Schedule]:
     """Name -> schedule for a decoder that was cut to ``layers``.
 
@@ -231,7 +271,7 @@ def token_dropping(decoder: Decoder) -> dict[str, Dropping]:
 def _progress(what: str) -> Any:
     from rich.console import Console
 
-    from opskip_compile.demo.show import progress
+    from opskip_compile.progress import progress
 
     note(what)
     return progress(Console(stderr=True))

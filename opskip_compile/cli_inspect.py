@@ -51,9 +51,9 @@ def inspect(
     """Show what the compiler would skip in a model, what not and why; the decoder is neither lowered nor run."""
     from rich.console import Console
 
-    from opskip_compile.demo.show import progress
     from opskip_compile.files import write_whole
     from opskip_compile.inspection import Request
+    from opskip_compile.progress import progress
     from opskip_compile.schedule import Schedule
 
     check_targets(html=html, dot=dot, graphml=graphml)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import opskip_compile as opskip
 from opskip_compile.bench import compile_time
-from opskip_compile.bench.compile_time import DENSE, PARTS, Start, measure_starts
+from opskip_compile.bench.compile_time import DENSE, PARTS, PROBE, Start, measure_starts
 from opskip_compile.bench.show_compile import figure, table, to_dict, with_dense
 from opskip_compile.cli import app
 from opskip_compile.errors import OpSkipError
@@ -21,7 +21,8 @@ SIZES = {"visual": 24, "text": 20, "lower": "eager"}
 
 def start(contender: str, seconds: float, warm: bool = False, layers: int = 2) -> Start:
     passes = {} if contender == DENSE else {"match": seconds / 8}
-    return Start(contender, layers, warm, dict.fromkeys(PARTS, seconds / 4), passes, 9, 5)
+    parts = {name: 0.0 if name == PROBE else seconds / 4 for name in PARTS}
+    return Start(contender, layers, warm, parts, passes, 9, 5)
 
 
 def test_medians_of_processes_that_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,11 +65,10 @@ def test_a_real_process() -> None:
     assert skipped.nodes > 50
 
 
-def test_a_process_that_fails_is_one_error() -> None:
+def test_a_process_that_fails_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(OpSkipError, match=r"bench compile: silent:7 with 1 layers failed.*not in a model of 1"):
-        compile_time._in_a_process(
-            {"model": "small", "layers": 1, "device": "cpu", "dtype": "float32", **SIZES}, "silent:7", False, "/tmp"
-        )
+        job = {"model": "small", "layers": 1, "device": "cpu", "dtype": "float32", **SIZES}
+        compile_time._in_a_process(job, "silent:7", False, str(tmp_path))
 
 
 def test_figures_against_dense() -> None:
@@ -81,7 +81,15 @@ def test_figures_against_dense() -> None:
     assert [text.get_text() for text in cold.texts] == ["4.0", "6.0"]
     assert [text.get_text() for text in warm.texts] == ["2.0", "1.0"]
     heights = [[bar.get_height() for bar in bars] for bars in cold.containers]
-    assert heights == [[1.0, 1.5]] * 4
+    assert heights == [[0.0, 0.0]] + [[1.0, 1.5]] * 4
+
+
+def test_the_probe_of_the_machine_is_set_apart() -> None:
+    dense, skipped = start(DENSE, 4.0), start("silent:1", 2.0)
+    for each in (dense, skipped):
+        each.parts[PROBE] = 4.0  # type: ignore[index]
+    found = to_dict(skipped, dense)
+    assert (found["seconds"], found["to_dense"], found["to_dense_without_probe"]) == (6.0, 0.75, 0.5)
 
 
 def run(*args: str) -> Any:
@@ -111,7 +119,7 @@ def test_presets_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (("--model", "gpt"), "model: expected one of small"),
         (("--dtype", "int8"), "dtype: expected one of float32"),
-        (("--layers", "99"), "layers: Qwen3-VL at width 1024 has 1 to 8, got 99"),
+        (("--layers", "99"), "layers: Qwen3-VL at width 1024 has 1 to 36, got 99"),
         (("--schedule", "none"), "schedule: 'none' skips nothing in 2 layers"),
         (("--schedule", "silent:9"), "layer"),
         (("--out", "/nowhere/x.json"), "out: there is no folder"),

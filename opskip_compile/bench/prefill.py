@@ -21,11 +21,11 @@ from opskip_compile.bench.peak import peak_bytes
 from opskip_compile.errors import OptionError
 from opskip_compile.flops import count_flops
 from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.progress import Step
 from opskip_compile.schedule import Schedule
 
 EAGER, INDUCTOR = "eager", "Inductor"
 BEFORE = 16  # text rows before the visual ones
-Step = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

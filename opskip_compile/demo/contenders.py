@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from opskip_compile import api, capture
+from opskip_compile.progress import Step
 from opskip_compile.schedule import Schedule
 
 EAGER, INDUCTOR, OPSKIP = "eager", "Inductor", "opskip"
-
-Step = Callable[[str, int, int], None]  # what is done now, steps done, steps in all (0 if not known)
 
 
 @dataclass(frozen=True)

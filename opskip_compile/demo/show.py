@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from opskip_compile.demo import data
-from opskip_compile.demo.contenders import EAGER, INDUCTOR, OPSKIP, Step
+from opskip_compile.demo.contenders import EAGER, INDUCTOR, OPSKIP
 from opskip_compile.demo.result import DemoResult, Example
 
 PIXELS = 24  # width and height of a drawn image: 24 columns, 12 lines
@@ -34,30 +25,6 @@ _LONG = {
     INDUCTOR: "Inductor, dense",
     OPSKIP: "opskip, skipped",
 }
-
-
-@contextmanager
-def progress(console: Console) -> Iterator[Step]:
-    """A progress bar on `console` that `run_demo` can drive; gone when the block ends."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        doing = ""
-
-        def step(what: str, done: int, total: int) -> None:
-            nonlocal doing
-            if what != doing:
-                doing = what
-                bar.reset(task, description=what, total=total or None)
-            bar.update(task, completed=done)
-
-        yield step
 
 
 def show(result: DemoResult, console: Console) -> None:
