@@ -115,6 +115,8 @@ def opskip(
             mark_input=None if marked is None else lambda graph: _add_mask_input(graph, marked),
             inputs=example_inputs if mark is None else [*example_inputs, mark.mask],
         )
+        if result.graph is not None and settings.regions and not torch.is_grad_enabled():
+            result.regions = _shared(gm, result.graph, result)
     except (OpSkipError, Warning):
         raise
     except Exception as error:
@@ -130,7 +132,7 @@ def opskip(
     if settings.dry_run and report.operators:
         return _stopping(report) if marked is None else _taking_up(_stopping(report), marked)
     try:
-        return _lower(gm, captured, example_inputs, result, settings, marked)
+        return _lower(gm, example_inputs, result, settings, marked)
     except Exception as error:
         if settings.strict or isinstance(error, OpSkipError | Warning) or result.graph is None:
             raise
@@ -138,6 +140,14 @@ def opskip(
         failed = _failed(f"the rewritten graph can't be lowered: {type(error).__name__}: {error}", captured)
         report.reason, report.operators, report.nodes_after = failed.reason, (), failed.nodes_after
         return _finish(gm, example_inputs, settings)
+
+
+def _shared(gm: fx.GraphModule, graph: fx.Graph, result: Rewritten) -> fx.Graph | None:
+    """The last pass, whose graph is only lowered: reports and diffs show every layer."""
+    start = time.perf_counter()
+    shared, count = share_regions(gm, graph, Layers.of(gm.graph, result.owners, result.report.operators))
+    result.report.add_pass("regions", (time.perf_counter() - start) * 1e3, count)
+    return shared if count else None
 
 
 def _failed(reason: str, captured: fx.Graph) -> Report:
@@ -149,12 +159,7 @@ def _failed(reason: str, captured: fx.Graph) -> Report:
 
 
 def _lower(
-    gm: fx.GraphModule,
-    captured: fx.Graph,
-    inputs: Sequence[Any],
-    result: Rewritten,
-    settings: Settings,
-    marked: int | None,
+    gm: fx.GraphModule, inputs: Sequence[Any], result: Rewritten, settings: Settings, marked: int | None
 ) -> Compiled:
     source, inputs, report = result.source, list(inputs), result.report
     if report.reason in {*CROSSINGS, PART_WITHOUT_ROWS} or report.reason.startswith(NESTED):
@@ -169,13 +174,10 @@ def _lower(
             hidden, mask = source.marked
             inputs.append(mask.meta["example_value"])
             position = _position(gm.graph, hidden)
-            return _with_mask(_finish_rewritten(gm, captured, inputs, result, settings), position)
+            return _with_mask(_finish_rewritten(gm, inputs, result, settings), position)
     elif report.operators and (report.misses or not report.schedule):
         warnings.warn(NOT_SKIPPED.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
-    if result.graph is None:
-        run = _finish(gm, inputs, settings)
-    else:
-        run = _finish_rewritten(gm, captured, inputs, result, settings)
+    run = _finish(gm, inputs, settings) if result.graph is None else _finish_rewritten(gm, inputs, result, settings)
     return run if marked is None or not report.operators else _taking_up(run, marked)
 
 
@@ -188,21 +190,14 @@ def _finish(
     return _compat.inductor(gm, inputs, {**defaults, **settings.inductor})
 
 
-def _finish_rewritten(
-    gm: fx.GraphModule, captured: fx.Graph, inputs: Sequence[Any], result: Rewritten, settings: Settings
-) -> Compiled:
-    """With one region for layers that are alike; without where Inductor can't take them."""
-    flat, report = gm.graph, result.report
-    if settings.regions and not torch.is_grad_enabled():
-        start = time.perf_counter()
-        layers = Layers.of(captured, result.owners, report.operators)
-        gm.graph, shared = share_regions(gm, flat, layers)
-        report.add_pass("regions", (time.perf_counter() - start) * 1e3, shared)
+def _finish_rewritten(gm: fx.GraphModule, inputs: Sequence[Any], result: Rewritten, settings: Settings) -> Compiled:
+    """With one region for layers that are alike; without where they can't be lowered."""
+    flat = gm.graph
+    if result.regions is not None:
+        gm.graph = result.regions
         try:
             return _finish(gm, inputs, settings, lowering.config(gm.graph))
         except Exception:
-            if not shared:
-                raise
             log.warning("the layers are compiled one by one: their regions can't be lowered", exc_info=True)
             gm.graph = flat
             gm.delete_all_unused_submodules()

@@ -62,12 +62,14 @@ class Rewritten:
 
     Attributes:
         owners: name of a captured node -> the operator that it belongs to.
+        regions: the new graph with one region for layers that are alike, if there are any.
     """
 
     graph: fx.Graph | None
     report: Report
     source: RowSource | None = None
     owners: Mapping[str, str] = field(default_factory=dict)
+    regions: fx.Graph | None = None
 
 
 class _Clock:

@@ -307,14 +307,15 @@ def _operands(graph: fx.Graph, part: _Part, region: _Region, at: Mapping[fx.Node
     """What a part hands to its region.
 
     Tracing takes two inputs that are one tensor for one input, in every call. Another operation may return its input as
-    it is, so whatever might be one tensor (all that is computed and has the form of another operand) gets an alias.
+    it is, so whatever might be one tensor gets an alias: a value that is given twice, and all that is computed and has
+    the form of another operand.
     """
+    used = [part.uses[i] for i in region.inputs]
     forms = [part.forms[i] for i in region.inputs]
     operands = []
-    for i, form in zip(region.inputs, forms, strict=True):
-        node = at[part.uses[i]]
-        alone = node.op in _GIVEN or forms.count(form) == 1
-        operands.append(node if alone else graph.call_function(torch.ops.aten.alias.default, (node,)))
+    for node, form in zip(used, forms, strict=True):
+        alone = used.count(node) == 1 if node.op in _GIVEN else forms.count(form) == 1
+        operands.append(at[node] if alone else graph.call_function(torch.ops.aten.alias.default, (at[node],)))
     return operands
 
 

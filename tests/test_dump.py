@@ -63,7 +63,7 @@ def test_one_log_line_a_pass(caplog: pytest.LogCaptureFixture) -> None:
         compiled()
     lines = [r.getMessage() for r in caplog.records if r.name.startswith("opskip_compile")]
     named = [line.split()[1] for line in lines if line.startswith("pass ")]
-    assert named == [*PASSES, "report"]
+    assert named == [*PASSES, "regions", "report"]
     assert any("4 operators skipped" in line for line in lines)
 
 

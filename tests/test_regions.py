@@ -91,6 +91,25 @@ def test_the_oracle_s_result(spec: str) -> None:
 
 
 @pytest.mark.usefixtures("traced")
+def test_an_input_of_the_graph_that_a_layer_reads_twice() -> None:
+    """The rows are marked before the graph, so the first layer reads one placeholder where others read two values."""
+    model, hidden = DECODER.build(), torch.randn(1, 40, 64)
+    visual = torch.zeros(1, 40, dtype=torch.bool)
+    visual[:, 4:30] = True
+
+    def forward(hidden: Tensor) -> Tensor:
+        return model(inputs_embeds=hidden, use_cache=False).last_hidden_state
+
+    got = torch.compile(forward, backend="opskip", options={"schedule": "silent:0-7"})(
+        opskip.mark_visual(hidden, visual)
+    )
+    with opskip.oracle(model, opskip.Schedule.of("silent:0-7"), visual):
+        want = forward(hidden)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+    assert opskip.last_report().row_source == "marked_input"
+
+
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("padding", [PADDED, None], ids=["mask", "no mask"])
 def test_batches_and_masks(batch: int, padding: Tensor | None) -> None:
