@@ -190,7 +190,7 @@ def compile_time(
     if as_json:
         print_json(report)
     else:
-        print_table(table(starts, title), least=110)
+        print_table(table(starts, title), least=125)
     if out is not None:
         write_whole(out, (json.dumps(report, indent=1) + "\n").encode())
         note(f"wrote {out}")

@@ -65,14 +65,14 @@ class _Part:
     """The nodes of one layer, the values from elsewhere use by use and their forms, and the results by number.
 
     Attributes:
-        key: equal for parts that do the same with values of the same form; None if the part can't be a region.
+        kind: the same for parts that do the same with values of the same form; None if the part can't be a region.
     """
 
     nodes: list[fx.Node] = field(default_factory=list)
     uses: list[fx.Node] = field(default_factory=list)
     forms: list[object] = field(default_factory=list)
     gives: set[int] = field(default_factory=set)
-    key: object = None
+    kind: int | None = None
 
 
 def share_regions(gm: fx.GraphModule, graph: fx.Graph, layers: Layers) -> tuple[fx.Graph, int]:
@@ -92,17 +92,17 @@ def share_regions(gm: fx.GraphModule, graph: fx.Graph, layers: Layers) -> tuple[
     for node in graph.nodes:
         if level[node] != OUTSIDE:
             parts[level[node]].nodes.append(node)
-    alike: dict[object, list[_Part]] = {}
+    kinds: dict[object, int] = {}
+    alike: dict[int, list[_Part]] = {}
     for n, part in parts.items():
-        _describe(part, level, layers)
-        if not n.is_integer():
-            part.key = None
-        if part.key is not None:
-            alike.setdefault(part.key, []).append(part)
-    regions = {key: made for key, group in alike.items() if len(group) > 1 and (made := _region(group)) is not None}
+        key = _describe(part, level, layers) if n.is_integer() else None
+        if key is not None:
+            part.kind = kinds.setdefault(key, len(kinds))
+            alike.setdefault(part.kind, []).append(part)
+    regions = {kind: made for kind, group in alike.items() if len(group) > 1 and (made := _region(group)) is not None}
     if not regions:
         return graph, 0
-    return _write(gm, graph, level, parts.values(), regions), sum(len(alike[key]) for key in regions)
+    return _write(gm, graph, level, parts.values(), regions), sum(len(alike[kind]) for kind in regions)
 
 
 def _stays(node: fx.Node) -> bool:
@@ -160,8 +160,8 @@ def _writes_come_first(graph: fx.Graph, level: Mapping[fx.Node, float]) -> bool:
     return True
 
 
-def _describe(part: _Part, level: Mapping[fx.Node, float], layers: Layers) -> None:
-    """Find the uses, the results and the key of a part."""
+def _describe(part: _Part, level: Mapping[fx.Node, float], layers: Layers) -> object:
+    """Find the uses and the results of a part; a key that says all that it does, None if it can't be a region."""
     inside = {node: i for i, node in enumerate(part.nodes)}
 
     def code(given: Any) -> object:
@@ -182,8 +182,8 @@ def _describe(part: _Part, level: Mapping[fx.Node, float], layers: Layers) -> No
     written = tuple((node.op, node.target, code(node.args), code(node.kwargs)) for node in part.nodes)
     part.gives = {i for node, i in inside.items() if any(user not in inside for user in node.users)}
     given = [part.nodes[i] for i in part.gives]
-    if None not in part.forms and all(_is_tensor(node) and _form(node, layers, False) is not None for node in given):
-        part.key = written
+    fits = all(_is_tensor(node) and _form(node, layers, False) is not None for node in given)
+    return written if fits and None not in part.forms else None
 
 
 def _form(node: fx.Node, layers: Layers, outside: bool) -> object:
@@ -260,29 +260,29 @@ def _write(
     graph: fx.Graph,
     level: Mapping[fx.Node, float],
     parts: Collection[_Part],
-    regions: Mapping[object, _Region],
+    regions: Mapping[int, _Region],
 ) -> fx.Graph:
     """What serves several layers first, then layer after layer."""
     new = fx.Graph(gm)
     at: dict[fx.Node, fx.Node] = {}
-    names: dict[object, str] = {}
-    operands = {use for part in parts if part.key in regions for use in part.uses}
+    names: dict[int, str] = {}
+    operands = {use for part in parts if part.kind in regions for use in part.uses}
     for node in graph.nodes:
         if node.op != "output" and level[node] == OUTSIDE:
             at[node] = new.node_copy(node, at.__getitem__)
             if node in operands and _made_of_rows(node):
                 at[node] = new.call_function(SHARED, (at[node],))
     for part in parts:
-        region = regions.get(part.key)
-        if region is None:
+        region = None if part.kind is None else regions.get(part.kind)
+        if part.kind is None or region is None:
             for node in part.nodes:
                 at[node] = new.node_copy(node, at.__getitem__)
             at.update({node: _settled(new, node, at) for node in (part.nodes[i] for i in part.gives)})
             continue
-        if part.key not in names:
-            names[part.key] = f"opskip_region_{len(names)}"
-            gm.add_submodule(names[part.key], region.module)
-        name = names[part.key]
+        if part.kind not in names:
+            names[part.kind] = f"opskip_region_{len(names)}"
+            gm.add_submodule(names[part.kind], region.module)
+        name = names[part.kind]
         call = new.call_function(invoke_region, (new.get_attr(name), name, *_operands(new, part, region, at)))
         for place, i in enumerate(region.gives):
             node = part.nodes[i]

@@ -228,7 +228,7 @@ def explain_qwen3_vl(
 
 
 def test_the_work_of_every_pass_is_linear_in_the_layers() -> None:
-    """What each pass changes grows by the same amount for each layer (benchmarks/rewrite_time.py has the times)."""
+    """What each pass changes grows by the same amount for each layer (`opskip bench passes` has the times)."""
 
     def work(layers: int) -> dict[str, int]:
         torch._dynamo.reset()

@@ -171,3 +171,25 @@ def test_forms_of_attention(function: Callable[..., Tensor], count: int) -> None
         inputs = [q if "q" in node.name else mask for node in gm.graph.find_nodes(op="placeholder")]
         result = gm(*inputs)
         torch.testing.assert_close(result[0] if isinstance(result, tuple) else result, function(q, mask))
+
+
+def test_parallel_operators_have_nothing_left_over() -> None:
+    """The norm that both operators read goes on running for the attention, whose mask is replaced."""
+    weights = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)) / 4
+
+    def forward(hidden: Tensor, visual: Tensor, mask: Tensor) -> Tensor:
+        hidden = opskip.mark_visual(hidden, visual)
+        for query, value, up, down in weights:
+            norm = hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + 1e-6)
+            heads = [(norm @ w).view(1, 12, 2, 8).transpose(1, 2) for w in (query, value)]
+            out = F.scaled_dot_product_attention(heads[0], heads[0], heads[1], mask).transpose(1, 2).reshape(1, 12, 16)
+            hidden = hidden + out + F.silu(norm @ up) @ down
+        return hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+    inputs = torch.randn(1, 12, 16), torch.arange(12)[None] < 7, tril(12, 12)
+    compiled = torch.compile(forward, backend="opskip", options={"schedule": "attend:0-1", "lower": "eager"})
+    compiled(*inputs)
+    report = opskip.last_report()
+    assert report.skipped == ("0.ffn", "1.ffn")
+    assert [done.changed for done in report.passes if done.name == "causal"] == [2]
+    assert not report.remaining()

@@ -44,7 +44,7 @@ def table(starts: Sequence[Start], title: str) -> Table:
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("layers", "cache", "contender"):
         made.add_column(column, no_wrap=True)
-    for column in (*(f"{part} s" for part in PARTS), "all s", "to dense", "no probe", "kernels"):
+    for column in (*PARTS, "all", "to dense", "no probe", "kernels"):
         made.add_column(column, justify="right", no_wrap=True)
     for start, dense in with_dense(starts):
         parts = (f"{start.parts[name]:.2f}" for name in PARTS)
@@ -54,7 +54,7 @@ def table(starts: Sequence[Start], title: str) -> Table:
         made.add_row(
             str(start.layers), cache, start.contender, *parts, f"{start.seconds:.2f}", *shares, str(start.kernels)
         )
-    made.caption = "no probe: to dense, without the probe of the C++ compiler, which no model needs twice."
+    made.caption = "Seconds. no probe: to dense, without the probe of the C++ compiler, which no model needs twice."
     made.caption_justify = "left"
     return made
 
@@ -79,5 +79,5 @@ def figure(starts: Sequence[Start], title: str) -> Figure:
         axes.set_ylabel("seconds of compiling")
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(y=0.15)
-    made.legend(*made.axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside lower center")
+    made.legend(*made.axes[0].get_legend_handles_labels(), frameon=False, ncols=5, loc="outside lower center")
     return made

@@ -1,0 +1,186 @@
+"""Write the README's tables of figures from ``benchmarks/results``, each between two comments that name it.
+
+python benchmarks/readme_tables.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def read(name: str) -> Any:
+    """The figures in one file."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A markdown table."""
+    header = list(header)
+    lines = [header, ["---"] * len(header), *map(list, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def prefill() -> str:
+    """One decoder, every contender."""
+    (case,) = read("prefill_cpu")["cases"]
+    layers = case["layers"]
+    return table(
+        ("", "FLOPs cut", "ideal", "to Inductor (from - to)", "realised", "to eager", "peak memory"),
+        (
+            (
+                named(row["name"], layers),
+                f"{row['flops_cut']:.1%}",
+                f"{row['ideal']:.2f}x",
+                f"{row['measured']:.2f}x ({row['spread'][0]:.2f} - {row['spread'][1]:.2f})",
+                f"{row['realised']:.0%}",
+                f"{eager(case) / row['milliseconds']:.2f}x",
+                f"{row['peak_to_inductor']:.2f}x",
+            )
+            for row in case["results"]
+            if row["name"] != "Inductor"
+        ),
+    )
+
+
+def widths() -> str:
+    """Speed-up and realised share over the real widths and numbers of rows."""
+    cases = [case for name in WIDTHS for case in read(name)["cases"]]
+    wanted = [name for name in (row["name"] for row in cases[0]["results"]) if name not in ("eager", "Inductor")]
+
+    def cell(case: Any, name: str) -> str:
+        found = [row for row in case["results"] if row["name"] == name]
+        return f"{found[0]['measured']:.2f}x ({found[0]['realised']:.0%})" if found else ""
+
+    return table(
+        ("decoder, visual rows", *(named(name, None) for name in wanted), "eager"),
+        (
+            (
+                f"{case['model']}, {case['layers']} layers, {case['visual']:,}",
+                *(cell(case, name) for name in wanted),
+                cell(case, "eager").split(" ")[0],
+            )
+            for case in cases
+        ),
+    )
+
+
+WIDTHS = ("prefill_cpu_8b", "prefill_cpu_2b", "prefill_cpu_256", "prefill_cpu_4096", "prefill_cpu_8b_4096")
+
+
+def compile_time() -> str:
+    """Parts of the first call."""
+    found = read("compile_cpu")["results"]
+    parts = list(found[0]["parts"])
+    return table(
+        ("layers, caches", "", *parts, "all", "to dense", "without the probe", "kernels"),
+        (
+            (
+                f"{row['layers']}, {row['cache']}",
+                row["contender"] if row["contender"] == "dense" else f"`{row['contender']}`",
+                *(f"{row['parts'][part]:.2f}" for part in parts),
+                f"{row['seconds']:.1f} s",
+                f"{row['to_dense']:.2f}x",
+                f"{row['to_dense_without_probe']:.2f}x",
+                str(row["kernels"]),
+            )
+            for row in found
+        ),
+    )
+
+
+def passes() -> str:
+    """Passes and matchers against depth."""
+    found = read("passes_cpu")["results"]
+    matchers = list(found[0]["matchers"])
+    return table(
+        (
+            "layers",
+            "nodes",
+            "to the compiler",
+            "all passes",
+            "a layer",
+            *(f"find operators: {name}" for name in matchers),
+        ),
+        (
+            (
+                str(row["layers"]),
+                f"{row['nodes']:,}",
+                f"{row['nodes_after']:,}",
+                f"{row['milliseconds']:.0f} ms",
+                f"{row['milliseconds'] / row['layers']:.1f} ms",
+                *(f"{each['milliseconds']:.0f} ms ({each['found']})" for each in row["matchers"].values()),
+            )
+            for row in found
+        ),
+    )
+
+
+def eager(case: Any) -> float:
+    """Milliseconds of eager transformers."""
+    return next(row["milliseconds"] for row in case["results"] if row["name"] == "eager")
+
+
+def named(name: str, layers: int | None) -> str:
+    """A contender as the README calls it."""
+    known = {
+        "attend:all": "all FFN skipped",
+        "transform:all": "all attention skipped",
+        "silent:all": "all silent",
+        "silent:0": "one silent layer",
+        "none": "none",
+        "eager": "eager transformers",
+    }
+    if name in known:
+        return known[name]
+    if "/" in name:
+        return f"preset `{name}`" + (f", thinned to {layers} layers" if layers else "")
+    return f"`{name}`" if name.startswith("late:") else name.split(",")[0] + " token dropping"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "prefill": prefill,
+    "widths": widths,
+    "compile": compile_time,
+    "passes": passes,
+}
+
+
+def filled(text: str) -> str:
+    """``text`` with every named table as the figures have it now.
+
+    Raises:
+        ValueError: a table has no place in the text.
+    """
+    for name, make in TABLES.items():
+        place = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end of table -->)", re.DOTALL)
+        found = place.findall(text)
+        if len(found) != 1:
+            raise ValueError(f"README.md: expected one table named {name}, found {len(found)}")
+        text = place.sub("".join((r"\1", make().replace("\\", r"\\"), r"\n\2")), text)
+    return text
+
+
+def main() -> None:
+    """Write the tables, or say whether they are up to date."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    given = parser.parse_args()
+    readme = ROOT / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    after = filled(before)
+    if given.check:
+        sys.exit("README.md: its tables are not those of benchmarks/results" if before != after else 0)
+    readme.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
