@@ -53,6 +53,7 @@ def table(depths: Sequence[Depth], title: str) -> Table:
 
 def figure(depths: Sequence[Depth], title: str) -> Figure:
     """Milliseconds over layers: the passes one upon the other, and the matchers."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(11, 4.5), dpi=150, layout="constrained")
@@ -61,7 +62,7 @@ def figure(depths: Sequence[Depth], title: str) -> Figure:
     layers = [depth.layers for depth in depths]
     names = sorted(depths[-1].passes, key=lambda name: -depths[-1].passes[name])
     stacks = [[depth.passes[name] for depth in depths] for name in names]
-    left.stackplot(layers, stacks, labels=names)
+    left.stackplot(layers, stacks, labels=names, colors=colormaps["tab20"](range(len(names))))
     left.set_title("passes", fontsize=10, loc="left")
     left.legend(loc="upper left", frameon=False, fontsize=8)
     for name in depths[-1].matchers:
