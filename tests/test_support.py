@@ -19,7 +19,7 @@ from support_matrix import matrix
 pytestmark = pytest.mark.usefixtures("fresh")
 README = Path(__file__).parents[1] / "README.md"
 PUBLISHED = README.parent / "benchmarks" / "results" / "support.json"
-MORE, SHARE = "qwen3_vl", 32
+MORE, SHARE = "qwen3_vl", 48
 
 
 CELLS = [(family, form) for family in ZOO for form in FORMS if family in FAMILIES or form in EVERYWHERE]
