@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +29,6 @@ from opskip_compile.passes.match import NESTED
 from opskip_compile.passes.normalize import copy_graph
 from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.pipeline import PART_WITHOUT_ROWS, Rewritten, rewrite
-from opskip_compile.passes.regions import Layers, share_regions
 from opskip_compile.passes.report import Report
 from opskip_compile.passes.runtime import NAMES_ROWS
 from opskip_compile.resolve import in_encoder_decoder, resolve_schedule
@@ -116,7 +114,7 @@ def opskip(
             inputs=example_inputs if mark is None else [*example_inputs, mark.mask],
         )
         if result.graph is not None and settings.regions and not torch.is_grad_enabled():
-            result.regions = _shared(gm, result.graph, result)
+            result.regions = lowering.with_regions(gm, gm.graph, result.graph, result)
     except (OpSkipError, Warning):
         raise
     except Exception as error:
@@ -140,14 +138,6 @@ def opskip(
         failed = _failed(f"the rewritten graph can't be lowered: {type(error).__name__}: {error}", captured)
         report.reason, report.operators, report.nodes_after = failed.reason, (), failed.nodes_after
         return _finish(gm, example_inputs, settings)
-
-
-def _shared(gm: fx.GraphModule, graph: fx.Graph, result: Rewritten) -> fx.Graph | None:
-    """The last pass, whose graph is only lowered: reports and diffs show every layer."""
-    start = time.perf_counter()
-    shared, count = share_regions(gm, graph, Layers.of(gm.graph, result.owners, result.report.operators))
-    result.report.add_pass("regions", (time.perf_counter() - start) * 1e3, count)
-    return shared if count else None
 
 
 def _failed(reason: str, captured: fx.Graph) -> Report:
@@ -199,6 +189,7 @@ def _finish_rewritten(gm: fx.GraphModule, inputs: Sequence[Any], result: Rewritt
             return _finish(gm, inputs, settings, lowering.config(gm.graph))
         except Exception:
             log.warning("the layers are compiled one by one: their regions can't be lowered", exc_info=True)
+            result.report.change_pass("regions", 0)
             gm.graph = flat
             gm.delete_all_unused_submodules()
     return _finish(gm, inputs, settings, lowering.config(gm.graph))

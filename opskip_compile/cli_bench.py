@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,8 +59,6 @@ def prefill(
     as_json: AsJson = False,
 ) -> None:
     """Time and peak memory of one prefill: eager, plain Inductor, schedules and token dropping, alternated."""
-    import json
-
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own messages
     import torch
 
@@ -70,7 +68,7 @@ def prefill(
     from opskip_compile.bench.prefill import never_slower, run_prefill
     from opskip_compile.bench.show import Case, figure, table
     from opskip_compile.errors import OptionError
-    from opskip_compile.files import write_whole
+    from opskip_compile.settings import FLAGS
 
     if show_models:
         for name, decoder in DECODERS.items():
@@ -81,8 +79,8 @@ def prefill(
         if name not in DECODERS:
             raise OptionError(f"model: expected one of {', '.join(DECODERS)}, got {name!r}")
     for off in without or ():
-        if off not in ("share_rotary", "causal", "regions"):
-            raise OptionError(f"without: expected share_rotary, causal or regions, got {off!r}")
+        if off not in FLAGS or not FLAGS[off]:
+            raise OptionError(f"without: expected {', '.join(name for name, on in FLAGS.items() if on)}, got {off!r}")
     place = check_place(device, dtype)
     if plot is not None:
         plots.check_plot(plot)
@@ -125,12 +123,7 @@ def prefill(
     }
     if as_json:
         print_json(report)
-    if out is not None:
-        write_whole(out, (json.dumps(report, indent=1) + "\n").encode())
-        note(f"wrote {out}")
-    if plot is not None:
-        plots.write_figure(lambda: figure(cases, f"{place}, {dtype}"), plot)
-        note(f"wrote {plot}")
+    _write(report, lambda: figure(cases, f"{place}, {dtype}"), out, plot)
 
 
 @bench.command("compile")
@@ -149,15 +142,12 @@ def compile_time(
     as_json: AsJson = False,
 ) -> None:
     """Time to compile, dense and skipped: capture, passes, AOTAutograd, Inductor, cold and warm."""
-    import json
-
     from opskip_compile import plots
     from opskip_compile.bench.compile_time import measure_starts
     from opskip_compile.bench.decoders import DECODERS
     from opskip_compile.bench.machine import check_place, environment
     from opskip_compile.bench.show_compile import figure, table, to_dict, with_dense
     from opskip_compile.errors import OptionError
-    from opskip_compile.files import write_whole
 
     if model not in DECODERS:
         raise OptionError(f"model: expected one of {', '.join(DECODERS)}, got {model!r}")
@@ -191,12 +181,7 @@ def compile_time(
         print_json(report)
     else:
         print_table(table(starts, title), least=125)
-    if out is not None:
-        write_whole(out, (json.dumps(report, indent=1) + "\n").encode())
-        note(f"wrote {out}")
-    if plot is not None:
-        plots.write_figure(lambda: figure(starts, title), plot)
-        note(f"wrote {plot}")
+    _write(report, lambda: figure(starts, title), out, plot)
 
 
 @bench.command()
@@ -211,13 +196,10 @@ def passes(
     as_json: AsJson = False,
 ) -> None:
     """Time of the passes over decoders of growing depth, and of finding the operators in three ways."""
-    import json
-
     from opskip_compile import plots
     from opskip_compile.bench.machine import check_place, environment
     from opskip_compile.bench.scaling import measure_depths
     from opskip_compile.bench.show_scaling import figure, table, to_dict
-    from opskip_compile.files import write_whole
 
     place = check_place("cpu", "float32")
     if plot is not None:
@@ -231,11 +213,21 @@ def passes(
         print_json(report)
     else:
         print_table(table(depths, title), least=110)
+    _write(report, lambda: figure(depths, title), out, plot)
+
+
+def _write(report: object, figure: Callable[[], Any], out: Path | None, plot: Path | None) -> None:
+    """Write the figures and the plot to where they are wanted."""
+    import json
+
+    from opskip_compile import plots
+    from opskip_compile.files import write_whole
+
     if out is not None:
         write_whole(out, (json.dumps(report, indent=1) + "\n").encode())
         note(f"wrote {out}")
     if plot is not None:
-        plots.write_figure(lambda: figure(depths, title), plot)
+        plots.write_figure(figure, plot)
         note(f"wrote {plot}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import time
 from functools import cache
 from typing import Any
 
@@ -11,8 +12,21 @@ from torch import fx
 
 from opskip_compile import _compat
 from opskip_compile.passes import attend, runtime
+from opskip_compile.passes.pipeline import Rewritten
+from opskip_compile.passes.regions import Layers, share_regions
 
 FUNCTIONS = (runtime.select_rows, runtime.scatter_rows, runtime.causal_mask, runtime.mark_visual, attend.is_causal)
+
+
+def with_regions(gm: fx.GraphModule, captured: fx.Graph, graph: fx.Graph, result: Rewritten) -> fx.Graph | None:
+    """The last pass: ``graph`` with one region, a submodule of ``gm``, for layers that are alike; None if none are.
+
+    Its result is only lowered; reports and diffs go on showing every layer.
+    """
+    start = time.perf_counter()
+    shared, count = share_regions(gm, graph, Layers.of(captured, result.owners, result.report.operators))
+    result.report.add_pass("regions", (time.perf_counter() - start) * 1e3, count)
+    return shared if count else None
 
 
 def config(graph: fx.Graph) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from opskip_compile.errors import OptionError
 from opskip_compile.schedule import Schedule
 
 LOWERINGS = ("inductor", "eager")
+FLAGS = {"strict": False, "share_rotary": True, "causal": True, "regions": True}  # option -> default
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,7 @@ class Settings:
         if layer is not None and not _is_layer(layer):
             raise OptionError(f"options.layer: must be the number of a layer and their count, not {layer!r}")
         lower, dump = options.pop("lower", "inductor"), options.pop("dump", None)
-        defaults = {"strict": False, "share_rotary": True, "causal": True, "regions": True}
-        flags = {name: options.pop(name, default) for name, default in defaults.items()}
+        flags = {name: options.pop(name, default) for name, default in FLAGS.items()}
         for name, value in flags.items():
             if not isinstance(value, bool):
                 raise OptionError(f"options.{name}: must be True or False, not {value!r}")
@@ -110,18 +110,7 @@ def _inductor_options(options: Mapping[str, Any]) -> dict[str, Any]:
     known = frozenset(_compat.inductor_option_names())
     for name in options:
         if not isinstance(name, str) or name.replace("-", "_") not in known:
-            own = [
-                "schedule",
-                "strict",
-                "dump",
-                "lower",
-                "share_rotary",
-                "causal",
-                "regions",
-                "mode",
-                "model_type",
-                "layer",
-            ]
+            own = ["schedule", *FLAGS, "dump", "lower", "mode", "model_type", "layer"]
             near = difflib.get_close_matches(str(name), [*own, *sorted(known)], n=1, cutoff=0.0)
             raise OptionError(f"options.{name}: no such option; the nearest known one is {near[0]!r}")
     return {name.replace("-", "_"): value for name, value in options.items()}

@@ -1,7 +1,7 @@
 """Compile layers that are alike once: what each of them computes becomes a call of one nested region.
 
 Inductor takes most of a cold compile, and a decoder repeats itself. With one region for each kind of layer (full,
-silent, silent and last of its run, ...) that time no longer grows with the depth.
+attend, transform, silent) that time no longer grows with the depth.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from opskip_compile.errors import OpSkipError
@@ -125,6 +125,10 @@ class Report:
         """Note a pass that ran after this report was made."""
         *passes, making = self.passes
         self.passes = (*passes, PassReport(name, milliseconds, changed), making)
+
+    def change_pass(self, name: str, changed: int) -> None:
+        """Correct how much a pass changed, where that could not be kept."""
+        self.passes = tuple(replace(done, changed=changed) if done.name == name else done for done in self.passes)
 
     @property
     def milliseconds(self) -> float:

@@ -256,6 +256,7 @@ OPTIONS = (
     "lower",
     "share_rotary",
     "causal",
+    "regions",
     "mode",
     "model_type",
     "max_autotune",

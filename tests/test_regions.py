@@ -39,8 +39,11 @@ def compare(
     batch: int = 1,
     cache: Callable[[], Any] | None = None,
     **options: Any,
-) -> int:
-    """Run a decoder with skipped operators, compare hidden states, keys and values; the layers that share a region."""
+) -> int | None:
+    """Run a decoder with skipped operators, compare hidden states, keys and values; the layers that share a region.
+
+    None if the pass did not run.
+    """
     torch._dynamo.reset()
     model = model or DECODER.build()
     hidden = torch.randn(batch, 40, 64)
@@ -65,8 +68,7 @@ def compare(
             )
     for a, b in zip(values(got), values(want), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
-    (changed,) = (done.changed for done in opskip.last_report().passes if done.name == "regions")
-    return changed
+    return {done.name: done.changed for done in opskip.last_report().passes}.get("regions")
 
 
 # Schedule -> layers that have a partner. Full, attend, transform and silent layers; the kept rows change hands between
@@ -119,8 +121,7 @@ def test_under_inductor() -> None:
 
 
 def test_switched_off() -> None:
-    with pytest.raises(ValueError, match="not enough values"):
-        compare("late:0.5", lower="eager", regions=False)
+    assert compare("late:0.5", lower="eager", regions=False) is None
 
 
 def test_layers_that_differ_share_nothing() -> None:
@@ -190,6 +191,6 @@ def test_regions_that_cannot_be_lowered(monkeypatch: pytest.MonkeyPatch, caplog:
 
     monkeypatch.setattr(_compat, "inductor", lower)
     with caplog.at_level(logging.WARNING, logger=backend.__name__):
-        assert compare("late:0.5") == 8
+        assert compare("late:0.5") == 0
     assert "their regions can't be lowered" in caplog.text and "no regions here" in caplog.text
     assert opskip.last_report().rewritten

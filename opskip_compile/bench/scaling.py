@@ -20,7 +20,7 @@ import torch
 from networkx.algorithms.isomorphism import DiGraphMatcher
 from torch import Tensor, fx, nn
 
-from opskip_compile import _compat
+from opskip_compile import _compat, lowering
 from opskip_compile.bench.decoders import Decoder
 from opskip_compile.flops import Geometry
 from opskip_compile.passes.locate import locate_rows
@@ -28,7 +28,6 @@ from opskip_compile.passes.match import match_operators
 from opskip_compile.passes.normalize import copy_graph
 from opskip_compile.passes.ops import op_name
 from opskip_compile.passes.pipeline import Resolved, rewrite
-from opskip_compile.passes.regions import Layers, share_regions
 from opskip_compile.passes.runtime import mark_visual
 from opskip_compile.progress import Step
 from opskip_compile.schedule import Schedule
@@ -93,13 +92,10 @@ def _measure(gm: fx.GraphModule, inputs: Sequence[Any], layers: int, runs: int, 
     for _ in range(runs):
         result = rewrite(gm, lambda match, graph: schedule, inputs=inputs, causal=True)
         assert result.graph is not None
-        start = time.perf_counter()
-        where = Layers.of(captured, result.owners, result.report.operators)
-        shared, _ = share_regions(fx.GraphModule({}, fx.Graph()), result.graph, where)
-        result.report.add_pass("regions", (time.perf_counter() - start) * 1e3, 0)
+        shared = lowering.with_regions(fx.GraphModule({}, fx.Graph()), captured, result.graph, result)
         for done in result.report.passes:
             passes.setdefault(done.name, []).append(done.milliseconds)
-        after = len(shared.nodes)
+        after = len((shared or result.graph).nodes)
     found = {}
     if matchers:
         graph = copy_graph(captured)
