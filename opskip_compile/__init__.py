@@ -4,6 +4,7 @@
 """
 
 from opskip_compile.api import compile, explain, last_report, remove, reports
+from opskip_compile.calibration import Budget, CalibrationResult, Diagnosis, calibrate, diagnose
 from opskip_compile.errors import (
     NothingSkippedWarning,
     OpSkipError,
@@ -24,6 +25,9 @@ from opskip_compile.settings import Settings
 __version__ = "0.1.0"
 
 __all__ = [
+    "Budget",
+    "CalibrationResult",
+    "Diagnosis",
     "FlopsReport",
     "Geometry",
     "GraphDiff",
@@ -38,8 +42,10 @@ __all__ = [
     "ScheduleError",
     "Settings",
     "UncalibratedScheduleWarning",
+    "calibrate",
     "compile",
     "count_flops",
+    "diagnose",
     "explain",
     "last_report",
     "mark_visual",

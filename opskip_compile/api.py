@@ -99,7 +99,7 @@ def compile(
     Raises:
         OptionError, ScheduleError: bad options or a bad schedule, before anything is changed.
     """
-    decoder = _decoder(model)
+    decoder = decoder_of(model)
     if regional and (decoder is None or not _layers(decoder)):
         raise OptionError(f"regional: {type(model).__name__} has no text decoder with a list of layers")
     options = _options(model, schedule, kwargs)
@@ -155,14 +155,14 @@ def explain(
     options = _options(model, schedule, {**kwargs, "options": given})
     kwargs.pop("mode", None)
     earlier = REPORTS.count
-    with _decompiled(model), _compat.unlimited_recompiles(), torch.no_grad():
-        state = _Compiled(model, _decoder(model))
+    with decompiled(model), _compat.unlimited_recompiles(), torch.no_grad():
+        state = _Compiled(model, decoder_of(model))
         try:
             if state.decoder is not None:
                 _compile_decoder(state, state.decoder, options, kwargs)
                 model(*args, **named)
             else:
-                torch.compile(_fresh(lambda *a, **k: model(*a, **k)), backend="opskip", options=options, **kwargs)(
+                torch.compile(with_own_code(lambda *a, **k: model(*a, **k)), backend="opskip", options=options, **kwargs)(
                     *args, **named
                 )
         except DecoderReached as reached:
@@ -179,7 +179,7 @@ def explain(
 
 
 @contextmanager
-def _decompiled(model: nn.Module) -> Iterator[None]:
+def decompiled(model: nn.Module) -> Iterator[None]:
     """Take off what `compile` or ``model.compile`` put on the model, for a while."""
     state = vars(model).pop(_STATE, None)
     put_back = None if state is None else state.detach()
@@ -234,7 +234,7 @@ def _options(
     return options
 
 
-def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with a code object of its own.
 
     Dynamo counts recompiles by code object, which all models of a process would share: after eight of them the next
@@ -246,7 +246,7 @@ def _fresh(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _compile_decoder(state: _Compiled, decoder: nn.Module, options: dict[str, Any], kwargs: dict[str, Any]) -> None:
     model = state.model
-    owners, tokens = _owners(model, decoder), visual_tokens(model)
+    owners, tokens = modules_around(model, decoder), visual_tokens(model)
     regional = state.parts[0] is not decoder
 
     def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -295,7 +295,7 @@ def _compiled_forward(
                 args = (mark_visual(args[0], visual_mask), *args[1:])
             return dense(*args, **named)
 
-        return torch.compile(_fresh(part_forward), backend="opskip", options=options, **kwargs)
+        return torch.compile(with_own_code(part_forward), backend="opskip", options=options, **kwargs)
 
     # Each has Dynamo's recompile limit for itself: caches, batches and masks of one do not use up that of another.
     with_image, without_image, one_row = compiled(), compiled(), compiled()
@@ -320,7 +320,7 @@ def _layers(decoder: nn.Module) -> list[nn.Module]:
     return list(layers) if isinstance(layers, nn.ModuleList) else []
 
 
-def _decoder(model: nn.Module) -> nn.Module | None:
+def decoder_of(model: nn.Module) -> nn.Module | None:
     """The text decoder, if the model's config names the tokens of its visual rows."""
     if not visual_tokens(model):
         return None
@@ -331,7 +331,7 @@ def _decoder(model: nn.Module) -> nn.Module | None:
     return decoder if isinstance(decoder, nn.Module) and decoder is not model else None
 
 
-def _owners(model: nn.Module, decoder: nn.Module) -> list[nn.Module]:
+def modules_around(model: nn.Module, decoder: nn.Module) -> list[nn.Module]:
     """The modules around the decoder, the outermost first: one of them gets the token ids and calls the decoder."""
     for name, module in model.named_modules():
         if module is decoder:

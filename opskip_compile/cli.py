@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from opskip_compile.cli_bench import bench
+from opskip_compile.cli_calibrate import calibrate, diagnose
 from opskip_compile.cli_flops import flops
 from opskip_compile.cli_inspect import inspect
 from opskip_compile.console import AsJson, note, print_json, print_table
@@ -80,6 +81,8 @@ def demo(
 
 
 app.command()(inspect)
+app.command()(calibrate)
+app.command()(diagnose)
 
 
 @app.command()

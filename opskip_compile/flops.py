@@ -232,7 +232,10 @@ def _check_count(value: object, name: str, least: int) -> None:
 def _size(config: Any, *names: str) -> int | None:
     """The first of these attributes that is set."""
     for name in names:
-        value = getattr(config, name, None)
+        try:
+            value = getattr(config, name, None)
+        except Exception as error:  # transformers' own, where the layers differ in it
+            raise OpSkipError(f"config: {name} is not the same in all layers") from error
         if value is not None:
             _check_count(value, f"config.{name}", least=1)
             return int(value)

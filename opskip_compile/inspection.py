@@ -20,6 +20,7 @@ from opskip_compile import tiny
 from opskip_compile.demo import data
 from opskip_compile.errors import OpSkipError, OptionError
 from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.prompting import open_image, processed
 from opskip_compile.schedule import Schedule
 
 DEMO = "demo"
@@ -120,7 +121,7 @@ def find(request: Request, step: Step = lambda what: None) -> Target:
         return _decoder_alone(config, request)
     _refuse(request, "a folder", "layers")
     _refuse(request, "a folder with --image", "text_before", "visual", "text")
-    image = _open_image(request.image)
+    image = open_image(request.image)
     step("loading the checkpoint")
     folder = path if path.is_dir() else path.parent
     return _checkpoint(folder, config, image, _prompt(request))
@@ -150,7 +151,7 @@ def _demo(request: Request) -> Target:
         first = data.load_questions("test")[0]
         path, prompt = first.image_path, first.text if request.prompt is None else _prompt(request)
     else:
-        _open_image(request.image)
+        open_image(request.image)
         path, prompt = request.image, _prompt(request)
     processor = data.load_processor()
     model: nn.Module = data.load_model()
@@ -161,7 +162,7 @@ def _demo(request: Request) -> Target:
 
 
 def _tiny(family: tiny.Family, request: Request) -> Target:
-    picture = None if request.image is None else tiny.pixels(_open_image(request.image), family.side)
+    picture = None if request.image is None else tiny.pixels(open_image(request.image), family.side)
     model = family.build(4 if request.layers is None else request.layers)
     return Target(model, dict(family.inputs(picture=picture)), f"{family.model}, small and with random weights")
 
@@ -202,8 +203,14 @@ def _build_decoder(config: Any, text: Any, how: Mapping[str, Any]) -> Any:
     return AutoModelForImageTextToText.from_config(config, trust_remote_code=False, **how).get_decoder()
 
 
-def _checkpoint(folder: Path, config: Any, image: Any, prompt: str) -> Target:
-    """A whole model with its weights, asked about an image in the words of its own processor."""
+def load_checkpoint(folder: Path, hint: str = "") -> tuple[Any, Any]:
+    """The model in a folder, in evaluation mode and its own dtype, and its processor.
+
+    Nothing is downloaded, and no code in the folder is executed.
+
+    Raises:
+        OpSkipError: one of them can't be loaded; ``hint`` is put behind the message.
+    """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     def load(what: str, loader: Callable[[], Any]) -> Any:
@@ -212,17 +219,22 @@ def _checkpoint(folder: Path, config: Any, image: Any, prompt: str) -> Target:
                 return loader()
         except Exception as error:  # as above: files of others
             raise OpSkipError(
-                f"model: no {what} could be loaded from {str(folder)!r} ({_short(error)}); "
-                "without --image the config is enough"
+                f"model: no {what} could be loaded from {str(folder)!r} ({_short(error)}){hint}"
             ) from error
 
     processor = load("processor", lambda: AutoProcessor.from_pretrained(folder, **_LOCAL))
     if not hasattr(processor, "image_processor"):
-        raise OpSkipError(f"model: {str(folder)!r} has no image processor; without --image the config is enough")
+        raise OpSkipError(f"model: {str(folder)!r} has no image processor{hint}")
     build = AutoModelForImageTextToText.from_pretrained
     model = load("weights", lambda: _with_sdpa(lambda **how: build(folder, dtype="auto", **_LOCAL, **how)))
+    return model.eval(), processor
+
+
+def _checkpoint(folder: Path, config: Any, image: Any, prompt: str) -> Target:
+    """A whole model with its weights, asked about an image in the words of its own processor."""
+    model, processor = load_checkpoint(folder, "; without --image the config is enough")
     try:
-        inputs = _processed(processor, image, prompt)
+        inputs = processed(processor, [[image]], [prompt])
     except Exception as error:  # as above
         raise OpSkipError(
             f"model: the processor in {str(folder)!r} refuses image and prompt: {_short(error)}"
@@ -231,25 +243,7 @@ def _checkpoint(folder: Path, config: Any, image: Any, prompt: str) -> Target:
     if not any(bool((inputs["input_ids"] == token).any()) for token in tokens if token is not None):
         raise OpSkipError(f"model: the processor in {str(folder)!r} made a prompt without visual rows")
     inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-    return Target(model.eval(), inputs, f"{type(model).__name__}, asked {prompt!r}")
-
-
-def _processed(processor: Any, image: Any, prompt: str) -> dict[str, Tensor]:
-    """What the model is called with: by the chat template if there is one, else the image token before the prompt."""
-    if getattr(processor, "chat_template", None):
-        content = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
-        found = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-    else:
-        # Gemma's processors put the image where its begin token stands
-        token = getattr(processor, "boi_token", None) or getattr(processor, "image_token", None) or "<image>"
-        found = processor(text=f"{token}\n{prompt}", images=image, return_tensors="pt")
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    return Target(model, inputs, f"{type(model).__name__}, asked {prompt!r}")
 
 
 def _with_sdpa(build: Callable[..., Any]) -> Any:
@@ -260,16 +254,6 @@ def _with_sdpa(build: Callable[..., Any]) -> Any:
         if "scaled_dot_product_attention" not in str(error):
             raise
         return build(attn_implementation="eager")
-
-
-def _open_image(path: Path) -> Any:
-    """An RGB `PIL.Image`."""
-    try:
-        return data.load_image(path)
-    except OpSkipError as error:
-        raise OpSkipError(f"image: {error}") from error
-    except Exception as error:  # decoders of broken files fail with more than OSError
-        raise OpSkipError(f"image: cannot read {str(path)!r}: {_short(error)}") from error
 
 
 def _prompt(request: Request) -> str:

@@ -83,7 +83,7 @@ def oracle(
         for layer, states in zip(layers, schedule.resolve(len(layers)), strict=True):
             for kind, rows in (("attention", states.attention), ("ffn", states.ffn)):
                 if rows is not None:
-                    handles += [part.register_forward_hook(_drop(now, rows)) for part in _branch(layer, kind)]
+                    handles += [part.register_forward_hook(_drop(now, rows)) for part in branch_modules(layer, kind)]
         yield model
     finally:
         for handle in handles:
@@ -108,7 +108,12 @@ def _drop(now: list[Tensor | None], rows: str) -> Any:
     return hook
 
 
-def _branch(layer: nn.Module, kind: str) -> list[nn.Module]:
+def branch_modules(layer: nn.Module, kind: str) -> list[nn.Module]:
+    """The modules of a decoder layer whose outputs, added up, are the update of this operator.
+
+    Raises:
+        OpSkipError: the layer has no module under a name that is known.
+    """
     children = dict(layer.named_children())
     for name in _BRANCHES[kind]:
         if name in children:

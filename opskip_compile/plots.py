@@ -78,15 +78,24 @@ def write_figure(make: Callable[[], Figure], target: Path) -> None:
         OpSkipError: as `check_plot`, or the file can't be written.
     """
     check_plot(target)
+    write_whole(target, drawn(make, target.suffix.lower()))
+
+
+def drawn(make: Callable[[], Figure], suffix: str) -> bytes:
+    """What ``make`` makes, as a file with this suffix.
+
+    Raises:
+        OpSkipError: matplotlib is not installed.
+    """
+    check_plot(Path(f"plot{suffix}"))
     import matplotlib
     from matplotlib import style
 
-    suffix = target.suffix.lower()
     with style.context("default"), matplotlib.rc_context({"svg.hashsalt": "opskip"}):
         made = make()
-        drawn = io.BytesIO()
-        made.savefig(drawn, format=suffix[1:], metadata=_METADATA[suffix])
-    write_whole(target, drawn.getvalue())
+        found = io.BytesIO()
+        made.savefig(found, format=suffix[1:], metadata=_METADATA[suffix])
+    return found.getvalue()
 
 
 def figure(reports: Sequence[FlopsReport], title: str) -> Figure:

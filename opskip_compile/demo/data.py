@@ -126,18 +126,26 @@ def encode_prompt(text: str, visual_tokens: int, processor: DemoProcessor) -> li
 
 
 def collate(questions: Sequence[Question], processor: DemoProcessor) -> dict[str, Tensor]:
+    """As `encode`, of questions whose images are read from their files."""
+    return encode([load_image(q.image_path) for q in questions], [q.text for q in questions], processor)
+
+
+def encode(images: Sequence[Any], texts: Sequence[str], processor: DemoProcessor) -> dict[str, Tensor]:
     """Keyword inputs of `Qwen3VLForConditionalGeneration` for a batch, padded on the left.
+
+    Args:
+        images: one `PIL.Image` for each text.
 
     Returns `input_ids`, `attention_mask` and `mm_token_type_ids` of shape `(batch, sequence)` (int64; token
     type 1 marks an image row), `pixel_values` of shape `(patches, channels * temporal * patch * patch)`
     (float32) and `image_grid_thw` of shape `(batch, 3)` (int64). Raises `OpSkipError` for an empty batch.
     """
-    if not questions:
+    if not images:
         raise OpSkipError("a batch needs at least one question")
-    pixels = processor.image_processor([load_image(q.image_path) for q in questions], return_tensors="pt")
+    pixels = processor.image_processor(list(images), return_tensors="pt")
     grid: Tensor = pixels["image_grid_thw"]
     visual = (grid.prod(-1) // processor.image_processor.merge_size**2).tolist()
-    prompts = [encode_prompt(q.text, n, processor) for q, n in zip(questions, visual, strict=True)]
+    prompts = [encode_prompt(text, n, processor) for text, n in zip(texts, visual, strict=True)]
     length = max(map(len, prompts))
     input_ids = torch.full((len(prompts), length), processor.tokenizer.pad_token_id, dtype=torch.int64)
     attention_mask = torch.zeros_like(input_ids)

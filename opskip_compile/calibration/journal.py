@@ -1,0 +1,94 @@
+"""What a calibration has measured so far, one JSON line each, so that an interrupted one goes on where it stopped.
+
+A line is written whole and flushed before the next measurement starts; a torn last line is dropped when the file is
+read again. The search itself is deterministic, so with the same measurements it takes the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from opskip_compile.errors import OpSkipError
+
+
+class Journal:
+    """Results by key and item, in memory and, with a path, in a file.
+
+    Args:
+        path: where to keep them; None keeps them in memory only.
+        about: what they depend on, by field. A file that was written about anything else is refused.
+        part: number of the process that writes, each to a file of its own; all of them are read.
+
+    Raises:
+        OpSkipError: the file can't be read or written, is no journal, or is about something else (names the field).
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, about: Mapping[str, Any], part: int = 0) -> None:
+        self._known: dict[tuple[str, int], Any] = {}
+        self._file: IO[str] | None = None
+        if path is None:
+            return
+        own = Path(path) if part == 0 else Path(f"{os.fspath(path)}.{part}")
+        try:
+            for found in sorted(own.parent.glob(f"{Path(path).name}*")):
+                self._read(found, about)
+            _mend(own)
+            self._file = open(own, "a", encoding="utf-8")  # noqa: SIM115 - stays open until `close`
+            if own.stat().st_size == 0:
+                self._write({"about": dict(about)})
+        except OSError as error:
+            raise OpSkipError(f"resume: {os.fspath(path)!r}: {error.strerror or error}") from error
+
+    def get(self, key: str, item: int) -> Any:
+        """What was put, or None."""
+        return self._known.get((key, item))
+
+    def put(self, key: str, item: int, value: Any) -> None:
+        """Keep a JSON value."""
+        self._known[key, item] = value
+        if self._file is not None:
+            self._write({"key": key, "item": item, "value": value})
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, value: Mapping[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(value) + "\n")
+        self._file.flush()
+
+    def _read(self, path: Path, about: Mapping[str, Any]) -> None:
+        lines = path.read_bytes().split(b"\n")[:-1]  # what stands behind the last line end was torn
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+                if number == 1:
+                    written = entry["about"]
+                else:
+                    self._known[entry["key"], entry["item"]] = entry["value"]
+                    continue
+            except (ValueError, KeyError, TypeError) as error:
+                raise OpSkipError(f"resume: {str(path)!r}, line {number}: not written by a calibration") from error
+            plain = json.loads(json.dumps(dict(about)))
+            for field in sorted({*plain, *written}):
+                if plain.get(field) != written.get(field):
+                    raise OpSkipError(
+                        f"resume: {str(path)!r} was written with {field} {written.get(field)!r}, "
+                        f"this run has {plain.get(field)!r}; use another file"
+                    )
+
+
+def _mend(path: Path) -> None:
+    """Cut a torn last line off."""
+    if path.exists():
+        raw = path.read_bytes()
+        whole = raw.rfind(b"\n") + 1
+        if whole != len(raw):
+            os.truncate(path, whole)

@@ -1,0 +1,224 @@
+"""The samples of a calibration: processor outputs in memory, or lines of a file that are read again for every pass.
+
+Whatever can be wrong with a sample is found before the model runs: every one is looked at once, and only the number of
+its rows is kept. Memory does not grow with the number of samples of a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opskip_compile.calibration.batches import (
+    Batch,
+    PromptRows,
+    check_inputs,
+    digest,
+    labelled,
+    prompt_rows,
+    with_answers,
+)
+from opskip_compile.calibration.journal import Journal
+from opskip_compile.errors import OpSkipError
+from opskip_compile.progress import Step
+from opskip_compile.rows import visual_tokens
+from opskip_compile.schedule import Rows
+
+
+@dataclass(frozen=True)
+class Item:
+    """What one forward pass takes: one sample, or several as a batch.
+
+    Attributes:
+        names: what its elements are called in messages.
+        rows: the rows of each prompt.
+        digest: of its content.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[PromptRows, ...]
+    digest: str
+
+
+class Samples(ABC):
+    """Items in a fixed order. `check` has to run first."""
+
+    def __init__(self, model: nn.Module, rows: Rows, answer_tokens: int) -> None:
+        self.model, self.rows, self.answer_tokens = model, rows, answer_tokens
+        self.items: list[Item] = []
+        self._tokens = visual_tokens(model)
+        self._answers: dict[int, list[list[int]]] = {}
+        if not self._tokens:
+            raise OpSkipError(
+                f"model: the config of {type(model).__name__} names no image token, so its visual rows are not known"
+            )
+
+    @property
+    def digest(self) -> str:
+        """Of all items in their order."""
+        return hashlib.sha256("".join(item.digest for item in self.items).encode()).hexdigest()[:16]
+
+    @property
+    def count(self) -> int:
+        """Samples in all."""
+        return sum(len(item.names) for item in self.items)
+
+    @abstractmethod
+    def size(self) -> int:
+        """How many items there are."""
+
+    @abstractmethod
+    def prompt(self, i: int) -> tuple[dict[str, Any], list[list[int] | None], tuple[str, ...]]:
+        """Inputs of an item, the answers that came with it, and names. Inputs may have ``labels`` instead."""
+
+    def check(self, step: Step = lambda what, done, total: None) -> None:
+        """Look at every item once.
+
+        Raises:
+            OpSkipError: names the first sample that is no prompt with visual rows.
+        """
+        size = self.size()
+        if not size:
+            raise OpSkipError("samples: there are none")
+        for i in range(size):
+            step("reading the samples", i, size)
+            inputs, answers, names = self.prompt(i)
+            visual, mask = self._visual(inputs), inputs["attention_mask"].bool()
+            for name, element in zip(names, visual, strict=True):
+                if not bool(element.any()):
+                    raise OpSkipError(f"{name}: the prompt has no visual rows")
+            if "labels" in inputs:
+                _, rows = labelled(inputs, names[0])
+                mask = mask & (rows.cumsum(1) - rows.int() == 0)  # the prompt ends with the first answer row
+            content = digest({**inputs, "the answers": answers})
+            self.items.append(Item(names, tuple(prompt_rows(visual & mask, mask, self.rows)), content))
+        step("reading the samples", size, size)
+
+    def answer(self, journal: Journal, step: Step = lambda what, done, total: None) -> None:
+        """Let the dense model answer greedily where no answer came with a sample."""
+        for i, item in enumerate(self.items):
+            inputs, answers, _ = self.prompt(i)
+            if "labels" in inputs:
+                continue
+            step("answering", i, len(self.items))
+            if any(found is None for found in answers):
+                known = journal.get("answers", i)
+                if known is None:
+                    known = self._generate(inputs, item.names)
+                    journal.put("answers", i, known)
+                answers = [own if own is not None else made for own, made in zip(answers, known, strict=True)]
+            self._answers[i] = [list(answer or ()) for answer in answers]
+
+    def inputs(self, i: int) -> dict[str, Any]:
+        """The inputs of one item as they came, on the model's device and in its dtype."""
+        inputs, _, _ = self.prompt(i)
+        inputs.pop("labels", None)
+        return _placed(inputs, self.model)
+
+    def batch(self, i: int) -> Batch:
+        """One item with its answers, on the model's device and in its dtype."""
+        inputs, _, names = self.prompt(i)
+        inputs = _placed(inputs, self.model)
+        if "labels" in inputs:
+            inputs, rows = labelled(inputs, names[0])
+        else:
+            inputs, rows = with_answers(inputs, self._answers[i], self._pad())
+        return Batch(inputs, self._visual(inputs), rows, names)
+
+    def split(self, holdout: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Items to calibrate on, and items that are held out: disjoint, the same for a seed.
+
+        Raises:
+            OpSkipError: there is only one item and some are to be held out.
+        """
+        order = list(range(len(self.items)))
+        random.Random(seed).shuffle(order)
+        out = round(holdout * len(order))
+        if holdout > 0:
+            out = max(out, 1)
+        if out >= len(order):
+            raise OpSkipError(f"samples: {len(order)} given, of which {out} would be held out: none would be left")
+        return tuple(sorted(order[out:])), tuple(sorted(order[:out]))
+
+    def _visual(self, inputs: Mapping[str, Any]) -> Tensor:
+        ids: Tensor = inputs["input_ids"]
+        mask: Tensor = inputs["attention_mask"]
+        return torch.isin(ids, torch.tensor(self._tokens, device=ids.device)) & mask.bool()
+
+    def _pad(self) -> int:
+        config = getattr(self.model, "generation_config", None)
+        found = getattr(config, "pad_token_id", None)
+        return found if isinstance(found, int) else 0
+
+    def _generate(self, inputs: Mapping[str, Any], names: tuple[str, ...]) -> list[list[int]]:
+        known = inspect.signature(self.model.forward).parameters
+        inputs = {name: value for name, value in _placed(inputs, self.model).items() if name in known}
+        length, ends = inputs["input_ids"].shape[1], _ends(self.model)
+        with torch.no_grad():
+            made = self.model.generate(  # type: ignore[operator]
+                **inputs,
+                suppress_tokens=list(self._tokens),  # rows of an answer are text
+                max_new_tokens=self.answer_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=self._pad(),
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        for name, scores in zip(names, made.logits[0], strict=True):
+            if not bool(torch.isfinite(scores).all()):
+                raise OpSkipError(f"{name}: the dense model's logits are not finite")
+        answers = []
+        for row in made.sequences[:, length:].tolist():
+            stop = next((i for i, token in enumerate(row) if token in ends), len(row))
+            answers.append(row[: max(stop, 1)])  # an empty answer is the decision to end
+        return answers
+
+
+class GivenSamples(Samples):
+    """Processor outputs in memory: each a mapping of tensors for one prompt, or for several padded on the left."""
+
+    def __init__(
+        self, model: nn.Module, samples: Sequence[Mapping[str, Any]], rows: Rows = "visual", answer_tokens: int = 16
+    ) -> None:
+        super().__init__(model, rows, answer_tokens)
+        if isinstance(samples, Mapping) or not isinstance(samples, Sequence):
+            raise OpSkipError(
+                f"samples: expected a list of processor outputs or a file, got a {type(samples).__name__}"
+            )
+        self._given = samples
+
+    def size(self) -> int:
+        """One item for each mapping."""
+        return len(self._given)
+
+    def prompt(self, i: int) -> tuple[dict[str, Any], list[list[int] | None], tuple[str, ...]]:
+        """The mapping itself."""
+        inputs = check_inputs(self._given[i], f"samples[{i}]")
+        batch = len(inputs["input_ids"])
+        names = tuple(f"samples[{i}]" if batch == 1 else f"samples[{i}], element {k}" for k in range(batch))
+        return inputs, [None] * batch, names
+
+
+def _ends(model: nn.Module) -> set[int]:
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return {found} if isinstance(found, int) else set(found or ())
+
+
+def _placed(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    first = next(model.parameters())
+
+    def place(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(first.device, first.dtype) if value.is_floating_point() else value.to(first.device)
+
+    return {name: place(value) for name, value in inputs.items()}

@@ -1,0 +1,61 @@
+"""Pictures and words through a processor of transformers: what a model is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from opskip_compile.demo import data
+from opskip_compile.errors import OpSkipError
+
+
+def processed(processor: Any, images: Sequence[Sequence[Any]], texts: Sequence[str]) -> dict[str, Tensor]:
+    """Inputs of a batch of prompts, padded on the left.
+
+    By the processor's chat template if it has one, else with the image token once for each picture before the words.
+
+    Args:
+        processor: of transformers.
+        images: `PIL.Image` s of each prompt.
+        texts: the words of each prompt.
+    """
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is not None:
+        tokenizer.padding_side = "left"  # answers come behind the prompts
+    padding = {"padding": True} if len(texts) > 1 else {}
+    if getattr(processor, "chat_template", None):
+        chats = [
+            [{"role": "user", "content": [*({"type": "image", "image": i} for i in own), {"type": "text", "text": t}]}]
+            for own, t in zip(images, texts, strict=True)
+        ]
+        found = processor.apply_chat_template(
+            chats,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            processor_kwargs={"return_tensors": "pt", **padding},
+        )
+    else:
+        # Gemma's processors put the image where its begin token stands
+        token = getattr(processor, "boi_token", None) or getattr(processor, "image_token", None) or "<image>"
+        prompts = ["\n".join([*[token] * len(own), text]) for own, text in zip(images, texts, strict=True)]
+        found = processor(text=prompts, images=[list(own) for own in images], return_tensors="pt", **padding)
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def open_image(path: Path) -> Any:
+    """An RGB `PIL.Image`.
+
+    Raises:
+        OpSkipError: the file can't be read as one.
+    """
+    try:
+        return data.load_image(path)
+    except OpSkipError as error:
+        raise OpSkipError(f"image: {error}") from error
+    except Exception as error:  # decoders of broken files fail with more than OSError
+        text = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        raise OpSkipError(f"image: cannot read {str(path)!r}: {text}") from error
