@@ -162,9 +162,8 @@ def explain(
                 _compile_decoder(state, state.decoder, options, kwargs)
                 model(*args, **named)
             else:
-                torch.compile(with_own_code(lambda *a, **k: model(*a, **k)), backend="opskip", options=options, **kwargs)(
-                    *args, **named
-                )
+                whole = with_own_code(lambda *a, **k: model(*a, **k))
+                torch.compile(whole, backend="opskip", options=options, **kwargs)(*args, **named)
         except DecoderReached as reached:
             return reached.report
         except Exception as error:
