@@ -38,14 +38,19 @@ class Example:
     choices: tuple[str, ...]
 
 
+def generated() -> Mapping[Split, int]:
+    """The sizes of a generated task."""
+    return GENERATED
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A named source of examples. `make(split, index)` must depend on its two arguments only."""
+    """A named source of examples that can be pickled. `make(split, index)` must depend on its arguments only."""
 
     name: str
     evidence: str
     make: Callable[[Split, int], Example]
-    sizes: Callable[[], Mapping[Split, int]] = lambda: GENERATED
+    sizes: Callable[[], Mapping[Split, int]] = generated
 
     def size(self, split: Split) -> int:
         """The number of examples in `split`; raises `ValueError` for another name."""

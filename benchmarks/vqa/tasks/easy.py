@@ -59,9 +59,9 @@ def make(split: Split, index: int) -> Example:
     return Example((np.array(image, dtype=np.uint8),), q.text, q.answer, " ".join(words) + "?", choices)
 
 
-TASK = Task(
-    NAME,
-    "shape and colour of the only object (published data set)",
-    make,
-    lambda: {split: len(found) for split, found in questions().items()},
-)
+def sizes() -> Mapping[Split, int]:
+    """How many questions each split has."""
+    return {split: len(found) for split, found in questions().items()}
+
+
+TASK = Task(NAME, "shape and colour of the only object (published data set)", make, sizes)
