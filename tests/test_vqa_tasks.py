@@ -29,7 +29,7 @@ from vqa.vocabulary import WORDS
 from opskip_compile.errors import OpSkipError
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-DRAWN: dict[Split, int] = {"train": 2_000, "calibration": 512, "test": 600}
+DRAWN: dict[Split, int] = {"train": 1_500, "calibration": 512, "test": 500}
 GENERATED_TASKS = [name for name in TASKS if name != "easy_vqa"]
 EVERY_TASK = pytest.mark.parametrize("name", list(TASKS))
 
