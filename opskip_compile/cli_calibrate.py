@@ -71,7 +71,7 @@ def calibrate(
 
     from opskip_compile import calibration
     from opskip_compile.calibration.budget import Budget
-    from opskip_compile.calibration.calibrate import Options
+    from opskip_compile.calibration.options import Options
     from opskip_compile.calibration.show import table
     from opskip_compile.errors import OptionError
     from opskip_compile.plots import check_plot
@@ -137,7 +137,7 @@ def diagnose(
     from rich.console import Console
 
     from opskip_compile import calibration
-    from opskip_compile.calibration.calibrate import Options
+    from opskip_compile.calibration.options import Options
     from opskip_compile.plots import check_plot
     from opskip_compile.progress import progress
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +23,47 @@ def processed(processor: Any, images: Sequence[Sequence[Any]], texts: Sequence[s
         images: `PIL.Image` s of each prompt.
         texts: the words of each prompt.
     """
-    tokenizer = getattr(processor, "tokenizer", None)
-    if tokenizer is not None:
-        tokenizer.padding_side = "left"  # answers come behind the prompts
+    with _padded_left(processor):
+        found = _encoded(processor, images, texts)
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _encoded(processor: Any, images: Sequence[Sequence[Any]], texts: Sequence[str]) -> Mapping[str, Any]:
     padding = {"padding": True} if len(texts) > 1 else {}
     if getattr(processor, "chat_template", None):
         chats = [
             [{"role": "user", "content": [*({"type": "image", "image": i} for i in own), {"type": "text", "text": t}]}]
             for own, t in zip(images, texts, strict=True)
         ]
-        found = processor.apply_chat_template(
+        chat: Mapping[str, Any] = processor.apply_chat_template(
             chats,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             processor_kwargs={"return_tensors": "pt", **padding},
         )
-    else:
-        # Gemma's processors put the image where its begin token stands
-        token = getattr(processor, "boi_token", None) or getattr(processor, "image_token", None) or "<image>"
-        prompts = ["\n".join([*[token] * len(own), text]) for own, text in zip(images, texts, strict=True)]
-        found = processor(text=prompts, images=[list(own) for own in images], return_tensors="pt", **padding)
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+        return chat
+    # Gemma's processors put the image where its begin token stands
+    token = getattr(processor, "boi_token", None) or getattr(processor, "image_token", None) or "<image>"
+    prompts = ["\n".join([*[token] * len(own), text]) for own, text in zip(images, texts, strict=True)]
+    found: Mapping[str, Any] = processor(
+        text=prompts, images=[list(own) for own in images], return_tensors="pt", **padding
+    )
+    return found
+
+
+@contextmanager
+def _padded_left(processor: Any) -> Iterator[None]:
+    """Answers come behind the prompts."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    side = getattr(tokenizer, "padding_side", None)
+    if tokenizer is not None:
+        tokenizer.padding_side = "left"
+    try:
+        yield
+    finally:
+        if tokenizer is not None:
+            tokenizer.padding_side = side
 
 
 def open_image(path: Path) -> Any:

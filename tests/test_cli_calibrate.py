@@ -98,7 +98,7 @@ def test_the_demo_has_samples_of_its_own() -> None:
     result = call("calibrate", "--model", "demo", "--limit", "32", *FAST[:2], "--no-whole-front", "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    assert report["chosen"]["heldout"]["samples"] == 16
+    assert report["chosen"]["heldout"]["samples"] == 8
     assert report["chosen"]["heldout"]["agreement"] == 1
 
 

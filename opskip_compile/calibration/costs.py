@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from opskip_compile.calibration.batches import Batch
 from opskip_compile.calibration.operators import NOTHING, Operator, Skipped, as_schedule, operators
 from opskip_compile.calibration.replay import Replay
 from opskip_compile.calibration.samples import Samples
-from opskip_compile.errors import OpSkipError
+from opskip_compile.errors import NothingSkippedWarning, OpSkipError
 from opskip_compile.flops import Geometry
 from opskip_compile.passes.report import Report
 from opskip_compile.passes.runtime import mark_visual
@@ -106,7 +107,9 @@ def compiled_report(model: nn.Module, samples: Samples) -> Report:
     """
     everything = Schedule(late=Late(1.0, samples.rows))
     try:
-        report = explain(model, {**samples.inputs(0), "use_cache": False}, schedule=everything)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NothingSkippedWarning)  # it is an error here
+            report = explain(model, {**samples.inputs(0), "use_cache": False}, schedule=everything)
     except OpSkipError:
         raise
     except Exception as error:  # the model's own code, or Dynamo in it

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from opskip_compile.calibration import processes
 from opskip_compile.calibration.batches import Batch
 from opskip_compile.calibration.journal import Journal
 from opskip_compile.calibration.operators import NOTHING, Skipped, spell
@@ -88,7 +89,6 @@ class Meter:
         self._of_others = 0
         self._journal, self._kept_bytes = journal, kept_bytes
         self._replays: dict[int, Replay] = {}
-        self._rank, self._world = place_among_processes()
 
     @property
     def all_layer_runs(self) -> int:
@@ -116,8 +116,7 @@ class Meter:
     def _run(self, jobs: Mapping[str, Job], items: Sequence[int], base: Skipped) -> dict[tuple[str, int], Any]:
         missing = {i: [key for key in jobs if self._journal.get(key, i) is None] for i in items}
         open_items = [i for i in items if missing[i]]
-        own = open_items[self._rank :: self._world]
-        made = []
+        own, made = processes.own(open_items), []
         for done, i in enumerate(own):
             self.step(self.doing, done, len(own))
             replay = self._replay(i)
@@ -130,19 +129,12 @@ class Meter:
                 made.append((key, i, value))
             self.layer_runs += replay.layer_runs - before
         if open_items:
-            for key, i, value in self._exchange(made):
-                self._journal.put(key, i, value)
+            others = list(processes.from_others((made, self.layer_runs)))
+            self._of_others = sum(runs for _, runs in others)
+            for entries, _ in others:
+                for key, i, value in entries:
+                    self._journal.put(key, i, value)
         return {(key, i): self._journal.get(key, i) for key in jobs for i in items}
-
-    def _exchange(self, made: list[tuple[str, int, Any]]) -> list[tuple[str, int, Any]]:
-        """What the other processes found."""
-        if self._world == 1:
-            return []
-        everybody: list[Any] = [None] * self._world
-        distributed.all_gather_object(everybody, (made, self.layer_runs))
-        others = [each for rank, each in enumerate(everybody) if rank != self._rank]
-        self._of_others = sum(runs for _, runs in others)
-        return [entry for found, _ in others for entry in found]
 
     def _replay(self, i: int) -> Replay:
         if i in self._replays:
@@ -156,13 +148,6 @@ class Meter:
         if sum(kept.bytes for kept in self._replays.values()) + replay.bytes <= self._kept_bytes:
             self._replays[i] = replay
         return replay
-
-
-def place_among_processes() -> tuple[int, int]:
-    """Rank of this process and how many there are: 0 and 1 without ``torch.distributed``."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
 
 
 def _compare(replay: Replay, outcome: Outcome) -> list[list[float]]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opskip_compile.calibration import processes
 from opskip_compile.calibration.batches import (
     Batch,
     PromptRows,
@@ -55,6 +56,7 @@ class Samples(ABC):
         self.model, self.rows, self.answer_tokens = model, rows, answer_tokens
         self.items: list[Item] = []
         self._tokens = visual_tokens(model)
+        self._given: dict[int, list[list[int] | None]] = {}  # answers that came with the samples
         self._answers: dict[int, list[list[int]]] = {}
         if not self._tokens:
             raise OpSkipError(
@@ -98,24 +100,27 @@ class Samples(ABC):
             if "labels" in inputs:
                 _, rows = labelled(inputs, names[0])
                 mask = mask & (rows.cumsum(1) - rows.int() == 0)  # the prompt ends with the first answer row
+            else:
+                self._given[i] = answers
             content = digest({**inputs, "the answers": answers})
             self.items.append(Item(names, tuple(prompt_rows(visual & mask, mask, self.rows)), content))
         step("reading the samples", size, size)
 
     def answer(self, journal: Journal, step: Step = lambda what, done, total: None) -> None:
-        """Let the dense model answer greedily where no answer came with a sample."""
-        for i, item in enumerate(self.items):
-            inputs, answers, _ = self.prompt(i)
-            if "labels" in inputs:
-                continue
-            step("answering", i, len(self.items))
-            if any(found is None for found in answers):
-                known = journal.get("answers", i)
-                if known is None:
-                    known = self._generate(inputs, item.names)
+        """Let the dense model answer greedily where no answer came with a sample; several processes share the work."""
+        missing = [i for i, answers in self._given.items() if None in answers and journal.get("answers", i) is None]
+        own, made = processes.own(missing), []
+        for done, i in enumerate(own):
+            step("answering", done, len(own))
+            made.append((i, self._generate(self.prompt(i)[0], self.items[i].names)))
+            journal.put("answers", *made[-1])
+        if missing:
+            for found in processes.from_others(made):
+                for i, known in found:
                     journal.put("answers", i, known)
-                answers = [own if own is not None else made for own, made in zip(answers, known, strict=True)]
-            self._answers[i] = [list(answer or ()) for answer in answers]
+        for i, answers in self._given.items():
+            known = journal.get("answers", i) or answers
+            self._answers[i] = [list(was or now) for was, now in zip(answers, known, strict=True)]
 
     def inputs(self, i: int) -> dict[str, Any]:
         """The inputs of one item as they came, on the model's device and in its dtype."""
@@ -194,15 +199,15 @@ class GivenSamples(Samples):
             raise OpSkipError(
                 f"samples: expected a list of processor outputs or a file, got a {type(samples).__name__}"
             )
-        self._given = samples
+        self._samples = samples
 
     def size(self) -> int:
         """One item for each mapping."""
-        return len(self._given)
+        return len(self._samples)
 
     def prompt(self, i: int) -> tuple[dict[str, Any], list[list[int] | None], tuple[str, ...]]:
         """The mapping itself."""
-        inputs = check_inputs(self._given[i], f"samples[{i}]")
+        inputs = check_inputs(self._samples[i], f"samples[{i}]")
         batch = len(inputs["input_ids"])
         names = tuple(f"samples[{i}]" if batch == 1 else f"samples[{i}], element {k}" for k in range(batch))
         return inputs, [None] * batch, names

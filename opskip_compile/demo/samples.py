@@ -14,7 +14,7 @@ from opskip_compile.demo import data
 from opskip_compile.errors import OptionError
 from opskip_compile.schedule import Rows
 
-BATCH = 16
+BATCH = 16  # at most; with fewer samples there are smaller batches, so that some of them can be held out
 
 
 class DemoEncoder(Encoder):
@@ -42,14 +42,14 @@ class DemoSamples(Samples):
         one_each = list({question.image_id: question for question in questions}.values())
         if not 0 < limit <= len(one_each):
             raise OptionError(f"limit: expected 1 to {len(one_each)} samples, got {limit}")
-        self.questions, self._processor = one_each[:limit], processor
+        self.questions, self._processor, self._batch = one_each[:limit], processor, max(1, min(BATCH, limit // 8))
 
     def size(self) -> int:
         """One item for each batch of questions."""
-        return -(-len(self.questions) // BATCH)
+        return -(-len(self.questions) // self._batch)
 
     def prompt(self, i: int) -> tuple[dict[str, Any], list[list[int] | None], tuple[str, ...]]:
         """A batch of questions."""
-        asked = self.questions[i * BATCH : (i + 1) * BATCH]
-        names = tuple(f"training question {i * BATCH + k}" for k in range(len(asked)))
+        asked = self.questions[i * self._batch : (i + 1) * self._batch]
+        names = tuple(f"training question {i * self._batch + k}" for k in range(len(asked)))
         return dict(data.collate(asked, self._processor)), [None] * len(asked), names
