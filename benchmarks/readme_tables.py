@@ -124,6 +124,40 @@ def passes() -> str:
     )
 
 
+def calibration() -> str:
+    """Accuracy of every way to choose, by cut."""
+    found = read("calibration_cpu")["by_cut"]
+    cuts = list(dict.fromkeys(row["asked"] for row in found))
+    names = list(dict.fromkeys(row["name"] for row in found))
+
+    def cell(name: str, cut: float) -> str:
+        row = next(row for row in found if (row["name"], row["asked"]) == (name, cut))
+        lowest = f", lowest {row['lowest']:.2%}" if row["lowest"] < row["highest"] else ""
+        return f"{row['accuracy']:.2%}{lowest} ({row['flops_cut']:.1%})"
+
+    header = ("", *(f"at least {cut:.1%} fewer FLOPs" for cut in cuts))
+    return table(header, ((f"{name}", *(cell(name, cut) for cut in cuts)) for name in names))
+
+
+def calibration_samples() -> str:
+    """The calibrated schedule by the number of samples."""
+    return table(
+        ("samples", "schedule", "FLOPs cut", "test accuracy", "held-out KL", "operators in both halves", "time"),
+        (
+            (
+                str(row["samples"]),
+                f"`{row['schedule']}`",
+                f"{row['flops_cut']:.1%}",
+                f"{row['accuracy']:.2%}",
+                f"{row['heldout_divergence']:.1e}",
+                f"{row['halves_overlap']:.0%}" if "halves_overlap" in row else "",
+                f"{row['seconds']:.0f} s",
+            )
+            for row in read("calibration_cpu")["by_samples"]["results"]
+        ),
+    )
+
+
 def eager(case: Any) -> float:
     """Milliseconds of eager transformers."""
     return next(row["milliseconds"] for row in case["results"] if row["name"] == "eager")
@@ -151,6 +185,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "widths": widths,
     "compile": compile_time,
     "passes": passes,
+    "calibration": calibration,
+    "calibration samples": calibration_samples,
 }
 
 

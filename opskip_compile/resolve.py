@@ -46,8 +46,8 @@ def resolve_schedule(given: Schedule | None, match: Match, graph: fx.Graph, mode
         return Resolved(Schedule.from_spec(FALLBACK), "uncalibrated fallback")
     warnings.warn(
         f"opskip: no schedule was given and no preset fits this decoder ({match.num_layers} layers of width {hidden}); "
-        f"using the uncalibrated {FALLBACK!r}. Answers may suffer: search a schedule on images of your own, pass it as "
-        "options={'schedule': ...}, and compare with schedule 'none'.",
+        f"using the uncalibrated {FALLBACK!r}. Answers may suffer: find one on images of your own (opskip calibrate), "
+        "pass it as options={'schedule': ...}, and compare with schedule 'none'.",
         UncalibratedScheduleWarning,
         stacklevel=2,
     )

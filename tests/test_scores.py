@@ -81,7 +81,7 @@ def test_derivatives_are_those_of_the_gates() -> None:
     (item,) = [meter(model, samples("qwen3_vl", 1)).samples.batch(0)]
     replay = Replay(model, item)
     points = gate_points(replay)
-    first, vectors = derivatives(replay, points, draws=4000, seed=0)
+    first, vectors = derivatives(replay, points, draws=1500, seed=0)
     rows = int(item.answers[0].sum())
     p = replay.dense.logits.double().softmax(-1)[:rows]
     right = torch.nn.functional.one_hot(item.predicted[:rows], p.shape[-1])
@@ -90,7 +90,7 @@ def test_derivatives_are_those_of_the_gates() -> None:
         likelihood = ((p - right) * slope).sum() / rows
         assert first[0, layer, kind].item() == pytest.approx(likelihood.item(), rel=2e-3)
         information = ((p * slope**2).sum() - (p * slope).sum(-1).square().sum()) / rows
-        assert (vectors[:, 0, layer, kind] ** 2).mean().item() == pytest.approx(information.item(), rel=0.1)
+        assert (vectors[:, 0, layer, kind] ** 2).mean().item() == pytest.approx(information.item(), rel=0.15)
 
 
 def test_fisher_is_the_divergence_of_a_small_change() -> None:
@@ -99,13 +99,13 @@ def test_fisher_is_the_divergence_of_a_small_change() -> None:
     (item,) = [meter(model, samples("llava", 1)).samples.batch(0)]
     replay = Replay(model, item)
     points = gate_points(replay)
-    _, vectors = derivatives(replay, points, draws=4000, seed=1)
+    _, vectors = derivatives(replay, points, draws=1500, seed=1)
     by = 1e-2
     gates = torch.ones(len(item.names), 3, 2, dtype=torch.float64)
     gates[:, 0, 1] -= by
     moved = compare(replay.dense, replay.run(0, lambda: gated(points, gates, replay.left_out)), item.answers)
     scores = (vectors[:, :, 0, 1] ** 2).mean(0) / 2
-    torch.testing.assert_close(moved[:, 0] / by**2, scores.double(), rtol=0.15, atol=0)
+    torch.testing.assert_close(moved[:, 0] / by**2, scores.double(), rtol=0.2, atol=0)
 
 
 def test_fisher_of_pairs() -> None:

@@ -16,23 +16,39 @@ from typing import Any
 
 import torch
 from export import write_json
-from search import SCHEDULE_FILE
-from skipping import answer_logits, operators, skipped_by
+from torch import Tensor
 from tqdm import tqdm
 
 from opskip_compile.demo.data import (
     MODEL_DIR,
+    DemoProcessor,
     Question,
     accuracy,
     agreement,
+    batches,
     load_model,
     load_processor,
     load_questions,
 )
+from opskip_compile.demo.run import SCHEDULE_FILE
 from opskip_compile.flops import count_flops
+from opskip_compile.oracle import oracle
 from opskip_compile.schedule import Schedule
 
 RESULT_FILE = Path(__file__).parent / "evaluation.json"
+
+
+@torch.inference_mode()
+def answer_logits(
+    model: Any, questions: Sequence[Question], processor: DemoProcessor, schedule: Schedule, size: int
+) -> Tensor:
+    """Answer-row logits of each question, shape `(questions, vocabulary)`, under the definition of `schedule`."""
+    rows = []
+    for _, inputs in batches(questions, processor, size):
+        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+        with oracle(model, schedule, inputs["mm_token_type_ids"].bool()):
+            rows.append(model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float())
+    return torch.cat(rows)
 
 
 def by_kind(found: Sequence[str], questions: Sequence[Question]) -> dict[str, float]:
@@ -50,32 +66,25 @@ def by_kind(found: Sequence[str], questions: Sequence[Question]) -> dict[str, fl
 def main(args: argparse.Namespace) -> None:
     model, processor = load_model(args.model).to(args.device), load_processor(args.model)
     questions = load_questions(args.split)[: args.limit]
-    layers = len(model.model.language_model.layers)
-    sets: dict[str, Any] = {"dense": []}
-    for text in args.schedule:
-        sets[text] = skipped_by(Schedule.of(text), layers)
-    sets["all skipped"] = operators(model)
+    plans = {"dense": Schedule(), **{text: Schedule.of(text) for text in args.schedule}}
+    plans["all skipped"] = Schedule.from_spec("late:1.0")
     result: dict[str, Any] = {"split": args.split, "questions": len(questions), "runs": {}}
     dense: list[str] = []
-    for name, skipped in tqdm(sets.items(), desc=args.split):
+    for name, plan in tqdm(plans.items(), desc=args.split):
         started = time.monotonic()
-        logits = answer_logits(model, questions, processor, skipped, args.batch)
+        logits = answer_logits(model, questions, processor, plan, args.batch)
         found: list[str] = processor.tokenizer.convert_ids_to_tokens(logits.argmax(-1).tolist())
         dense = dense or found
-        schedule = ""
-        if skipped:
-            schedule = " ".join(f"{operator.name}:{operator.layer}" for operator in skipped)
+        flops = count_flops(model, visual_tokens=64, text_tokens=args.text_rows, schedule=plan)
         run = {
             "accuracy": round(accuracy(found, questions), 5),
             "of_dense": round(accuracy(found, questions) / accuracy(dense, questions), 5),
             "agreement_with_dense": round(agreement(found, dense), 5),
             "by_kind": by_kind(found, questions),
-            "skipped": schedule,
+            "schedule": plan.to_spec(),
+            "flops_cut": round(flops.cut, 4),
             "seconds": round(time.monotonic() - started),
         }
-        if name in args.schedule:
-            flops = count_flops(model, visual_tokens=64, text_tokens=args.text_rows, schedule=Schedule.of(name))
-            run["flops_cut"] = round(flops.cut, 4)
         result["runs"][Path(name).name if name.endswith(".json") else name] = run
         tqdm.write(f"{name}: {json.dumps(run)}")
         if args.output:

@@ -42,7 +42,9 @@ def _draw_scores(made: Figure, axes: Axes, result: CalibrationResult) -> None:
         [result.scores.values.get(Operator(layer, kind), 0.0) for layer in range(result.num_layers)]
         for kind in OPERATORS
     ]
-    shown = [[math.log10(max(value, _NOTHING)) for value in row] for row in values]
+    above = [value for row in values for value in row if value > _NOTHING]
+    least = min(above, default=1.0) / 10  # what is nothing at all is drawn one step below the smallest score
+    shown = [[math.log10(max(value, least)) for value in row] for row in values]
     image = axes.imshow(shown, aspect="auto", cmap="cividis", interpolation="nearest")
     for op in result.chosen.skipped:
         corner = (op.layer - 0.5, OPERATORS.index(op.kind) - 0.5)

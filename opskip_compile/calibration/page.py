@@ -14,11 +14,11 @@ from opskip_compile.plots import drawn
 from opskip_compile.schedule import OPERATORS
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #1a1a1a }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #1a1a1a }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 table { border-collapse: collapse; margin: .5rem 0; display: block; overflow-x: auto }
 th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
+th:first-child, td:first-child, th:last-child { text-align: left }
 td.spec { white-space: normal; font-family: ui-monospace, monospace; text-align: left }
 tr.chosen td { background: #e3f0fa; font-weight: 600 } td.skip { background: #fde8d8 }
 code, pre { font-family: ui-monospace, monospace } pre { background: #f5f5f5; padding: .8rem; overflow-x: auto }
