@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -288,9 +289,7 @@ def test_operators_that_the_compiler_leaves_full_are_not_chosen(monkeypatch: pyt
 
     def partly(model: Any, given: Any) -> Any:
         report = made(model, given)
-        report.operators = tuple(
-            op if op.name != "3.ffn" else type(op)(**{**vars(op), "rows": None}) for op in report.operators
-        )
+        report.operators = tuple(op if op.name != "3.ffn" else replace(op, rows=None) for op in report.operators)
         return report
 
     monkeypatch.setattr(costs, "compiled_report", partly)
@@ -298,6 +297,17 @@ def test_operators_that_the_compiler_leaves_full_are_not_chosen(monkeypatch: pyt
     assert result.full == ("3.ffn",)
     assert all(Operator(3, "ffn") not in choice.skipped for choice in result.front)
     assert "left full by the compiler: 3.ffn" in str(result)
+
+
+def test_what_the_compiler_leaves_full_saves_nothing() -> None:
+    model = FAMILIES["llava"].build(2)
+    given = meter(model, samples("llava", 1)).samples
+    report = costs.compiled_report(model, given)
+    report.operators = tuple(op if op.name != "1.ffn" else replace(op, rows=None) for op in report.operators)
+    prices, candidates = costs.flops_costs(model, given, report)
+    assert candidates == {Operator(0, "attention"), Operator(0, "ffn"), Operator(1, "attention")}
+    assert prices.of(frozenset({Operator(1, "ffn")})) == prices.dense
+    assert prices.of(frozenset({Operator(0, "ffn")})) < prices.dense
 
 
 @pytest.mark.parametrize(
