@@ -24,13 +24,13 @@ FAST_V, VTW = "FastV-like", "VTW-like"
 @bench.command()
 def prefill(
     model: Annotated[
-        list[str] | None, typer.Option(help="A decoder's sizes: see --list. May be given again.  [default: small]")
+        list[str] | None, typer.Option(help="A decoder's sizes: see --list. May be given again; small if not given.")
     ] = None,
     layers: Annotated[
-        int | None, typer.Option(min=1, help="Layers to keep.  [default: 8, or as many as there are]")
+        int | None, typer.Option(min=1, help="Layers to keep; 8, or as many as there are if not given.")
     ] = None,
     visual: Annotated[
-        list[int] | None, typer.Option(min=1, help="Visual rows; may be given again.  [default: 1024]")
+        list[int] | None, typer.Option(min=1, help="Visual rows; may be given again; 1024 if not given.")
     ] = None,
     text: Annotated[int, typer.Option(min=1, help="Text rows.")] = 64,
     schedule: Annotated[
@@ -129,7 +129,7 @@ def prefill(
 @bench.command("compile")
 def compile_time(
     model: Annotated[str, typer.Option(help="A decoder's sizes, as of bench prefill --list.")] = "small",
-    layers: Annotated[list[int] | None, typer.Option(min=1, help="May be given again.  [default: 2, 4, 8]")] = None,
+    layers: Annotated[list[int] | None, typer.Option(min=1, help="May be given again; 2, 4, 8 if not given.")] = None,
     visual: Annotated[int, typer.Option(min=1, help="Visual rows.")] = 256,
     text: Annotated[int, typer.Option(min=1, help="Text rows.")] = 64,
     schedule: Annotated[str, typer.Option(help="Spec text; 'all' stands for all layers.")] = "late:0.5",
@@ -187,7 +187,7 @@ def compile_time(
 @bench.command()
 def passes(
     layers: Annotated[
-        list[int] | None, typer.Option(min=1, help="May be given again.  [default: 9, 18, 36, 72]")
+        list[int] | None, typer.Option(min=1, help="May be given again; 9, 18, 36, 72 if not given.")
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Runs for each figure; the median is shown.")] = 3,
     matchers: Annotated[bool, typer.Option(help="Also time two pattern matchers.")] = True,

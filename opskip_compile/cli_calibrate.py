@@ -26,10 +26,10 @@ Data = Annotated[
 ]
 Batch = Annotated[int, typer.Option(help="Prompts to a forward pass.")]
 Limit = Annotated[
-    int | None, typer.Option(help=f"Samples at most, evenly spread over the file.  [default: all; demo: {LIMIT}]")
+    int | None, typer.Option(help=f"Samples at most, evenly spread over the file; demo: {LIMIT} if not given.")
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...  [default: cuda where there is one]")]
-DType = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.  [default: the model's]")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; cuda where there is one if not given.")]
+DType = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the model's if not given.")]
 Tokens = Annotated[int, typer.Option(help="Tokens of the model's own answer, at most; demo answers in one.")]
 RowSet = Annotated[str, typer.Option(help="Rows that are left out: visual, or through_visual.")]
 
