@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -13,15 +14,36 @@ import torch
 from families import FAMILIES
 from planted import deaf_after, meter, samples
 from support import ZOO
+from torch import nn
 
 import opskip_compile as opskip
 from opskip_compile.calibration import costs
 from opskip_compile.calibration.meter import Meter
 from opskip_compile.calibration.operators import Operator, skipped_by
 from opskip_compile.calibration.replay import Replay
+from opskip_compile.calibration.samples import Samples
 from opskip_compile.errors import OpSkipError, OptionError
+from opskip_compile.oracle import decoder_layers
 
 QUICK: dict[str, Any] = {"answer_tokens": 2, "controls": False, "stability": False}
+
+
+_CAPTURED: dict[Any, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Capturing a decoder takes seconds: models of one class, depth and prompt have one report."""
+    real = costs.compiled_report
+
+    def report(model: nn.Module, given: Samples) -> Any:
+        shape = tuple(given.inputs(0)["input_ids"].shape)
+        key = (type(model), len(decoder_layers(model)), next(model.parameters()).dtype, shape, given.rows)
+        if key not in _CAPTURED:
+            _CAPTURED[key] = real(model, given)
+        return copy.copy(_CAPTURED[key])
+
+    monkeypatch.setattr(costs, "compiled_report", report)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +151,7 @@ def test_report_is_json_and_text_says_the_same(found: opskip.CalibrationResult) 
     assert report["schedule"] == found.schedule.to_dict()
     assert len(report["front"]) == len(found.front)
     assert report["scores"]["values"]["0.ffn"] == found.scores.values[Operator(0, "ffn")]
+    assert 0 < report["chosen"]["heldout"]["turned"] < 1
     text = str(found)
     assert f"{found.chosen.cut:.1%} fewer FLOPs" in text
     assert found.schedule.to_spec() in text

@@ -153,3 +153,5 @@ def test_errors_are_standard_errors() -> None:
     assert len(values) == 6
     assert scores.values[one] == pytest.approx(values.mean().item())
     assert scores.errors[one] == pytest.approx((values.std() / 6**0.5).item())
+    assert scores.turned[one] == pytest.approx(sum(measured.turned) / 6)
+    assert scores.turned[one] > 1e-9 > abs(scores.turned[Operator(1, "ffn")])  # nothing reads the last layer

@@ -180,7 +180,7 @@ def test_interactions_of_scores() -> None:
                 together if a == b else (together - divergence(frozenset({a})) - divergence(frozenset({b}))) / 2
             )
     alone, most = scores(divergence), COSTS.dense * 0.5
-    known = Scores("fisher", "nats", alone.values, alone.errors, pairs)
+    known = Scores("fisher", "nats", alone.values, alone.errors, interaction=pairs)
     plain, aware = search(divergence), search(divergence)
     aware.scores = known
     by = [divergence(cheapest(s.by_scores(), COSTS, most) or NOTHING) for s in (plain, aware)]

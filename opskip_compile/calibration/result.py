@@ -21,12 +21,14 @@ class Quality:
     Attributes:
         divergence: joint KL(dense || skipped) at the answer rows, nats, the mean over the samples.
         error: its standard error.
+        turned: 1 - cosine of the residual streams behind the last layer, at the answer rows, the mean over the samples.
         agreement: share of samples whose greedy answer is the dense model's.
         samples: how many.
     """
 
     divergence: float
     error: float
+    turned: float
     agreement: float
     samples: int
 

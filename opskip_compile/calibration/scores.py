@@ -7,9 +7,10 @@ the update, from one forward pass. ``update_norm`` looks at the size of the upda
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -34,6 +35,8 @@ class Scores:
         unit: what the numbers are.
         values: by operator, the mean over the samples.
         errors: by operator, the standard error of that mean.
+        turned: for ``probe``, by operator: 1 - cosine of the residual streams behind the last layer at the answer rows,
+            dense against it skipped alone.
         interaction: for ``fisher``, by pairs of operators: the divergence of a set is about the sum over all pairs in
             it, the pairs of an operator with itself included.
     """
@@ -42,6 +45,7 @@ class Scores:
     unit: str
     values: Mapping[Operator, float]
     errors: Mapping[Operator, float]
+    turned: Mapping[Operator, float] = field(default_factory=dict)
     interaction: Mapping[tuple[Operator, Operator], float] = field(default_factory=dict, repr=False)
 
     @property
@@ -60,6 +64,7 @@ class Scores:
             "unit": self.unit,
             "values": {op.name: value for op, value in self.values.items()},
             "errors": {op.name: value for op, value in self.errors.items()},
+            "turned": {op.name: value for op, value in self.turned.items()},
         }
 
 
@@ -74,6 +79,7 @@ def probe(meter: Meter, items: Sequence[int], seed: int) -> Scores:
         "KL(dense || skipped), nats",
         MappingProxyType({op: measured.mean for op, measured in pairs}),
         MappingProxyType({op: measured.error for op, measured in pairs}),
+        MappingProxyType({op: statistics.fmean(measured.turned) for op, measured in pairs}),
     )
 
 
@@ -93,7 +99,7 @@ def fisher(meter: Meter, items: Sequence[int], seed: int) -> Scores:
     matrix = (flat.T @ flat / len(flat) / 2).tolist()
     every = operators(meter.num_layers)
     pairs = {(a, b): matrix[i][k] for i, a in enumerate(every) for k, b in enumerate(every)}
-    return Scores(scores.method, scores.unit, scores.values, scores.errors, MappingProxyType(pairs))
+    return replace(scores, interaction=MappingProxyType(pairs))
 
 
 def update_norm(meter: Meter, items: Sequence[int], seed: int) -> Scores:

@@ -207,11 +207,19 @@ def _thinned(path: Sequence[Skipped], costs: Costs, most: float | None) -> list[
 
 
 def _quality(measured: Measured) -> Quality:
-    return Quality(measured.mean, measured.error, measured.agreement, len(measured.agrees))
+    return Quality(
+        measured.mean,
+        measured.error,
+        statistics.fmean(measured.turned),
+        measured.agreement,
+        len(measured.agrees),
+    )
 
 
 def _shortened(quality: Quality | None) -> dict[str, Any] | None:
-    return None if quality is None else {name: _short(value) for name, value in quality.to_dict().items()}
+    """What of it goes into a schedule's provenance."""
+    names = ("divergence", "error", "agreement", "samples")
+    return None if quality is None else {name: _short(getattr(quality, name)) for name in names}
 
 
 def _short(value: float) -> float:
