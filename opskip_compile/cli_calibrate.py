@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -195,7 +195,8 @@ def _sources(
     step("loading the model", 0, 0)
     if model == inspection.DEMO:
         demo = load_processor()
-        whole, encoder = load_model(), cast(Encoder, DemoEncoder(demo))
+        encoder: Encoder = DemoEncoder(demo)
+        whole = load_model()
         answer_tokens = 1
     else:
         folder = Path(model)

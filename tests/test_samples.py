@@ -110,6 +110,15 @@ def test_digest_is_that_of_the_content() -> None:
     assert digest(same) != digest(same[::-1])
 
 
+def test_samples_can_be_used_again() -> None:
+    """For another budget, say: nothing is counted twice."""
+    found = GivenSamples(LLAVA.build(1), samples("llava", 2))
+    found.check()
+    before = found.digest, found.count
+    found.check()
+    assert (found.digest, found.count) == before == (found.digest, 4)
+
+
 def changed(**more: Any) -> dict[str, Any]:
     return {**LLAVA.inputs(), **more}
 

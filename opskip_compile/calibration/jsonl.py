@@ -20,8 +20,6 @@ from opskip_compile.errors import OpSkipError, OptionError
 from opskip_compile.prompting import open_image, processed
 from opskip_compile.schedule import Rows
 
-_SHORTEST_ANSWER = 1
-
 
 @dataclass(frozen=True)
 class Line:
@@ -113,7 +111,7 @@ class FileSamples(Samples):
         if line.answer is None:
             return None
         tokens = self.encoder.answer(line.answer)
-        if len(tokens) < _SHORTEST_ANSWER:
+        if not tokens:
             raise OpSkipError(f"{line.name}: answer: it has no tokens")
         return tokens
 

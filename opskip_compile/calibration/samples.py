@@ -90,6 +90,7 @@ class Samples(ABC):
         size = self.size()
         if not size:
             raise OpSkipError("samples: there are none")
+        self.items = []
         for i in range(size):
             step("reading the samples", i, size)
             inputs, answers, names = self.prompt(i)
