@@ -53,10 +53,6 @@ class Scores:
         """True if the values are divergences themselves."""
         return self.method in ("probe", "fisher")
 
-    def ranking(self) -> tuple[Operator, ...]:
-        """The operators, the most dispensable first."""
-        return tuple(sorted(self.values, key=lambda op: (self.values[op], op)))
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
