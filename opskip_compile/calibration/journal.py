@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from opskip_compile.calibration import processes
 from opskip_compile.errors import OpSkipError
 
 
@@ -21,7 +22,8 @@ class Journal:
     Args:
         path: where to keep them; None keeps them in memory only.
         about: what they depend on, by field. A file that was written about anything else is refused.
-        part: number of the process that writes, each to a file of its own; all of them are read.
+        part: number of the process that writes, each to a file of its own; all of them are read, and with
+            ``torch.distributed`` every process starts with what any of them has read.
 
     Raises:
         OpSkipError: the file can't be read or written, is no journal, or is about something else (names the field).
@@ -36,6 +38,9 @@ class Journal:
         try:
             for found in sorted(own.parent.glob(f"{Path(path).name}*")):
                 self._read(found, about)
+            # Also a meeting point: nobody writes before everybody has read, so all know the same and share work alike.
+            for known in processes.from_others(self._known):
+                self._known.update(known)
             _mend(own)
             self._file = open(own, "a", encoding="utf-8")  # noqa: SIM115 - stays open until `close`
             if own.stat().st_size == 0:
