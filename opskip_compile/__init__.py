@@ -13,6 +13,7 @@ from opskip_compile.errors import (
     ScheduleError,
     UncalibratedScheduleWarning,
 )
+from opskip_compile.evaluation import Evaluation, evaluate
 from opskip_compile.flops import FlopsReport, Geometry, count_flops
 from opskip_compile.graphs.diff import GraphDiff
 from opskip_compile.oracle import oracle
@@ -28,6 +29,7 @@ __all__ = [
     "Budget",
     "CalibrationResult",
     "Diagnosis",
+    "Evaluation",
     "FlopsReport",
     "Geometry",
     "GraphDiff",
@@ -46,6 +48,7 @@ __all__ = [
     "compile",
     "count_flops",
     "diagnose",
+    "evaluate",
     "explain",
     "last_report",
     "mark_visual",

@@ -33,8 +33,10 @@ _RUNS = itertools.count(1)
 class _Compiled:
     """What `compile` did to one model, so that `remove` can undo it."""
 
-    def __init__(self, model: nn.Module, decoder: nn.Module | None, regional: bool = False) -> None:
-        self.model, self.decoder = model, decoder
+    def __init__(
+        self, model: nn.Module, decoder: nn.Module | None, regional: bool = False, prefill_only: bool = False
+    ) -> None:
+        self.model, self.decoder, self.prefill_only = model, decoder, prefill_only
         self.parts = [] if decoder is None else _layers(decoder) if regional else [decoder]
         # A forward of the module's own, not of its class, as device maps put it there.
         self.dense = [vars(part).get("forward") for part in self.parts]
@@ -78,6 +80,7 @@ def compile(
     model: nn.Module,
     schedule: Schedule | str | Mapping[str, Any] | None = None,
     regional: bool = False,
+    prefill_only: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
     """Compile ``model`` in place with the ``opskip`` backend; ``model(...)`` and ``model.generate(...)`` use it.
@@ -91,6 +94,8 @@ def compile(
         schedule: what to skip: a `Schedule`, spec text, a path or a dict; None for the default resolution.
         regional: compile every layer of the text decoder on its own instead of the decoder as one graph: many small
             compiles, for a decoder whose code between the layers can't be captured.
+        prefill_only: leave decode steps and prompts without visual rows as they are, eager: fewer compiles where only
+            a few tokens are generated. Not for a module that is compiled whole.
         **kwargs: of ``torch.compile``; ``options`` are the backend's (see `Settings`).
 
     Returns:
@@ -102,9 +107,11 @@ def compile(
     decoder = decoder_of(model)
     if regional and (decoder is None or not _layers(decoder)):
         raise OptionError(f"regional: {type(model).__name__} has no text decoder with a list of layers")
+    if prefill_only and decoder is None:
+        raise OptionError(f"prefill_only: {type(model).__name__} is compiled whole: it has no text decoder of its own")
     options = _options(model, schedule, kwargs)
     remove(model)
-    state = _Compiled(model, decoder, regional)
+    state = _Compiled(model, decoder, regional, prefill_only)
     if decoder is None:
         model.compile(backend="opskip", options=options, **kwargs)
     else:
@@ -307,6 +314,8 @@ def _compiled_forward(
             warnings.warn(NOT_SKIPPED.format(why=why), NothingSkippedWarning, stacklevel=2)
         if mask is not None:
             return with_image(mask, *args, **named)
+        if state.prefill_only:
+            return dense(*args, **named)
         is_decode = isinstance(hidden, Tensor) and hidden.shape[1] == 1
         return (one_row if is_decode else without_image)(None, *args, **named)
 

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from opskip_compile.cli_bench import bench
 from opskip_compile.cli_calibrate import calibrate, diagnose
+from opskip_compile.cli_eval import evaluate
 from opskip_compile.cli_flops import flops
 from opskip_compile.cli_inspect import inspect
 from opskip_compile.console import AsJson, note, print_json, print_table
@@ -83,6 +84,7 @@ def demo(
 app.command()(inspect)
 app.command()(calibrate)
 app.command()(diagnose)
+app.command("eval")(evaluate)
 
 
 @app.command()

@@ -174,17 +174,14 @@ def _sources(
     step: Step,
 ) -> tuple[Any, Samples]:
     """The model and its samples; what can be wrong with a file is found before the weights are read."""
-    import torch
-
     from opskip_compile import inspection
-    from opskip_compile.bench.machine import check_place
-    from opskip_compile.calibration.jsonl import Encoder, FileSamples, read_lines
-    from opskip_compile.demo.data import load_model, load_processor
-    from opskip_compile.demo.samples import DemoEncoder, DemoSamples
+    from opskip_compile.calibration.jsonl import FileSamples
+    from opskip_compile.demo.samples import DemoSamples
     from opskip_compile.errors import OptionError
+    from opskip_compile.lines import read_lines
+    from opskip_compile.sources import check_target, load_source
 
-    place = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-    check_place(place, dtype or "float32")
+    check_target(device, dtype)
     if limit is not None and limit < 1:
         raise OptionError(f"limit: expected at least 1, got {limit}")
     if data is not None:
@@ -193,19 +190,11 @@ def _sources(
     elif model != inspection.DEMO:
         raise OptionError("data: needed for a model of your own: a JSONL file with image and prompt on each line")
     step("loading the model", 0, 0)
+    whole, encoder = load_source(model, device, dtype)
     if model == inspection.DEMO:
-        demo = load_processor()
-        encoder: Encoder = DemoEncoder(demo)
-        whole = load_model()
         answer_tokens = 1
-    else:
-        folder = Path(model)
-        inspection.read_config(folder, "model")
-        whole, processor = inspection.load_checkpoint(folder if folder.is_dir() else folder.parent)
-        encoder = Encoder.of(processor)
-    whole = whole.to(place) if dtype is None else whole.to(place, getattr(torch, dtype))
     if data is None:
-        return whole, DemoSamples(whole, demo, limit or LIMIT, seed, rows)
+        return whole, DemoSamples(whole, encoder.processor, limit or LIMIT, seed, rows)
     return whole, FileSamples(whole, data, encoder, rows, answer_tokens, batch, limit)
 
 

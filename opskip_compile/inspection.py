@@ -203,15 +203,19 @@ def _build_decoder(config: Any, text: Any, how: Mapping[str, Any]) -> Any:
     return AutoModelForImageTextToText.from_config(config, trust_remote_code=False, **how).get_decoder()
 
 
-def load_checkpoint(folder: Path, hint: str = "") -> tuple[Any, Any]:
-    """The model in a folder, in evaluation mode and its own dtype, and its processor.
+def load_checkpoint(folder: Path | str, hint: str = "", download: bool = False) -> tuple[Any, Any]:
+    """The model in a folder, in evaluation mode and its own dtype, and its processor; no code in it is executed.
 
-    Nothing is downloaded, and no code in the folder is executed.
+    Args:
+        folder: of the model; with ``download`` also its name on a model hub. Else nothing is downloaded.
+        hint: put behind messages.
 
     Raises:
-        OpSkipError: one of them can't be loaded; ``hint`` is put behind the message.
+        OpSkipError: one of them can't be loaded.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    how_to_load = {**_LOCAL, "local_files_only": not download}
 
     def load(what: str, loader: Callable[[], Any]) -> Any:
         try:
@@ -222,11 +226,11 @@ def load_checkpoint(folder: Path, hint: str = "") -> tuple[Any, Any]:
                 f"model: no {what} could be loaded from {str(folder)!r} ({_short(error)}){hint}"
             ) from error
 
-    processor = load("processor", lambda: AutoProcessor.from_pretrained(folder, **_LOCAL))
+    processor = load("processor", lambda: AutoProcessor.from_pretrained(folder, **how_to_load))
     if not hasattr(processor, "image_processor"):
         raise OpSkipError(f"model: {str(folder)!r} has no image processor{hint}")
     build = AutoModelForImageTextToText.from_pretrained
-    model = load("weights", lambda: _with_sdpa(lambda **how: build(folder, dtype="auto", **_LOCAL, **how)))
+    model = load("weights", lambda: _with_sdpa(lambda **how: build(folder, dtype="auto", **how_to_load, **how)))
     return model.eval(), processor
 
 

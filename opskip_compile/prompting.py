@@ -10,7 +10,40 @@ from typing import Any
 from torch import Tensor
 
 from opskip_compile.demo import data
-from opskip_compile.errors import OpSkipError
+from opskip_compile.errors import OpSkipError, OptionError
+
+
+class Encoder:
+    """Turns prompts with images into a batch that is padded on the left, and answers into token ids.
+
+    Args:
+        processor: of transformers, with a tokenizer and an image processor.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+            raise OptionError(
+                f"processor: expected one of transformers for images and text, got a {type(processor).__name__}"
+            )
+        self.processor = processor
+
+    @classmethod
+    def of(cls, processor: Any) -> Encoder:
+        """An encoder as it is, a processor of transformers in one."""
+        return processor if isinstance(processor, Encoder) else cls(processor)
+
+    def prompts(self, images: Sequence[Sequence[Any]], texts: Sequence[str]) -> dict[str, Tensor]:
+        """Inputs of a batch, of one list of `PIL.Image` and one text for each prompt."""
+        return processed(self.processor, images, texts)
+
+    def answer(self, text: str) -> list[int]:
+        """Token ids of an answer."""
+        found = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [int(token) for token in found]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The words of an answer's token ids."""
+        return str(self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
 
 def processed(processor: Any, images: Sequence[Sequence[Any]], texts: Sequence[str]) -> dict[str, Tensor]:

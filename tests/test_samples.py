@@ -16,13 +16,15 @@ from test_inspect import TEMPLATE, make_checkpoint
 
 from opskip_compile.calibration.batches import prompt_rows, with_answers
 from opskip_compile.calibration.journal import Journal
-from opskip_compile.calibration.jsonl import Encoder, FileSamples, read_lines
+from opskip_compile.calibration.jsonl import FileSamples
 from opskip_compile.calibration.meter import Meter
 from opskip_compile.calibration.samples import GivenSamples, Samples
 from opskip_compile.demo.data import load_model, load_processor
 from opskip_compile.demo.samples import DemoEncoder, DemoSamples
 from opskip_compile.errors import OpSkipError, OptionError
 from opskip_compile.inspection import load_checkpoint
+from opskip_compile.lines import read_lines
+from opskip_compile.prompting import Encoder
 
 LLAVA = FAMILIES["llava"]
 
@@ -74,10 +76,10 @@ def test_labels_are_the_same_as_answers() -> None:
 def test_rows_of_prompts() -> None:
     inputs = LLAVA.inputs(UNEVEN)
     visual, mask = visual_mask(inputs), inputs["attention_mask"].bool()
-    plain = prompt_rows(visual, mask, "visual")
-    assert [(r.all, r.kept, r.visual) for r in plain] == [(24, 8, 16), (41, 9, 32)]
-    through = prompt_rows(visual, mask, "through_visual")
-    assert [(r.all, r.kept, r.visual) for r in through] == [(24, 5, 16), (41, 3, 32)]
+    rows = prompt_rows(visual, mask)
+    assert [(r.all, r.visual) for r in rows] == [(24, 16), (41, 32)]
+    assert [r.kept("visual") for r in rows] == [8, 9]
+    assert [r.kept("through_visual") for r in rows] == [5, 3]
 
 
 def test_split_is_disjoint_and_the_same_for_a_seed() -> None:
@@ -168,7 +170,7 @@ def test_logits_that_are_not_finite_are_named(answered: bool) -> None:
             inputs["labels"] = torch.where(torch.arange(24) > 20, inputs["input_ids"], -100)
     found = GivenSamples(model, given)
     found.check()
-    with pytest.raises(OpSkipError, match=r"samples\[0\]: the dense model's logits are not finite"):
+    with pytest.raises(OpSkipError, match=r"samples\[0\]: the (dense )?model's logits are not finite"):
         found.answer(Journal(None, {}))
         Meter(model, found, Journal(None, {})).measure([frozenset()], [0, 1])
 
@@ -200,8 +202,10 @@ GOOD = {"image": "0.png", "prompt": "what is this"}
         ({**GOOD, "image": "gone.png"}, "line 2: image: there is no file '.*gone.png'"),
         ({"image": "0.png"}, "line 2: prompt: expected some text"),
         ({**GOOD, "prompt": "  "}, "line 2: prompt: expected some text"),
-        ({**GOOD, "answer": ""}, "line 2: answer: expected some text, or no such field"),
-        ({**GOOD, "answer": 7}, "line 2: answer: expected some text, or no such field"),
+        ({**GOOD, "answer": ""}, "line 2: answer: expected some text, a list of texts, or no such field"),
+        ({**GOOD, "answer": []}, "line 2: answer: expected some text, a list of texts, or no such field"),
+        ({**GOOD, "answer": ["a", 7]}, "line 2: answer: expected some text, a list of texts, or no such field"),
+        ({**GOOD, "task": " "}, "line 2: task: expected a name, or no such field"),
     ],
 )
 def test_a_bad_line_is_named(bad: Any, said: str, pictures: Path) -> None:
@@ -221,10 +225,12 @@ def test_files(pictures: Path) -> None:
         read_lines(pictures / "gone")
     with pytest.raises(OpSkipError, match=r"data: '.*data.jsonl' holds no samples"):
         read_lines(lines(pictures, "", "  "))
-    found = read_lines(lines(pictures, GOOD, "", {**GOOD, "images": ["1.png", "2.png"], "answer": "a", "task": "x"}))
+    more = {**GOOD, "images": ["1.png", "2.png"], "answer": ["a", "b"], "task": "x"}
+    found = read_lines(lines(pictures, GOOD, "", more))
     assert [line.name for line in found] == ["data.jsonl, line 1", "data.jsonl, line 3"]
     assert found[1].images == (pictures / "1.png", pictures / "2.png")
-    assert (found[0].answer, found[1].answer) == (None, "a")
+    assert (found[0].answer, found[0].task) == (None, "data")
+    assert (found[1].answer, found[1].answers, found[1].task) == ("a", ("a", "b"), "x")
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE])

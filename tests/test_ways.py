@@ -6,10 +6,11 @@ import warnings
 
 import pytest
 import torch
-from families import FAMILIES, visual_mask
+from families import FAMILIES, UNEVEN, visual_mask
 from test_backend import EAGER, Decoder, visual
 
 import opskip_compile as opskip
+from opskip_compile.errors import OptionError
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
@@ -121,3 +122,17 @@ def test_layers_in_subgraphs_stay_dense_and_say_so() -> None:
     with torch.enable_grad(), pytest.warns(opskip.NothingSkippedWarning, match="layers are in subgraphs"):
         got = model(**inputs, use_cache=False).logits
     assert (got - dense).abs().max() <= 1e-5 * dense.abs().max()
+
+
+def test_prefill_only_leaves_decode_steps_and_text_alone() -> None:
+    """The prompt with its image is compiled, nothing else is, and the tokens are the same."""
+    model, inputs = FAMILIES["llava"].build(3), FAMILIES["llava"].inputs(UNEVEN)
+    whole = opskip.compile(model, "silent:1", options={"lower": "eager"}).generate(**inputs, max_new_tokens=4)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    opskip.compile(model, "silent:1", prefill_only=True, options={"lower": "eager"})
+    assert torch.equal(model.generate(**inputs, max_new_tokens=4), whole)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
+    model(input_ids=torch.ones(1, 6, dtype=torch.int64))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
+    with pytest.raises(OptionError, match="prefill_only: Linear is compiled whole"):
+        opskip.compile(torch.nn.Linear(2, 2), "none", prefill_only=True)

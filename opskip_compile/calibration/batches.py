@@ -49,11 +49,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class PromptRows:
-    """Rows of one prompt: all of it, and those that an operator keeps when it is skipped."""
+    """Rows of one prompt without padding: all, the visual ones, and those up to and including the last visual one."""
 
     all: int
-    kept: int
     visual: int
+    through: int
+
+    def kept(self, rows: Rows) -> int:
+        """Rows that an operator keeps when it is skipped."""
+        return self.all - (self.visual if rows == "visual" else self.through)
 
 
 def left_out(visual: Tensor, rows: Rows) -> Tensor:
@@ -61,15 +65,14 @@ def left_out(visual: Tensor, rows: Rows) -> Tensor:
     return visual if rows == "visual" else visual.flip(1).cumsum(1).flip(1) > 0
 
 
-def prompt_rows(visual: Tensor, mask: Tensor, rows: Rows) -> list[PromptRows]:
-    """Rows of each element, padding left out.
+def prompt_rows(visual: Tensor, mask: Tensor) -> list[PromptRows]:
+    """Rows of each element.
 
     Args:
         visual, mask: bool ``(batch, sequence)``: the visual rows, and the rows that are no padding.
-        rows: the row set that a skipped operator leaves out.
     """
-    kept = (mask & ~left_out(visual, rows)).sum(1).tolist()
-    return [PromptRows(*found) for found in zip(mask.sum(1).tolist(), kept, visual.sum(1).tolist(), strict=True)]
+    counted = (mask, visual, mask & left_out(visual, "through_visual"))
+    return [PromptRows(*found) for found in zip(*(rows.sum(1).tolist() for rows in counted), strict=True)]
 
 
 def with_answers(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from opskip_compile.api import explain, with_own_code
-from opskip_compile.calibration.batches import Batch
+from opskip_compile.calibration.batches import Batch, PromptRows
 from opskip_compile.calibration.operators import NOTHING, Operator, Skipped, as_schedule, operators
 from opskip_compile.calibration.replay import Replay
 from opskip_compile.calibration.samples import Samples
@@ -120,13 +120,22 @@ def compiled_report(model: nn.Module, samples: Samples) -> Report:
     return report
 
 
-def flops_costs(model: nn.Module, samples: Samples, report: Report) -> tuple[FlopsCosts, Skipped]:
+def flops_costs(
+    model: nn.Module, samples: Samples, report: Report, rows: Rows | None = None
+) -> tuple[FlopsCosts, Skipped]:
     """Cost of the prompts, and the operators that the compiler can skip.
 
     By the formula (DESIGN section 6) where the config gives the sizes and an operator leaves its rows out wholly, else
     as counted in the compiler's two graphs.
+
+    Args:
+        samples: checked.
+        report: of `compiled_report`.
+        rows: the row set that skipped operators leave out; that of the samples if not given. A count in graphs is
+            always of that of the samples.
     """
-    prompts = [rows for item in samples.items for rows in item.rows]
+    left_out = rows or samples.rows
+    prompts = [prompt for item in samples.items for prompt in item.rows]
     counted = {Operator(op.layer, op.kind): op for op in report.operators}
     known = {op: found for op, found in counted.items() if found.flops_before and found.flops_after is not None}
     candidates = frozenset(op for op, found in counted.items() if found.skipped)
@@ -143,11 +152,14 @@ def flops_costs(model: nn.Module, samples: Samples, report: Report) -> tuple[Flo
         return FlopsCosts(full, left), candidates
     full, left = {}, {}
     for op in operators(geometry.num_layers):
-        attention = op.kind == "attention"
-        dense = [geometry.attention(p.all, p.all) if attention else geometry.ffn(p.all) for p in prompts]
-        fewer = [geometry.attention(p.kept, p.all) if attention else geometry.ffn(p.kept) for p in prompts]
-        full[op] = statistics.fmean(dense)
-        left[op] = statistics.fmean(fewer) if op in candidates else full[op]
+
+        def flops(updated: Callable[[PromptRows], int], of: Geometry = geometry, kind: str = op.kind) -> float:
+            return statistics.fmean(
+                of.attention(updated(p), p.all) if kind == "attention" else of.ffn(updated(p)) for p in prompts
+            )
+
+        full[op] = flops(lambda p: p.all)
+        left[op] = flops(lambda p: p.kept(left_out)) if op in candidates else full[op]
     return FlopsCosts(full, left), candidates
 
 

@@ -7,7 +7,6 @@ its rows is kept. Memory does not grow with the number of samples of a file.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from opskip_compile.calibration.batches import (
 )
 from opskip_compile.calibration.journal import Journal
 from opskip_compile.errors import OpSkipError
+from opskip_compile.greedy import greedy, padding, placed
 from opskip_compile.progress import Step
 from opskip_compile.rows import visual_tokens
 from opskip_compile.schedule import Rows
@@ -104,7 +104,7 @@ class Samples(ABC):
             else:
                 self._given[i] = answers
             content = digest({**inputs, "the answers": answers})
-            self.items.append(Item(names, tuple(prompt_rows(visual & mask, mask, self.rows)), content))
+            self.items.append(Item(names, tuple(prompt_rows(visual & mask, mask)), content))
         step("reading the samples", size, size)
 
     def answer(self, journal: Journal, step: Step = lambda what, done, total: None) -> None:
@@ -113,7 +113,7 @@ class Samples(ABC):
         own, made = processes.own(missing), []
         for done, i in enumerate(own):
             step("answering", done, len(own))
-            made.append((i, self._generate(self.prompt(i)[0], self.items[i].names)))
+            made.append((i, greedy(self.model, self.prompt(i)[0], self.answer_tokens, self.items[i].names)))
             journal.put("answers", *made[-1])
         if missing:
             for found in processes.from_others(made):
@@ -127,16 +127,16 @@ class Samples(ABC):
         """The inputs of one item as they came, on the model's device and in its dtype."""
         inputs, _, _ = self.prompt(i)
         inputs.pop("labels", None)
-        return _placed(inputs, self.model)
+        return placed(inputs, self.model)
 
     def batch(self, i: int) -> Batch:
         """One item with its answers, on the model's device and in its dtype."""
         inputs, _, names = self.prompt(i)
-        inputs = _placed(inputs, self.model)
+        inputs = placed(inputs, self.model)
         if "labels" in inputs:
             inputs, rows = labelled(inputs, names[0])
         else:
-            inputs, rows = with_answers(inputs, self._answers[i], self._pad())
+            inputs, rows = with_answers(inputs, self._answers[i], padding(self.model))
         return Batch(inputs, self._visual(inputs), rows, names)
 
     def split(self, holdout: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -158,35 +158,6 @@ class Samples(ABC):
         ids: Tensor = inputs["input_ids"]
         mask: Tensor = inputs["attention_mask"]
         return torch.isin(ids, torch.tensor(self._tokens, device=ids.device)) & mask.bool()
-
-    def _pad(self) -> int:
-        config = getattr(self.model, "generation_config", None)
-        found = getattr(config, "pad_token_id", None)
-        return found if isinstance(found, int) else 0
-
-    def _generate(self, inputs: Mapping[str, Any], names: tuple[str, ...]) -> list[list[int]]:
-        known = inspect.signature(self.model.forward).parameters
-        inputs = {name: value for name, value in _placed(inputs, self.model).items() if name in known}
-        length, ends = inputs["input_ids"].shape[1], _ends(self.model)
-        with torch.no_grad():
-            made = self.model.generate(  # type: ignore[operator]
-                **inputs,
-                suppress_tokens=list(self._tokens),  # rows of an answer are text
-                max_new_tokens=self.answer_tokens,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=self._pad(),
-                return_dict_in_generate=True,
-                output_logits=True,
-            )
-        for name, scores in zip(names, made.logits[0], strict=True):
-            if not bool(torch.isfinite(scores).all()):
-                raise OpSkipError(f"{name}: the dense model's logits are not finite")
-        answers = []
-        for row in made.sequences[:, length:].tolist():
-            stop = next((i for i, token in enumerate(row) if token in ends), len(row))
-            answers.append(row[: max(stop, 1)])  # an empty answer is the decision to end
-        return answers
 
 
 class GivenSamples(Samples):
@@ -212,19 +183,3 @@ class GivenSamples(Samples):
         batch = len(inputs["input_ids"])
         names = tuple(f"samples[{i}]" if batch == 1 else f"samples[{i}], element {k}" for k in range(batch))
         return inputs, [None] * batch, names
-
-
-def _ends(model: nn.Module) -> set[int]:
-    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return {found} if isinstance(found, int) else set(found or ())
-
-
-def _placed(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    first = next(model.parameters())
-
-    def place(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.to(first.device, first.dtype) if value.is_floating_point() else value.to(first.device)
-
-    return {name: place(value) for name, value in inputs.items()}

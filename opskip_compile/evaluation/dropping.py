@@ -1,0 +1,127 @@
+"""Token dropping on a whole model of transformers, for its answers: what `bench.dropping` is for the clock.
+
+The rows that leave are hidden from all rows that stay, from the layer on at which they leave, and from every decode
+step. What the rows that stay compute is then what they compute in the shorter sequence at their old positions; the rows
+that left go on by themselves and nobody reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from opskip_compile.api import decoder_of
+from opskip_compile.bench.dropping import Dropping
+from opskip_compile.errors import OpSkipError
+from opskip_compile.oracle import branch_modules, decoder_layers
+from opskip_compile.rows import token_mask, visual_tokens
+
+_NAME = "opskip_dropping"
+_ACTIVE: WeakKeyDictionary[nn.Module, tuple[_Drop, int]] = WeakKeyDictionary()
+
+
+@contextmanager
+def dropping_tokens(model: nn.Module, dropping: Dropping) -> Iterator[nn.Module]:
+    """Run ``model`` with visual rows leaving, as `Dropping` says, until the block ends.
+
+    Where a share of them stays, these are the rows that the last row of the prompt attends to most in the layer before
+    they leave, the mean over its heads (FastV, arXiv 2403.06764).
+
+    Args:
+        model: of transformers, not compiled, with the attention interface that all of its newer models have.
+        dropping: which layer, and what share of the visual rows.
+
+    Raises:
+        OpSkipError: a model whose attention can't be replaced, or no layer before the first to choose rows by.
+    """
+    decoder = decoder_of(model)
+    if decoder is None or not hasattr(decoder, "set_attn_implementation"):
+        raise OpSkipError(f"dropping: {type(model).__name__} has no text decoder whose attention can be replaced")
+    layers = decoder_layers(model)
+    if dropping.share < 1 and not 0 < dropping.layer < len(layers):
+        raise OpSkipError(f"dropping: rows are chosen by the layer before layer {dropping.layer}, and there is none")
+    state, tokens = _Drop(dropping), visual_tokens(model)
+
+    def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        ids = named.get("input_ids", args[0] if args else None)
+        if isinstance(ids, Tensor) and ids.shape[1] > 1:
+            state.start(token_mask(ids, tokens))
+
+    usual: Any = decoder.config._attn_implementation  # type: ignore[union-attr]
+    AttentionInterface.register(_NAME, _attend)
+    AttentionMaskInterface.register(_NAME, AttentionMaskInterface()["sdpa"])
+    handle = model.register_forward_pre_hook(before, with_kwargs=True)
+    for i, layer in enumerate(layers):
+        for part in branch_modules(layer, "attention"):
+            _ACTIVE[part] = (state, i)
+    try:
+        decoder.set_attn_implementation(_NAME)  # type: ignore[operator]
+        if decoder.config._attn_implementation != _NAME:  # type: ignore[union-attr]
+            raise OpSkipError(f"dropping: the attention of {type(model).__name__} can't be replaced")
+        yield model
+    finally:
+        decoder.set_attn_implementation(usual)  # type: ignore[operator]
+        handle.remove()
+        for layer in layers:
+            for part in branch_modules(layer, "attention"):
+                _ACTIVE.pop(part, None)
+
+
+class _Drop:
+    """The rows of one prompt, and those of them that have left."""
+
+    def __init__(self, dropping: Dropping) -> None:
+        self.dropping = dropping
+        self.visual: Tensor | None = None  # bool (batch, sequence)
+        self.gone: Tensor | None = None
+
+    def start(self, visual: Tensor | None) -> None:
+        """A new prompt."""
+        self.visual, self.gone = visual, visual if self.dropping.share == 1 else None
+
+    def masked(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Any:
+        """The mask of one layer, ``(batch or 1, 1, query rows, key rows)`` or None, without the rows that left."""
+        if self.visual is None:
+            return mask
+        rows, columns = query.shape[2], key.shape[2]
+        if mask is None:
+            mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)[None, None]
+        if layer == self.dropping.layer - 1 and self.gone is None:
+            self.gone = self._leaving(_attention_of_last(query, key, mask, scaling))
+        if layer < self.dropping.layer or self.gone is None:
+            return mask
+        own = torch.ones_like(mask[0, 0], dtype=torch.bool).tril(columns - rows).triu(columns - rows)
+        left = pad(self.gone, (0, columns - self.gone.shape[1]))[:, None, None] & ~own
+        return mask & ~left if mask.dtype == torch.bool else mask.masked_fill(left, torch.finfo(mask.dtype).min)
+
+    def _leaving(self, attention: Tensor) -> Tensor:
+        """All visual rows but those with most attention; ``(batch, sequence)``."""
+        assert self.visual is not None
+        gone = self.visual.clone()
+        for own, visual, scores in zip(gone, self.visual, attention, strict=True):
+            places = visual.nonzero().flatten()
+            own[places[scores[places].topk(self.dropping.kept(len(places))).indices]] = False
+        return gone
+
+
+def _attention_of_last(query: Tensor, key: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """Attention weights of the last row, the mean over its heads: float32 ``(batch, key rows)``."""
+    heads = query.shape[1] // key.shape[1]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    weights = query[:, :, -1:].float() @ key.repeat_interleave(heads, 1).float().transpose(2, 3) * scale
+    last = mask[:, :, -1:]
+    weights = weights.masked_fill(~last, -torch.inf) if mask.dtype == torch.bool else weights + last
+    return weights.softmax(-1).mean(1)[:, 0]
+
+
+def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **named: Any) -> Any:
+    state, layer = _ACTIVE[module]
+    mask = state.masked(layer, query, key, mask, named.get("scaling"))
+    return AttentionInterface()["sdpa"](module, query, key, value, mask, **named)

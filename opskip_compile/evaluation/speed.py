@@ -1,0 +1,98 @@
+"""Prefill time of the contenders on the model's own decoder, by the harness of `bench.prefill`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from opskip_compile.api import decoder_of
+from opskip_compile.bench.decoders import Decoder
+from opskip_compile.bench.prefill import Row, run_prefill
+from opskip_compile.calibration.batches import PromptRows
+from opskip_compile.errors import OpSkipError
+from opskip_compile.evaluation.contenders import DENSE, Contender
+from opskip_compile.flops import Geometry
+from opskip_compile.progress import Step
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Prefill of the compiled decoder against the dense one under plain Inductor.
+
+    Attributes:
+        measured: median over the rounds of the ratio of times; more than 1 is faster.
+        low, high: the smallest and the largest ratio.
+        ideal: the ratio of FLOPs.
+    """
+
+    measured: float
+    low: float
+    high: float
+    ideal: float
+
+
+@dataclass(frozen=True)
+class _Loaded(Decoder):
+    """A decoder that is there already, with its weights."""
+
+    model: nn.Module
+
+    def build(self, device: str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
+        return self.model
+
+
+def speeds(
+    model: nn.Module,
+    contenders: Sequence[Contender],
+    prompts: Sequence[PromptRows],
+    rounds: int,
+    lower: str,
+    step: Step,
+) -> dict[str, Speed]:
+    """By `Contender.spec`, at the median numbers of visual and of other rows; batch 1.
+
+    Args:
+        model: dense and eager.
+        lower: as in `Settings`; with ``"eager"`` the times are no measure.
+
+    Raises:
+        OpSkipError: no decoder whose sizes are known, or one that the harness can't run.
+    """
+    decoder = decoder_of(model)
+    if decoder is None:
+        raise OpSkipError(f"{type(model).__name__} has no text decoder")
+    first = next(decoder.parameters())
+    loaded = _Loaded(type(decoder).__name__, "", Geometry.from_config(model), decoder)
+    taking_part = [c for c in contenders if c.method != DENSE and not c.seed]
+    schedules: Any = {c.spec: c.schedule for c in taking_part if c.schedule is not None}
+    droppings: Any = {c.spec: c.dropping for c in taking_part if c.dropping is not None}
+    visual = round(statistics.median(p.visual for p in prompts))
+    text = round(statistics.median(p.all - p.visual for p in prompts))
+    try:
+        rows = run_prefill(
+            loaded,
+            schedules,
+            droppings,
+            visual=visual,
+            text=text,
+            rounds=rounds,
+            device=str(first.device),
+            dtype=first.dtype,
+            lower=lower,
+            step=step,
+        )
+    except OpSkipError:
+        raise
+    except Exception as error:  # the model's own code, which the harness calls in a way of its own
+        text_of = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise OpSkipError(f"its decoder can't be timed: {text_of}") from error
+    return {row.name: _speed(row) for row in rows}
+
+
+def _speed(row: Row) -> Speed:
+    return Speed(row.measured, min(row.ratios), max(row.ratios), row.ideal)
