@@ -166,6 +166,40 @@ def calibration_samples() -> str:
     )
 
 
+METHODS = {
+    "operators": "operators, calibrated",
+    "layers": "whole layers, calibrated",
+    "shortv": "whole layers, ShortV's score",
+    "fastv": "token dropping, FastV-like",
+    "vtw": "token dropping, VTW-like",
+    "random": "random operators",
+    "late": "the last layers",
+}
+
+
+def evaluation() -> str:
+    """What the demo model's answers keep, method by method and cut by cut; in brackets the cut that was reached."""
+    found = read("eval_demo")["outcomes"]
+    cuts = sorted({row["asked"] for row in found if row["asked"] is not None})
+    by_method: dict[str, dict[float, Any]] = {}
+    for row in found:
+        if row["asked"] is not None:
+            by_method.setdefault(row["method"], {})[row["asked"]] = row
+
+    def cell(row: Any) -> str:
+        if row is None:
+            return ""
+        low, high = row["retained_interval"]
+        speed = row["speedup"]
+        times = "" if speed is None else f", {speed['measured']:.2f}x"
+        return f"{row['retained']:.2%} ({low:.1%} - {high:.1%}), {row['flops_cut']:.0%}{times}"
+
+    return table(
+        ("", *(f"asked for {cut:.1%}" for cut in cuts)),
+        ([METHODS[name], *(cell(rows.get(cut)) for cut in cuts)] for name, rows in by_method.items()),
+    )
+
+
 def eager(case: Any) -> float:
     """Milliseconds of eager transformers."""
     return next(row["milliseconds"] for row in case["results"] if row["name"] == "eager")
@@ -195,6 +229,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "passes": passes,
     "calibration": calibration,
     "calibration samples": calibration_samples,
+    "evaluation": evaluation,
 }
 
 

@@ -64,9 +64,11 @@ def test_why_nothing_is_skipped(family: str, why: str, install: Callable[[nn.Mod
 )
 def test_inductor_equals_the_oracle(family: str, attention: str) -> None:
     """Batched products of rows whose number is known only when the graph runs are among the operations."""
-    model, inputs = ZOO[family].build(), ZOO[family].inputs()
+    # In four layers of Qwen3.5 three are recurrent.
+    layers, spec = (4, SPEC) if family == "qwen3_5_moe" else (2, "silent:1 transform:0")
+    model, inputs = ZOO[family].build(layers), ZOO[family].inputs()
     model.set_attn_implementation(attention)
-    with opskip.oracle(model, opskip.Schedule.from_spec(SPEC), visual_mask(inputs)):
+    with opskip.oracle(model, opskip.Schedule.from_spec(spec), visual_mask(inputs)):
         want = logits_and_cache(model(**inputs))
-    assert_equal(logits_and_cache(opskip.compile(model, SPEC)(**inputs)), want)
+    assert_equal(logits_and_cache(opskip.compile(model, spec)(**inputs)), want)
     assert opskip.last_report().rewritten

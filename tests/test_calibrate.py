@@ -289,14 +289,14 @@ def test_milliseconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_the_table_is_of_the_compiled_decoder(fresh: None) -> None:
     """All four states are compiled and run; what is skipped is what the state says."""
-    model = FAMILIES["qwen3_vl"].build(3)
-    every = frozenset(Operator(layer, kind) for layer in range(3) for kind in ("attention", "ffn"))
+    model = FAMILIES["qwen3_vl"].build(2)
+    every = frozenset(Operator(layer, kind) for layer in range(2) for kind in ("attention", "ffn"))
     with torch.no_grad():
         batch = meter(model, samples("qwen3_vl", 1)).samples.batch(0)
         found = costs.latency_table(model, batch, every - {Operator(0, "ffn")}, lower="eager", rounds=1)
     assert set(found) == {"full", "attend", "transform", "silent"}
     assert all(value > 0 for value in found.values())
-    assert {len(report.skipped) for report in opskip.reports() if report.operators} == {0, 2, 3, 5}
+    assert {len(report.skipped) for report in opskip.reports() if report.operators} == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(("family", "full"), [("qwen3_vl_moe", 0), ("lfm2_vl", 0), ("gemma4", 0)])

@@ -96,11 +96,17 @@ def results(model: Any, inputs: dict[str, Tensor], cache: Callable[[], Any]) -> 
     return [out.logits, *(t for layer in out.past_key_values.layers for t in (layer.keys, layer.values))]
 
 
-@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize(
-    ("layout", "padding", "causal"), [(ONE_IMAGE, "left", True), (TWO, "left", False), (TWO, "right", False)]
+    ("name", "layout", "padding", "causal", "static"),
+    [
+        ("qwen3_vl", ONE_IMAGE, "left", True, False),
+        ("qwen3_vl", TWO, "left", False, True),
+        ("qwen3_vl", TWO, "right", False, False),
+        ("llava", ONE_IMAGE, "left", True, True),
+        ("llava", TWO, "left", False, False),
+        ("llava", TWO, "right", False, True),
+    ],
 )
-@pytest.mark.parametrize("name", ["qwen3_vl", "llava"])
 def test_decoders(name: str, layout: Any, padding: str, causal: bool, static: bool, sdpa: list[bool]) -> None:
     family = FAMILIES[name]
     model, inputs = family.build(3), family.inputs(layout, padding=padding)

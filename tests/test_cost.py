@@ -25,7 +25,7 @@ SPEC = "silent:2 transform:0 attend:1,3"
 TOLERANCE = 1e-3
 
 # A text decoder that `count_flops` knows by its config alone.
-DECODERS = (*FAMILIES, "gemma3", "paligemma", "mistral3", "qwen2_vl", "llava_next", "llava_onevision")
+DECODERS = (*FAMILIES, "gemma3", "paligemma", "mistral3", "qwen2_vl")
 
 
 def witnessed(which: fx.GraphModule, inputs: list[Any]) -> int:

@@ -16,7 +16,7 @@ from opskip_compile.backend import REPORTS
 
 pytestmark = pytest.mark.usefixtures("fresh")
 EAGER = {"lower": "eager"}
-SPEC = "silent:2-3 transform:0 attend:1"
+SPEC = "silent:2 transform:0 attend:1"
 ran: list[int] = []
 
 
@@ -46,14 +46,14 @@ def comparable(report: opskip.Report) -> dict[str, object]:
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_says_what_the_compile_says(family: str) -> None:
-    model, inputs = FAMILIES[family].build(4), FAMILIES[family].inputs()
+    model, inputs = FAMILIES[family].build(3), FAMILIES[family].inputs()
     explained = opskip.explain(model, inputs, SPEC)
     opskip.compile(model, SPEC, options=EAGER)
     model(**inputs)
     report = opskip.last_report()
     assert comparable(explained) == comparable(report)
     assert explained.diff().to_dict() == report.diff().to_dict()
-    assert len(explained.skipped) == 6
+    assert len(explained.skipped) == 4
     rows, kept = explained.prompt.rows, explained.prompt.rows - 16
     for op in explained.operators:
         assert (op.rows_before, op.rows_after) == (rows, kept if op.skipped else rows)
@@ -92,7 +92,7 @@ def test_the_decoder_does_not_run_and_the_model_is_left_alone() -> None:
 @pytest.mark.parametrize("how", ["opskip.compile", "model.compile", "own forward"])
 def test_a_compiled_model_stays_compiled(how: str) -> None:
     family = FAMILIES["llava"]
-    model, inputs = family.build(4), family.inputs()
+    model, inputs = family.build(2), family.inputs()
     decoder = model.get_decoder()
     if how == "own forward":
         dense = decoder.forward
@@ -100,18 +100,18 @@ def test_a_compiled_model_stays_compiled(how: str) -> None:
         decoder.forward = lambda *a, **k: calls.append(1) or dense(*a, **k)
         own = decoder.forward
     elif how == "opskip.compile":
-        opskip.compile(model, "silent:3", options=EAGER)
+        opskip.compile(model, "silent:1", options=EAGER)
     else:
-        model.compile(backend="opskip", options={"schedule": "silent:3", **EAGER})
+        model.compile(backend="opskip", options={"schedule": "silent:1", **EAGER})
     before = model(**inputs).logits
     call, forward = model._compiled_call_impl, vars(decoder).get("forward")
-    assert len(opskip.explain(model, inputs, "silent:0-3").skipped) == 8
+    assert len(opskip.explain(model, inputs, "silent:0-1").skipped) == 4
     assert model._compiled_call_impl is call
     assert vars(decoder).get("forward") is forward
     assert torch.equal(model(**inputs).logits, before)
     if how == "own forward":
         assert forward is own
-        opskip.remove(opskip.compile(model, "silent:3", options=EAGER))
+        opskip.remove(opskip.compile(model, "silent:1", options=EAGER))
         assert decoder.forward is own
     elif how == "opskip.compile":
         assert vars(opskip.remove(model).get_decoder()).get("forward") is None

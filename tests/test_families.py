@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from families import FAMILIES, ONE_IMAGE, UNEVEN, visual_mask
+from random_decoders import Switch
 from torch import Tensor, nn
 from transformers import StaticCache
 
 import opskip_compile as opskip
+from opskip_compile.bench.decoders import Decoder
 
 pytestmark = pytest.mark.usefixtures("fresh")
 LAYERS = 4
@@ -37,11 +39,13 @@ def unpack(outputs: object) -> tuple[Tensor, list[Tensor]]:
     return outputs.logits, cache
 
 
-def assert_oracle(got: object, want: tuple[Tensor, list[Tensor]], tolerance: float = 1e-4) -> None:
+def assert_oracle(
+    got: object, want: tuple[Tensor, list[Tensor]], tolerance: float = 1e-4, layers: int = LAYERS
+) -> None:
     """Within ``tolerance`` of the largest logit, and the KV cache likewise."""
     logits, cache = unpack(got)
     assert (logits - want[0]).abs().max() <= tolerance * want[0].abs().max()
-    assert len(cache) == len(want[1]) == 2 * LAYERS
+    assert len(cache) == len(want[1]) == 2 * layers
     for a, b in zip(cache, want[1], strict=True):
         assert a.shape == b.shape
         assert (a - b).abs().max() <= tolerance * b.abs().max()
@@ -52,29 +56,37 @@ def skipping() -> list[opskip.Report]:
 
 
 @ALL_FAMILIES
-@pytest.mark.parametrize("spec", list(GRID))
-def test_bare_compile_equals_the_oracle(family: str, spec: str) -> None:
-    model, inputs = FAMILIES[family].build(LAYERS), FAMILIES[family].inputs(ONE_ELEMENT)
-    want = by_oracle(model, spec, inputs)
-    dense = model(**inputs).logits
-    fast = torch.compile(model, backend="opskip", options={"schedule": spec, "lower": "eager"})
-    assert_oracle(fast(**inputs), want)
-    reports = skipping()
-    assert sum(len(report.skipped) for report in reports) == GRID[spec]
-    if GRID[spec]:
-        (report,) = reports
-        assert report.num_layers == LAYERS
-        assert not report.misses
-        assert not report.stops
-        assert not report.remaining(), "a skipped operator still works on visual rows"
-        # The schedule has to show, or the comparison says nothing.
-        assert (dense - want[0]).abs().max() > 1e-2 * want[0].abs().max()
+def test_bare_compile_equals_the_oracle(family: str) -> None:
+    """What Dynamo captures of a model does not depend on the schedule, so it is captured once for all of them."""
+    model, inputs, switch = FAMILIES[family].build(LAYERS), FAMILIES[family].inputs(ONE_ELEMENT), Switch()
+    dense, fast = model(**inputs).logits, torch.compile(model, backend=switch)
+    for spec, count in GRID.items():
+        want = by_oracle(model, spec, inputs)
+        switch.schedule, switch.reports = opskip.Schedule.from_spec(spec), []
+        assert_oracle(fast(**inputs), want)
+        reports = [report for report in switch.reports if report.rewritten]
+        assert sum(len(report.skipped) for report in reports) == count, spec
+        if count:
+            (report,) = reports
+            assert report.schedule == spec
+            assert report.num_layers == LAYERS
+            assert not report.misses
+            assert not report.stops
+            assert not report.remaining(), f"{spec}: a skipped operator still works on visual rows"
+            # The schedule has to show, or the comparison says nothing.
+            assert (dense - want[0]).abs().max() > 1e-2 * want[0].abs().max()
 
 
-@ALL_FAMILIES
-@pytest.mark.parametrize("spec", ["silent:2-3 transform:0 attend:1", "silent@through_visual:1-3"])
+@pytest.mark.parametrize(
+    ("family", "spec"),
+    [
+        *((family, "silent:2 transform:0 attend:1") for family in FAMILIES),
+        ("qwen3_vl", "silent@through_visual:1-2"),
+        ("llava", "silent@through_visual:1-2"),
+    ],
+)
 def test_batch_with_padding_and_several_images(family: str, spec: str) -> None:
-    model, inputs = FAMILIES[family].build(LAYERS), FAMILIES[family].inputs(BATCH)
+    model, inputs = FAMILIES[family].build(3), FAMILIES[family].inputs(BATCH)
     want = by_oracle(model, spec, inputs)
     opskip.compile(model, spec, options={"lower": "eager"})
     got = model(**inputs)
@@ -88,11 +100,18 @@ def test_batch_with_padding_and_several_images(family: str, spec: str) -> None:
     assert not report.remaining()
 
 
-@ALL_FAMILIES
-@pytest.mark.parametrize("how", ["model.compile", "opskip.compile"])
+@pytest.mark.parametrize(
+    ("family", "how"),
+    [
+        ("qwen3_vl", "opskip.compile"),
+        ("llava", "opskip.compile"),
+        ("qwen2_5_vl", "model.compile"),  # merge and decoder are two graphs
+        ("llava", "model.compile"),
+    ],
+)
 def test_generate_really_skips(family: str, how: str) -> None:
-    model, inputs = FAMILIES[family].build(LAYERS), FAMILIES[family].inputs(ONE_ELEMENT)
-    spec, arguments = "silent:0-3", {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True}
+    model, inputs = FAMILIES[family].build(2), FAMILIES[family].inputs(ONE_ELEMENT)
+    spec, arguments = "silent:0-1", {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True}
     arguments["output_logits"] = True
     with opskip.oracle(model, opskip.Schedule.from_spec(spec), visual_mask(inputs)):
         want = model.generate(**inputs, **arguments)
@@ -108,25 +127,25 @@ def test_generate_really_skips(family: str, how: str) -> None:
         assert (a - b).abs().max() <= 1e-4 * b.abs().max()
     assert (dense.logits[0] - want.logits[0]).abs().max() > 1e-2 * want.logits[0].abs().max()
     (report,) = skipping()
-    assert len(report.skipped) == 2 * LAYERS
+    assert len(report.skipped) == 4
 
 
-@ALL_FAMILIES
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
 def test_text_only_is_unchanged_and_says_why(family: str) -> None:
-    model = FAMILIES[family].build(LAYERS)
+    model = FAMILIES[family].build(2)
     inputs = FAMILIES[family].inputs(((9,),))
     want = model(**inputs).logits
-    fast = torch.compile(model, backend="opskip", options={"schedule": "silent:0-3", "lower": "eager"})
+    fast = torch.compile(model, backend="opskip", options={"schedule": "silent:0-1", "lower": "eager"})
     assert torch.equal(fast(**inputs).logits, want)
     assert not skipping()
     assert all("no visual rows" in report.reason for report in opskip.reports())
 
 
-@ALL_FAMILIES
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava"])
 def test_text_and_image_prompts_take_turns(family: str) -> None:
     """A prompt without images never reuses rows of one before it, whatever came first."""
-    chosen, spec = FAMILIES[family], "silent:0-3"
-    model = chosen.build(LAYERS)
+    chosen, spec = FAMILIES[family], "silent:0-1"
+    model = chosen.build(2)
     picture, other, text = (
         chosen.inputs(ONE_ELEMENT),
         chosen.inputs(((6, 8),), seed=1),
@@ -135,7 +154,7 @@ def test_text_and_image_prompts_take_turns(family: str) -> None:
     wants = {id(i): by_oracle(model, spec, i) for i in (picture, other, text)}
     opskip.compile(model, spec, options={"lower": "eager"})
     for inputs in (text, picture, other, text, picture):
-        assert_oracle(model(**inputs), wants[id(inputs)])
+        assert_oracle(model(**inputs), wants[id(inputs)], layers=2)
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "llava"])
@@ -158,36 +177,46 @@ def test_static_cache(family: str) -> None:
 
 
 def test_many_models_in_one_process() -> None:
-    """More models and schedules than Dynamo's recompile limit of eight."""
+    """More models and schedules than Dynamo's recompile limit."""
     family, inputs = FAMILIES["qwen3_vl"], FAMILIES["qwen3_vl"].inputs(ONE_ELEMENT)
-    for i in range(10):
+    for i in range(5):
         model, spec = family.build(2), ("silent:0", "attend:1", "transform:0-1")[i % 3]
         with opskip.oracle(model, opskip.Schedule.from_spec(spec), visual_mask(inputs)):
             want = model(**inputs).logits
-        got = opskip.compile(model, spec, options={"lower": "eager"})(**inputs).logits
+        with torch._dynamo.config.patch(recompile_limit=3):
+            got = opskip.compile(model, spec, options={"lower": "eager"})(**inputs).logits
         assert (got - want).abs().max() <= 1e-4 * want.abs().max()
         assert len(skipping()) == i + 1
 
 
 @pytest.mark.inductor
-@ALL_FAMILIES
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
 def test_inductor_equals_the_oracle(family: str) -> None:
-    model, inputs = FAMILIES[family].build(LAYERS), FAMILIES[family].inputs(ONE_ELEMENT)
-    spec = "silent:2-3 transform:0 attend:1"
+    """The decoder of InternVL is Qwen2.5-VL's; that of LLaVA is lowered in `test_all_families`."""
+    model, inputs = FAMILIES[family].build(2), FAMILIES[family].inputs(ONE_ELEMENT)
+    spec = "silent:1 transform:0"
     want = by_oracle(model, spec, inputs)
     opskip.compile(model, spec)
-    assert_oracle(model(**inputs), want)
+    assert_oracle(model(**inputs), want, layers=2)
     assert len(skipping()) == 1
 
 
 @pytest.mark.inductor
 def test_schedule_none_is_bitwise_plain_inductor() -> None:
-    family = FAMILIES["llava"]
-    model, inputs = family.build(LAYERS), family.inputs(ONE_ELEMENT)
-    want = torch.compile(model)(**inputs).logits
+    decoder = Decoder("", "Llama", opskip.Geometry(2, 64, 96, 4, 2, 16)).build()
+    hidden, image = torch.randn(1, 24, 64), torch.randn(16, 64)
+    visual = (torch.arange(24)[None] >= 3) & (torch.arange(24)[None] < 19)
+
+    def forward(hidden: Tensor, image: Tensor, visual: Tensor) -> Tensor:
+        merged = hidden.masked_scatter(visual[..., None].expand_as(hidden), image)
+        return decoder(inputs_embeds=merged, use_cache=False).last_hidden_state
+
+    want = torch.compile(forward)(hidden, image, visual)
     torch._dynamo.reset()
-    got = torch.compile(model, backend="opskip", options={"schedule": "none"})(**inputs).logits
+    got = torch.compile(forward, backend="opskip", options={"schedule": "none"})(hidden, image, visual)
     assert torch.equal(got, want)
+    assert opskip.last_report().num_layers == 2
+    assert not opskip.last_report().rewritten
 
 
 def test_gradients_equal_the_oracles() -> None:
@@ -225,8 +254,11 @@ def test_cuda_equals_the_oracle(family: str) -> None:
     assert len(skipping()) == 1
 
 
-@ALL_FAMILIES
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [*((family, torch.bfloat16) for family in FAMILIES), ("qwen3_vl", torch.float16), ("llava", torch.float16)],
+    ids=str,
+)
 def test_16_bit_is_as_close_as_dense(family: str, dtype: torch.dtype) -> None:
     """The error against the float32 oracle is at most that of the dense 16-bit model against dense float32."""
     chosen, spec = FAMILIES[family], "silent:2-3 transform:0 attend:1"

@@ -364,7 +364,7 @@ def test_command_lines_of_inspect(tmp_path: Path) -> None:
     places = {"CONFIG": str(tmp_path), "FILE": str(tmp_path / "file")}
     codes: set[int] = set()
 
-    @settings(FUZZ, max_examples=60)
+    @settings(FUZZ, max_examples=30)
     @given(inspect_lines)
     def holds(arguments: list[str]) -> None:
         torch._dynamo.reset()

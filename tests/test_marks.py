@@ -29,8 +29,13 @@ class Merging(Decoder):
         return self.decode(hidden, visual.any(0), skip)
 
 
-@pytest.mark.parametrize("breaks", [(), (0,), (1,), (0, 1)], ids=str)
-@pytest.mark.parametrize("lower", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
+@pytest.mark.parametrize(
+    ("breaks", "lower"),
+    [
+        *(pytest.param(breaks, "eager", id=f"{breaks}") for breaks in ((), (0,), (1,), (0, 1))),
+        pytest.param((0, 1), "inductor", marks=pytest.mark.inductor),
+    ],
+)
 def test_images_and_videos_merged_in_graphs_of_their_own(breaks: tuple[int, ...], lower: str) -> None:
     model = Merging()
     model.breaks = breaks

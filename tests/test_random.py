@@ -1,4 +1,4 @@
-"""Random decoders, schedules, layouts, batches and caches give the oracle's result: 500 cases in every run.
+"""Random decoders, schedules, layouts, batches and caches give the oracle's result: 200 cases in every run.
 
 ``benchmarks/random_cases.py`` runs any number of them. A failing case is printed as it was drawn; hypothesis shrinks
 the schedule, the layout and the batch, not the decoder.
@@ -24,9 +24,8 @@ from opskip_compile.passes import insert
 from opskip_compile.schedule import Schedule
 
 # Numbers of decoders: toys and text decoders with every cache, mask and number of chunks between them.
-DECODERS = (0, 1, 3, 7, 10, 12, 17, 18, 20, 21, 23, 25, 28)
-CASES = 490
-WHOLE = 29
+DECODERS = (0, 1, 7, 10, 12, 17, 18, 21, 23, 25, 28)
+CASES = 190
 
 settings.register_profile("opskip", derandomize=True, deadline=None, print_blob=True, database=None)
 CI = settings(
@@ -68,12 +67,12 @@ def test_random_cases_equal_the_oracle(subjects: dict[int, Subject]) -> None:
     assert len(caches) == 4, f"skipped with {caches}"
 
 
-@pytest.mark.parametrize("i", range(3))
-def test_whole_models_on_the_real_path(i: int) -> None:
-    number = WHOLE + 30 * i
+@pytest.mark.parametrize("number", [59, 299])
+def test_whole_models_on_the_real_path(number: int) -> None:
+    """By `opskip_compile.compile` and by ``model.compile``."""
     with room():
         subject = make_subject(number)
-        for j in range(4):
+        for j in range(3):
             check(subject, make_case(subject, number, 3 * j), shows=j == 0)
 
 

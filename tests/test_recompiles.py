@@ -9,9 +9,14 @@ pytestmark = pytest.mark.usefixtures("fresh")
 
 
 @pytest.mark.parametrize(
-    ("mode", "most"), [("automatic dynamic shapes", 3), ("dynamic=True", 1), ("mark_dynamic (decoder)", 1)]
+    ("family", "batch", "mode", "most"),
+    [
+        ("qwen3_vl", 4, "automatic dynamic shapes", 3),
+        ("qwen3_vl", 4, "mark_dynamic (decoder)", 1),
+        ("llava", 1, "automatic dynamic shapes", 3),
+        ("llava", 1, "dynamic=True", 1),
+    ],
 )
-@pytest.mark.parametrize(("family", "batch"), [("qwen3_vl", 4), ("llava", 1)])
 def test_twelve_layouts(family: str, batch: int, mode: str, most: int) -> None:
     compiles = count(mode, family, batch, dense=False)
     assert isinstance(compiles, int)

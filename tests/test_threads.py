@@ -1,7 +1,7 @@
 """Several threads and several models in one process: every call gets its own model's schedule and its own mask.
 
-The oracle and the dense model run before any thread starts. LLaVA and InternVL are compiled whole here: their towers
-record hidden states, which transformers 5.23 does in a global variable as long as some thread is compiling.
+The oracle and the dense model run before any thread starts. LLaVA is compiled whole here: its tower records hidden
+states, which transformers 5.23 does in a global variable as long as some thread is compiling.
 """
 
 from __future__ import annotations
@@ -81,34 +81,35 @@ def assert_apart(wants: Sequence[Sequence[Tensor]]) -> None:
     [
         (("qwen3_vl",) * 4, "opskip.compile"),
         (("qwen3_vl", "qwen2_5_vl") * 2, "opskip.compile"),
-        (("llava", "internvl") * 2, "torch.compile"),
+        (("llava", "llava"), "torch.compile"),
     ],
 )
 def test_threads_with_models_of_their_own(names: Sequence[str], way: str) -> None:
     models = [FAMILIES[name].build(LAYERS) for name in names]
     inputs = [FAMILIES[name].inputs(LAYOUTS[0], seed=0) for name in names]
-    wants = [wanted(*each) for each in zip(models, inputs, SPECS, strict=True)]
+    specs = SPECS[: len(names)]
+    wants = [wanted(*each) for each in zip(models, inputs, specs, strict=True)]
     assert_apart(wants)
     count = REPORTS.count
 
     def job(i: int) -> Callable[[], list[Tensor]]:
         def run() -> list[Tensor]:
             if way == "opskip.compile":
-                call: Any = opskip.compile(models[i], SPECS[i], options=EAGER)
+                call: Any = opskip.compile(models[i], specs[i], options=EAGER)
             else:
-                call = torch.compile(models[i], backend="opskip", options={"schedule": SPECS[i], **EAGER})
+                call = torch.compile(models[i], backend="opskip", options={"schedule": specs[i], **EAGER})
             results = [outputs(call, inputs[i]) for _ in range(3)]
             assert all(close(result, results[0]) for result in results)
             return results[-1]
 
         return run
 
-    for got, want in zip(together(*map(job, range(4))), wants, strict=True):
+    for got, want in zip(together(*map(job, range(len(names)))), wants, strict=True):
         assert close(got, want)
     made = REPORTS.since(count)
     assert [report.number for report in made] == list(range(count + 1, REPORTS.count + 1))
     done = [report for report in made if report.rewritten]
-    assert {report.schedule for report in done} == {*SPECS}
+    assert {report.schedule for report in done} == {*specs}
     for report in done:
         states = opskip.Schedule.from_spec(report.schedule).resolve(LAYERS)
         assert report.layer_states() == tuple(state.state for state in states)
@@ -170,13 +171,14 @@ def test_generate_in_threads() -> None:
 @pytest.mark.parametrize("way", ["opskip.compile", "model.compile", "torch.compile"])
 def test_two_models_of_one_class_with_schedules_of_their_own(way: str) -> None:
     family = FAMILIES["llava"]
-    models, inputs = [family.build(LAYERS) for _ in SPECS], family.inputs()
-    wants = [wanted(model, inputs, spec) for model, spec in zip(models, SPECS, strict=True)]
+    specs = SPECS[:2]
+    models, inputs = [family.build(LAYERS) for _ in specs], family.inputs()
+    wants = [wanted(model, inputs, spec) for model, spec in zip(models, specs, strict=True)]
     dense = outputs(models[0], inputs)
     assert_apart([dense, *wants])
     calls: list[Any] = []
     for turn in range(2):
-        for i, (model, spec) in enumerate(zip(models, SPECS, strict=True)):
+        for i, (model, spec) in enumerate(zip(models, specs, strict=True)):
             if turn == 0:
                 options = {"schedule": spec, **EAGER}
                 if way == "opskip.compile":

@@ -69,7 +69,15 @@ def _draw_retained(axes: Axes, result: Evaluation) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(handles[::-1], labels[::-1], fontsize=8, frameon=False, loc="lower left")
+        axes.legend(
+            handles[::-1],
+            labels[::-1],
+            fontsize=8,
+            frameon=False,
+            ncols=3,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.11 if len(result.tasks) == 1 else -0.14),
+        )
 
 
 def _line(axes: Axes, found: Sequence[Outcome], style: _Style) -> None:
