@@ -2,12 +2,18 @@
 
 Shapes are drawn without antialiasing in one flat colour each, so what an image shows can be read off its pixels
 again. Fonts are those that matplotlib ships, so an image does not depend on what the system has installed.
+Inside of `recording` everything that is drawn is noted as well; the pixels are the same either way.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vqa.base import CANVAS
 
 Color = tuple[int, int, int]
+Box = tuple[float, float, float, float]  # left, top, right, bottom; right and bottom lie outside
 
 COLORS: dict[str, Color] = {
     "red": (215, 30, 35),
@@ -50,8 +57,46 @@ FONTS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Something that was drawn: `kind` is shape, text, bar, point or digit, `name` what a question would call it.
+
+    `parts` are the boxes of a text's characters, from the font's advance widths.
+    """
+
+    kind: str
+    name: str
+    box: Box
+    color: Color
+    parts: tuple[Box, ...] = ()
+
+
+_RECORD: ContextVar[list[list[Mark]] | None] = ContextVar("record", default=None)
+
+
+@contextmanager
+def recording() -> Iterator[list[list[Mark]]]:
+    """Collects the marks of every canvas that is opened inside, one list for each."""
+    record: list[list[Mark]] = []
+    token = _RECORD.set(record)
+    try:
+        yield record
+    finally:
+        _RECORD.reset(token)
+
+
+def note(kind: str, name: str, box: Box, color: Color, parts: tuple[Box, ...] = ()) -> None:
+    """Add a mark to the newest canvas of the record; does nothing where nobody records."""
+    record = _RECORD.get()
+    if record is not None:
+        record[-1].append(Mark(kind, name, box, color, parts))
+
+
 def canvas(rng: random.Random) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     """A pale canvas of a random tint, and the pen for it."""
+    record = _RECORD.get()
+    if record is not None:
+        record.append([])
     image = Image.new("RGB", (CANVAS, CANVAS), tuple(rng.randint(228, 255) for _ in range(3)))
     pen = ImageDraw.Draw(image)
     pen.fontmode = "L"
@@ -92,6 +137,7 @@ def shape(pen: ImageDraw.ImageDraw, name: str, center: tuple[int, int], size: in
         pen.polygon([(middle + radius * x, top + radius * 1.05 + radius * y) for x, y in _star()], fill=color)
     else:
         raise ValueError(f"no shape is called {name!r}")
+    note("shape", name, (left, top, right + 1, bottom + 1), color)
 
 
 @cache
@@ -121,5 +167,10 @@ def write(
     pen: ImageDraw.ImageDraw, text: str, corner: tuple[int, int], name: str, size: int, color: Color = (20, 20, 20)
 ) -> None:
     """Draw `text` with the top left corner of its ink at `corner`."""
-    left, top, _, _ = extent(text, name, size)
+    left, top, right, bottom = extent(text, name, size)
     pen.text((corner[0] - left, corner[1] - top), text, font=font(name, size), fill=color)
+    if _RECORD.get() is not None:
+        ends = [corner[0] - left + font(name, size).getlength(text[:count]) for count in range(len(text) + 1)]
+        low = corner[1] + bottom - top
+        parts = tuple((start, corner[1], end, low) for start, end in itertools.pairwise(ends))
+        note("text", text, (corner[0], corner[1], corner[0] + right - left, low), color, parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from PIL import ImageDraw
 
 from vqa.base import CANVAS, Example, Split, Task, fill, generator
-from vqa.draw import COLORS, INKS, Color, canvas, extent, pixels, tint, write
+from vqa.draw import COLORS, INKS, Color, canvas, extent, note, pixels, tint, write
 
 NAME = "charts"
 SCALES = (1, 5, 10)
@@ -36,11 +36,11 @@ def make(split: Split, index: int) -> Example:
     image, pen = canvas(rng)
     _axes(pen, scale, count)
     if template == POINT:
-        _line(pen, heights, tint(rng.choice(INKS), rng))
+        _line(pen, heights, tint(rng.choice(INKS), rng), scale)
         question = fill(template, letter="abcde"[at])
     else:
         names = rng.sample(list(COLORS), count)
-        _bars(pen, heights, [tint(name, rng) for name in names])
+        _bars(pen, heights, [tint(name, rng) for name in names], scale)
         question = fill(template, letter="abcde"[at], color=names[at])
     return Example((pixels(image),), question, str(answer), template, CHOICES)
 
@@ -67,17 +67,19 @@ def _axes(pen: ImageDraw.ImageDraw, scale: int, count: int) -> None:
         write(pen, letter, (x - (right - left) // 2, BASE + 4 + top - 2), "DejaVuSans-Bold", 11, DARK)
 
 
-def _bars(pen: ImageDraw.ImageDraw, heights: list[int], colors: list[Color]) -> None:
+def _bars(pen: ImageDraw.ImageDraw, heights: list[int], colors: list[Color], scale: int) -> None:
     half = 34 // len(heights) - 2
     for x, height, color in zip(centers(len(heights)), heights, colors, strict=True):
         pen.rectangle((x - half, BASE - STEP * height, x + half, BASE - 1), fill=color)
+        note("bar", str(height * scale), (x - half, BASE - STEP * height, x + half + 1, BASE), color)
 
 
-def _line(pen: ImageDraw.ImageDraw, heights: list[int], color: Color) -> None:
+def _line(pen: ImageDraw.ImageDraw, heights: list[int], color: Color, scale: int) -> None:
     points = [(x, BASE - STEP * height) for x, height in zip(centers(len(heights)), heights, strict=True)]
     pen.line(points, fill=color)
-    for x, y in points:
+    for (x, y), height in zip(points, heights, strict=True):
         pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=color)
+        note("point", str(height * scale), (x - 3, y - 3, x + 4, y + 4), color)
 
 
 TASK = Task(NAME, "height of a bar or point against the numbers of an axis", make)

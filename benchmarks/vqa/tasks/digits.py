@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vqa.base import CANVAS, Example, Split, Task, fill, generator
-from vqa.draw import INKS, canvas, pixels, tint
+from vqa.draw import INKS, Color, canvas, note, pixels, tint
 
 NAME = "digits"
 DIGITS = tuple("0123456789")
@@ -58,17 +58,24 @@ def make(split: Split, index: int) -> Example:
     inks = rng.sample(INKS, 1 + len(others))
     image, _ = canvas(rng)
     for digit, place, ink in zip([answer, *others], places, inks, strict=True):
-        _paste(image, rng.choice(numbers(split)[digit]), PLACES[place], ink, rng)
+        number = rng.choice(numbers(split)[digit])
+        left, top, size, color = _paste(image, number, PLACES[place], ink, rng)
+        note("digit", digit, (left, top, left + size, top + size), color)
     template = rng.choice((BY_PLACE, BY_COLOR))
     question = fill(template, place=places[0], color=inks[0])
     return Example((pixels(image),), question, answer, template, DIGITS)
 
 
-def _paste(image: Image.Image, number: int, quarter: tuple[int, int], ink: str, rng: random.Random) -> None:
+def _paste(
+    image: Image.Image, number: int, quarter: tuple[int, int], ink: str, rng: random.Random
+) -> tuple[int, int, int, Color]:
+    """Draws a scan; returns its left and top edge, its side and its colour."""
     size = rng.randint(32, 46)
     coverage = Image.fromarray(scans()[0][number]).resize((size, size), Image.Resampling.BICUBIC)
     left, top = (QUARTER * part + rng.randint(0, QUARTER - size) for part in quarter)
-    image.paste(tint(ink, rng), (left, top, left + size, top + size), coverage)
+    color = tint(ink, rng)
+    image.paste(color, (left, top, left + size, top + size), coverage)
+    return left, top, size, color
 
 
 TASK = Task(NAME, "which handwritten digit stands at a place or has a colour", make)

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vqa.base import CANVAS, Example, Split, Task, fill, generator
 from vqa.draw import FONTS, INKS, canvas, extent, pixels, tint, write
@@ -39,6 +43,15 @@ def make(split: Split, index: int) -> Example:
     lines = [answer, *others]
     rng.shuffle(lines)
     inks = rng.sample(INKS, len(lines))
+    picture = page(lines, inks, rng)
+    at = lines.index(answer)
+    template = rng.choice((BY_PLACE, BY_COLOR)) if others else ALONE
+    question = fill(template, place=PLACES[len(lines)][at], color=inks[at])
+    return Example((picture,), question, answer, template, WORDS)
+
+
+def page(lines: Sequence[str], inks: Sequence[str], rng: random.Random) -> NDArray[np.uint8]:
+    """The pixels of one to three words, each in its ink, from top to bottom."""
     image, pen = canvas(rng)
     height = CANVAS // len(lines)
     for row, (word, ink) in enumerate(zip(lines, inks, strict=True)):
@@ -47,10 +60,7 @@ def make(split: Split, index: int) -> Example:
         x = rng.randint(MARGIN, CANVAS - MARGIN - (right - left))
         y = row * height + rng.randint(MARGIN, max(MARGIN, height - (bottom - top) - MARGIN))
         write(pen, word, (x, y), name, size, tint(ink, rng))
-    at = lines.index(answer)
-    template = rng.choice((BY_PLACE, BY_COLOR)) if others else ALONE
-    question = fill(template, place=PLACES[len(lines)][at], color=inks[at])
-    return Example((pixels(image),), question, answer, template, WORDS)
+    return pixels(image)
 
 
 def _fitting(word: str, rng: random.Random) -> tuple[str, int]:

@@ -1,0 +1,122 @@
+"""What the answers of a trained model of this suite keep, over the ten tasks: `opskip_compile.evaluate` on its folder.
+
+python benchmarks/vqa/evaluate.py --model qwen3_vl [--limit 1000] [--calibration 16]
+
+Writes `benchmarks/results/vqa_MODEL.json`, `.md` and `.png`. Operators are chosen on the calibration split alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from rich.console import Console
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import opskip_compile as opskip
+from opskip_compile.bench.machine import environment
+from opskip_compile.evaluation.evaluate import CUTS
+from opskip_compile.files import write_whole
+from opskip_compile.progress import Step, progress
+from opskip_compile.prompting import Encoder
+from opskip_compile.tables import write_json
+from vqa.architectures import CONFIGS, Kit, load
+from vqa.export import export
+from vqa.exporting import LONGEST_ANSWER
+from vqa.tasks import TASKS
+
+MODELS = Path(__file__).parent / "models"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+
+class KitEncoder(Encoder):
+    """Prompts as the recipe trains them: the image blocks, then the words of the question."""
+
+    def __init__(self, kit: Kit) -> None:
+        super().__init__(kit)
+        self.kit = kit
+
+    def prompts(self, images: Sequence[Sequence[Any]], texts: Sequence[str]) -> dict[str, Tensor]:
+        """Inputs of a batch, padded on the left; one or two images of 96 x 96 pixels to a prompt."""
+        kit = self.kit
+        rows = [kit.block() * len(own) + kit.question(text) for own, text in zip(images, texts, strict=True)]
+        length = max(map(len, rows))
+        ids = torch.tensor([[kit.tokenizer.pad_token_id] * (length - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+        found = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            **kit.pixels(np.stack([np.asarray(image) for own in images for image in own])),
+        }
+        if kit.family.two_axes:
+            found["mm_token_type_ids"] = (ids == kit.ids(kit.family.image)[0]).to(torch.int64)
+        return found
+
+
+def load_trained(name: str) -> tuple[Any, KitEncoder]:
+    """A trained model in float32 and evaluation mode, and what turns prompts into its inputs."""
+    kit = load(name)
+    model = getattr(transformers, kit.family.model).from_pretrained(MODELS / name, dtype=torch.float32)
+    return model.eval(), KitEncoder(kit)
+
+
+def files(folder: Path, split: Any, count: int, step: Step = lambda what, done, total: None) -> list[Path]:
+    """A JSONL file for each task, with the first `count` examples of a split; what is there already is kept."""
+    found = []
+    for done, (name, task) in enumerate(TASKS.items()):
+        step(f"drawing the {split} split", done, len(TASKS))
+        own = folder / f"{split}-{count}" / name
+        data = own / "data.jsonl"
+        found.append(data if data.exists() else export(task, split, min(count, task.size(split)), own))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, evaluate, print the tables and write the files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(path.stem for path in CONFIGS.glob("*.json")), required=True)
+    parser.add_argument("--limit", type=int, default=1000, help="test questions of each task")
+    parser.add_argument("--calibration", type=int, default=16, help="calibration prompts of each task")
+    parser.add_argument("--batch", type=int, default=25)
+    parser.add_argument("--cut", type=float, action="append", help="default: 0.2, 0.337, 0.5 and 0.65")
+    parser.add_argument("--method", action="append", help="default: all")
+    parser.add_argument("--random-seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7, help="of timing the prefill")
+    parser.add_argument("--eager", action="store_true", help="without Inductor: no times")
+    parser.add_argument("--work", type=Path, default=Path("vqa_evaluation"), help="folder for data and answers")
+    given = parser.parse_args(arguments)
+    model, encoder = load_trained(given.model)
+    with progress(Console(stderr=True)) as step:
+        result = opskip.evaluate(
+            model,
+            files(given.work, "test", given.limit, step),
+            processor=encoder,
+            calibration=files(given.work, "calibration", given.calibration, step),
+            methods=given.method,
+            cuts=given.cut or CUTS,
+            random_seeds=given.random_seeds,
+            calibration_limit=None,
+            batch=given.batch,
+            answer_tokens=LONGEST_ANSWER,
+            lower="eager" if given.eager else "inductor",
+            rounds=0 if given.eager else given.rounds,
+            resume=given.work / given.model,
+            step=step,
+        )
+    print(result.markdown())
+    target = RESULTS / f"vqa_{given.model}"
+    write_json({"environment": environment("cpu", "float32"), **result.to_dict()}, target.with_suffix(".json"))
+    write_whole(target.with_suffix(".md"), result.markdown() + "\n")
+    result.plot(target.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

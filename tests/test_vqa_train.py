@@ -1,0 +1,282 @@
+"""The training recipe of the VQA suite: labels, questions, packing, training steps, resuming, exporting."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("easy_vqa")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+from PIL import Image
+from vqa import accuracy, architectures, asking, curves, learning, mixing, muon, pointing, train
+from vqa.architectures import FAMILIES, Kit
+from vqa.draw import COLORS, JITTER, recording
+from vqa.facts import CHARACTERS, HEADS, OBJECTS, PALETTE, SIDE, cell_labels, color_name, observe
+from vqa.packing import pack
+from vqa.tasks import TASKS, words
+
+DRAWN = [name for name in TASKS if name != "easy_vqa"]
+EVERY_FAMILY = pytest.mark.parametrize("name", list(FAMILIES))
+
+
+def small(name: str) -> Kit:
+    """The architecture at a quarter of its depth and half of its width."""
+    kit = architectures.load(name)
+    text = {**kit.settings["text_config"], "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96}
+    ours = {"taps": [0, 1], "pointing_layer": 1}
+    vision = {**kit.settings["vision_config"]}
+    vision |= {"out_hidden_size": 64} if "out_hidden_size" in vision else {"num_hidden_layers": 1}
+    return dataclasses.replace(kit, settings={**kit.settings, "text_config": text, "vision_config": vision, **ours})
+
+
+def options(work: Path, **given: Any) -> argparse.Namespace:
+    """The options of a short run."""
+    found = train.parse(["--work", str(work), "--no-compile", "--steps", "4", "--batch", "1", "--warmup", "1"])
+    changes = {"evaluate_questions": 1, "cooldown": 1, "rows": 200, "checkpoint_seconds": 1e9, **given}
+    return argparse.Namespace(**{**vars(found), **changes})
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_recording_changes_no_pixel(name: str) -> None:
+    for index in range(4):
+        noted, record = observe(name, "train", index)
+        plain = TASKS[name].example("train", index)
+        assert (noted.question, noted.answer) == (plain.question, plain.answer)
+        assert all((a == b).all() for a, b in zip(noted.images, plain.images, strict=True))
+        assert len(record) == len(plain.images) and all(record)
+
+
+def labels_of(name: str, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The pixels of each cell of an example's first image, `(144, 64, 3)`, and the labels by head."""
+    example, record = observe(name, "train", index)
+    cells = example.images[0].reshape(SIDE, 8, SIDE, 8, 3).transpose(0, 2, 1, 3, 4).reshape(SIDE * SIDE, 64, 3)
+    labels = cell_labels(record[0])
+    assert labels.shape == (SIDE * SIDE, len(HEADS)) and labels.min() >= -1
+    assert (labels.max(0) < np.array(list(HEADS.values()))).all()
+    return cells, dict(zip(HEADS, labels.T, strict=True))
+
+
+@pytest.mark.parametrize("name", ["counting", "colors", "relations", "existence", "comparison"])
+def test_labels_of_scenes_agree_with_the_pixels(name: str) -> None:
+    for index in range(12):
+        cells, labels = labels_of(name, index)
+        empty = labels["object"] == 0
+        assert (cells[empty] >= 228).mean() > 0.995  # the canvas; a star may be a pixel wider than its box
+        found = 0
+        for cell, color, kind in zip(cells, labels["color"], labels["object"], strict=True):
+            if color > 0 and kind > 0:
+                wanted = np.array(COLORS[PALETTE[color - 1]])
+                found += bool((np.abs(cell.astype(int) - wanted).max(1) <= JITTER).any())
+        assert found >= 0.6 * (labels["object"] > 0).sum()  # a box has corners, and a ring a middle, without its colour
+        assert labels["anchor"].sum() == (labels["of all"] > 0).sum() == labels["of all"].max()
+
+
+@pytest.mark.parametrize("name", ["words", "forms"])
+def test_labels_of_texts_spell_them(name: str) -> None:
+    """Reading each line's labels from left to right gives its characters, and each lies on ink."""
+    for index in range(12):
+        _, record = observe(name, "train", index)
+        cells, labels = labels_of(name, index)
+        for mark in record[0]:
+            rows = [row for row in range(SIDE) if row * 8 + 4 >= mark.box[1] and row * 8 + 4 < mark.box[3]]
+            columns = range(int(mark.box[0] // 8), int(-(-mark.box[2] // 8)))
+            read: dict[int, str] = {}
+            for cell in (rows[0] * SIDE + column for column in columns):
+                for side in ("left", "right"):
+                    if labels[f"{side} character"][cell] > 0:
+                        read[labels[f"{side} index"][cell]] = CHARACTERS[labels[f"{side} character"][cell] - 1]
+            letters = mark.name.rstrip(":")[:6]
+            assert " " in letters or [read.get(place + 1, letter) for place, letter in enumerate(letters)] == [*letters]
+        inked = labels["color"] > 0
+        assert (cells[inked].min((1, 2)) < 228).mean() > 0.7  # "l" is higher than "a" beside it
+
+
+def test_labels_of_charts_hold_the_values() -> None:
+    for index in range(12):
+        _, record = observe("charts", "train", index)
+        bars = [mark for mark in record[0] if mark.kind in ("bar", "point")]
+        _, labels = labels_of("charts", index)
+        assert {labels["value"].max(), *labels["value"]} - {-1, 0} == {
+            1 + asking.charts.VALUES.index(int(bar.name)) for bar in bars
+        }
+        assert len(set(labels["scale"])) == 1
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_the_asker_answers_as_the_task_does(name: str) -> None:
+    rng, met = random.Random(0), 0
+    for index in range(40):
+        example, record = observe(name, "train", index)
+        pairs = asking.questions(name, record, rng, 40)
+        assert len(dict(pairs)) == len(pairs)
+        found = dict(pairs).get(example.question)
+        met += found is not None
+        assert found in (None, example.answer)
+    assert met >= 12
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_questions_point_at_what_they_ask_for(name: str) -> None:
+    """The cells that an answer should look at are labelled with the answer, where a label can say it."""
+    rng = random.Random(0)
+    letters: list[bool] = []
+    for index in range(20):
+        example, record = observe(name, "train", index)
+        labels = dict(zip(HEADS, np.concatenate([cell_labels(marks) for marks in record]).T, strict=True))
+        for question, answer in [(example.question, example.answer), *asking.questions(name, record, rng, 6)]:
+            found = pointing.pointed(name, question, answer, record)
+            assert found and all(first and second for first, second in found)
+            first, second = found[0]
+            if name == "digits":
+                assert labels["object"][first[0]] == 1 + OBJECTS.index(f"digit {answer}")
+            elif name == "charts":
+                assert labels["value"][first[0]] == 1 + asking.charts.VALUES.index(int(answer))
+            elif question.startswith("how many"):
+                assert len(second) == int(answer) and first[0] == second[-1]
+            elif question.startswith("what color is") and name == "colors":
+                assert PALETTE[labels["color"][first[0]] - 1] == answer
+            elif asking.spelled(question, name):
+                for letter, ((cell,), _) in zip(answer, found, strict=True):
+                    near = {labels[f"{side} character"][cell] for side in ("left", "right")}
+                    letters.append(1 + CHARACTERS.index(letter) in near)
+    assert not letters or np.mean(letters) > 0.95  # an "i" may be too thin to be the one under a place
+
+
+def test_a_question_of_no_task_is_not_pointed_at() -> None:
+    with pytest.raises(ValueError, match="no task asks"):
+        pointing.points("where is it?", "here", [[]])
+
+
+def test_colors_have_the_names_that_they_were_drawn_by() -> None:
+    rng = random.Random(0)
+    for name in COLORS:
+        for _ in range(50):
+            assert color_name(asking.charts.tint(name, rng)) == name
+
+
+def test_made_up_words_are_never_those_of_the_test_split() -> None:
+    rng = random.Random(0)
+    made = {mixing.new_word(rng) for _ in range(500)}
+    assert not made & set(words.UNSEEN) and len(made) > 400 and all(3 <= len(word) <= 6 for word in made)
+
+
+def test_held_out_questions_are_kept_apart() -> None:
+    rng = random.Random(0)
+    assert not set(mixing._easy_indices(True)) & set(mixing._easy_indices(False))
+    drawn = [mixing.index("charts", rng) for _ in range(200)]
+    kept = [mixing.index("charts", rng, apart=True) for _ in range(200)]
+    assert max(drawn) < 1_000_000 - mixing.KEPT_APART <= min(kept)
+
+
+@EVERY_FAMILY
+def test_answers_are_tokens_or_letters(name: str) -> None:
+    kit = architectures.load(name)
+    for text in ("orange", "spoon", "91", "100"):
+        for spelled in (False, True):
+            ids = kit.answer(text, spelled)
+            assert kit.tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert len(kit.answer("orange", False)) == 2 and len(kit.answer("orange", True)) == 7
+    for task in TASKS.values():
+        for index in range(30):
+            assert kit.tokenizer.unk_token_id not in kit.question(task.example("test", index).question)
+
+
+@EVERY_FAMILY
+@torch.no_grad()
+def test_packed_rows_compute_what_a_prompt_of_its_own_does(name: str) -> None:
+    kit = small(name)
+    model = kit.model().eval()
+    for task in ("words", mixing.PAIRS):
+        sample = mixing.draw(task, kit, random.Random(1), 4)
+        packed = pack([sample], kit, 360)
+        alone = []
+        for prompt, answer, _ in sample.asked:
+            ids = torch.tensor([[*kit.block() * len(sample.pictures), *prompt, *answer[:-1]]])
+            pixels = kit.image_processor([Image.fromarray(p) for p in sample.pictures], return_tensors="pt")
+            inputs = {key: pixels[key] for key in ("pixel_values", "image_grid_thw") if key in pixels}
+            if kit.family.two_axes:
+                inputs["mm_token_type_ids"] = (ids == kit.ids(kit.family.image)[0]).to(torch.int64)
+            alone.append(model(input_ids=ids, **inputs).logits[0, -len(answer) :])
+        torch.testing.assert_close(learning.answer_logits(model, packed), torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_muon_makes_updates_orthogonal() -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(muon.orthogonal(torch.randn(3, 16, 40)))
+    assert (values > 0.5).all() and (values < 1.5).all()
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    run = train.Run(small("qwen3_vl"), options(tmp_path, steps=100, batch=2))
+    packed = mixing.batch(run.kit, 0, 0, run.task_weights(), vars(run.given))
+
+    def loss() -> float:
+        losses, _ = learning.losses(run.model, run.heads, packed, run.kit)
+        return (losses["answers"] + 0.2 * losses["cells"] + 0.5 * losses["points"]).item()
+
+    before = loss()
+    for _ in range(6):
+        run.advance()
+    assert loss() < 0.85 * before
+
+
+@EVERY_FAMILY
+def test_a_step_changes_every_weight(name: str, tmp_path: Path) -> None:
+    run = train.Run(small(name), options(tmp_path, batch=1))
+    before = [parameter.detach().clone() for parameter in run.weights]
+    run.advance()
+    unchanged = [old.shape for old, new in zip(before, run.weights, strict=True) if (old == new).all()]
+    assert len(unchanged) <= 2  # a norm after the last layer of a tower that takes the layer before it
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    kit = small("qwen3_vl")
+    whole = train.train(kit, options(tmp_path / "whole"))
+    first = train.Run(kit, options(tmp_path / "parts"))
+    (tmp_path / "parts").mkdir()
+    for _ in range(2):
+        first.advance()
+    first.save()
+    second = train.train(kit, options(tmp_path / "parts"))
+    assert second.step == whole.step == 4 and second.errors == whole.errors
+    for one, other in ((second.model, whole.model), (second.average, whole.average)):
+        assert all((a == b).all() for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    log = json.loads((tmp_path / "whole" / "log.json").read_text())["log"]
+    assert set(log[-1]["accuracy"]) == set(mixing.CHECKS)
+    curves.main([str(tmp_path / "whole" / "log.json"), "--out", str(tmp_path / "curves.png")])
+    assert (tmp_path / "curves.png").stat().st_size > 1_000
+
+
+@torch.no_grad()
+def test_an_exported_model_answers_the_same(tmp_path: Path) -> None:
+    kit = small("qwen3_vl")
+    run = train.Run(kit, options(tmp_path))
+    for parameter in run.average.parameters():
+        parameter.copy_(parameter.half().float())  # what the file holds
+    train.export_model(run.average, run.heads, kit, tmp_path / "model")
+    model, loaded = accuracy.load(tmp_path / "model")
+    packed = pack([mixing.draw("forms", kit, random.Random(0), 4)], loaded, 232)
+    wanted = learning.answer_logits(run.average, packed)
+    torch.testing.assert_close(learning.answer_logits(model, packed), wanted, rtol=1e-4, atol=1e-5)
+    assert kit.tokenizer.get_vocab() == type(kit.tokenizer).from_pretrained(tmp_path / "model").get_vocab()
+    figures = accuracy.measure(model, loaded, accuracy.test_samples("colors", loaded, 2), accuracy.PLANS["all skipped"])
+    assert figures["mean"] == figures["colors"]
+    other = train.Run(kit, options(tmp_path, start=tmp_path / "model"))
+    assert all((a == b).all() for a, b in zip(other.model.parameters(), model.parameters(), strict=True))
+
+
+def test_a_record_ends_with_its_block() -> None:
+    with recording() as record:
+        TASKS["colors"].example("train", 0)
+    TASKS["colors"].example("train", 1)
+    assert len(record) == 1
