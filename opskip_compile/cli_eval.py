@@ -44,7 +44,9 @@ def evaluate(
     calibration_limit: Annotated[int, typer.Option(help="Prompts at most to calibrate on, evenly spread.")] = 64,
     batch: Batch = 1,
     answer_tokens: Annotated[int, typer.Option(help="Tokens of an answer, at most; demo answers in one.")] = 16,
-    eager: Annotated[bool, typer.Option("--eager", help="Without Inductor: quick, but times are no measure.")] = False,
+    eager: Annotated[
+        bool, typer.Option("--eager", help="Answer without Inductor: quicker for small models. Times are Inductor's.")
+    ] = False,
     rounds: Annotated[int, typer.Option(help="Rounds of timing the prefill; 0 for none.")] = 5,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap behind the intervals.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap, the calibration and the demo's questions.")] = 0,

@@ -229,9 +229,8 @@ def test_an_interrupted_run_goes_on(
 
 
 def test_prefill_is_timed(model: Any, encoder: Encoder, questions: list[Line]) -> None:
-    found = opskip.evaluate(
-        model, questions[:4], processor=encoder, methods=("vtw", "late"), cuts=(0.4,), **{**FAST, "rounds": 1}
-    )
+    given: dict[str, Any] = {**FAST, "rounds": 1, "timed": "eager"}
+    found = opskip.evaluate(model, questions[:4], processor=encoder, methods=("vtw", "late"), cuts=(0.4,), **given)
     assert not found.missing
     for method in ("vtw", "late"):
         speed = found.of(method, 0.4).speed
@@ -251,6 +250,7 @@ def test_prefill_is_timed(model: Any, encoder: Encoder, questions: list[Line]) -
         ({"limit": 0}, OptionError, "limit: expected an integer of at least 1, got 0"),
         ({"rounds": -1}, OptionError, "rounds: expected an integer of at least 0, got -1"),
         ({"random_seeds": 0}, OptionError, "random_seeds: expected an integer of at least 1, got 0"),
+        ({"timed": "fast"}, OptionError, "timed: expected one of inductor, eager, got 'fast'"),
         ({"lower": "fast"}, OptionError, "lower: expected one of inductor, eager, got 'fast'"),
         ({"schedules": {"mine": "silent:9"}}, ScheduleError, r"layer 9"),
         ({"calibration": "data"}, OpSkipError, "test, line 0: the same pictures and prompt are in data too"),

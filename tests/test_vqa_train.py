@@ -210,10 +210,29 @@ def test_packed_rows_compute_what_a_prompt_of_its_own_does(name: str) -> None:
         torch.testing.assert_close(learning.answer_logits(model, packed), torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
-def test_muon_makes_updates_orthogonal() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_makes_updates_orthogonal(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(muon.orthogonal(torch.randn(3, 16, 40)))
+    values = torch.linalg.svdvals(muon.orthogonal(torch.randn(3, 16, 40), dtype=dtype))
     assert (values > 0.5).all() and (values < 1.5).all()
+
+
+@EVERY_FAMILY
+def test_bfloat16_is_for_the_products_of_the_decoder_alone(name: str) -> None:
+    kit = small(name)
+    model = kit.model()
+    heads = learning.Heads(64, kit.settings["taps"])
+    packed = mixing.batch(kit, 0, 0, {"counting": 1.0}, {"batch": 1, "affirmative": 0, "rows": 200})
+    seen: dict[str, torch.dtype] = {}
+    for part, module in {"decoder": model.get_decoder(), "tower": model.model.get_image_features.__self__}.items():
+        for child in module.modules():
+            inside = part == "decoder" or not any(child is own for own in model.get_decoder().modules())
+            if isinstance(child, torch.nn.Linear) and inside:
+                child.register_forward_hook(lambda _, __, out, part=part: seen.setdefault(part, out.dtype))
+    losses, _ = learning.losses(model, heads, packed, kit, torch.bfloat16)
+    assert seen == {"decoder": torch.bfloat16, "tower": torch.float32}
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:

@@ -89,9 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cut", type=float, action="append", help="default: 0.2, 0.337, 0.5 and 0.65")
     parser.add_argument("--method", action="append", help="default: all")
     parser.add_argument("--random-seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=7, help="of timing the prefill")
-    parser.add_argument("--eager", action="store_true", help="without Inductor: no times")
+    parser.add_argument("--rounds", type=int, default=7, help="of timing the prefill by Inductor; 0 for none")
+    parser.add_argument("--eager", action="store_true", help="answer without Inductor, which is quicker here")
     parser.add_argument("--work", type=Path, default=Path("vqa_evaluation"), help="folder for data and answers")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     given = parser.parse_args(arguments)
     model, encoder = load_trained(given.model)
     with progress(Console(stderr=True)) as step:
@@ -107,12 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             batch=given.batch,
             answer_tokens=LONGEST_ANSWER,
             lower="eager" if given.eager else "inductor",
-            rounds=0 if given.eager else given.rounds,
+            rounds=given.rounds,
             resume=given.work / given.model,
             step=step,
         )
     print(result.markdown())
-    target = RESULTS / f"vqa_{given.model}"
+    target = given.results / f"vqa_{given.model}"
     write_json({"environment": environment("cpu", "float32"), **result.to_dict()}, target.with_suffix(".json"))
     write_whole(target.with_suffix(".md"), result.markdown() + "\n")
     result.plot(target.with_suffix(".png"))

@@ -33,7 +33,7 @@ class Heads(nn.Module):
 
     def forward(self, states: Sequence[Tensor], labels: Tensor) -> Tensor:
         """The loss at the visual rows: states `(rows, width)` for each tap, labels `(rows, heads)`."""
-        total = torch.zeros(())
+        total = torch.zeros((), device=labels.device)
         for state, norm, to_labels in zip(states, self.norms, self.maps, strict=True):
             logits = to_labels(norm(state)).split(list(HEADS.values()), dim=1)
             for head, found in enumerate(logits):
@@ -71,10 +71,33 @@ def attended(layer: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def losses(model: Any, heads: Heads, packed: Packed, kit: Kit) -> tuple[dict[str, Tensor], Tensor]:
+@contextmanager
+def products(decoder: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Matrix products of the decoder in `dtype`; the tower's attention and convolution are faster in float32."""
+    device = next(decoder.parameters()).device.type
+    cast = torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+    def enter(*_: Any) -> None:
+        cast.__enter__()
+
+    def leave(*_: Any) -> None:
+        cast.__exit__(None, None, None)
+
+    handles = [decoder.register_forward_pre_hook(enter), decoder.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def losses(
+    model: Any, heads: Heads, packed: Packed, kit: Kit, dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, Tensor], Tensor]:
     """Losses of the answers, the cell labels and the points, and whether each answer token is right."""
-    layers = model.get_decoder().layers
-    with tapped(layers, heads.taps) as states, attended(layers[kit.settings["pointing_layer"]]) as weights:
+    decoder = model.get_decoder()
+    pointing = decoder.layers[kit.settings["pointing_layer"]]
+    with tapped(decoder.layers, heads.taps) as states, attended(pointing) as weights, products(decoder, dtype):
         hidden = model.model(**packed.inputs, use_cache=False).last_hidden_state
     element, row, _ = packed.rows.unbind(1)
     logits = model.lm_head(hidden[element, row])
@@ -82,7 +105,7 @@ def losses(model: Any, heads: Heads, packed: Packed, kit: Kit) -> tuple[dict[str
     visual = packed.inputs["input_ids"] == kit.ids(kit.family.image)[0]
     cells = heads([state[visual] for state in states], packed.labels)
     element, which, row, column = packed.points.unbind(1)
-    looked = weights[0][element, which * (weights[0].shape[1] // 2), row, column]
+    looked = weights[0].float()[element, which * (weights[0].shape[1] // 2), row, column]
     points = -(looked.clamp(min=1e-8).log() * packed.shares).sum() / packed.shares.sum().clamp(min=1)
     return {"answers": answers, "cells": cells, "points": points}, logits.argmax(1) == packed.targets
 
@@ -113,12 +136,13 @@ def accuracies(
             part = group[start : start + size]
             longest = max(len(prompt) + len(answer) for sample in part for prompt, answer, _ in sample.asked)
             packed = pack(part, kit, images * len(kit.block()) + longest)
-            results[task] += first_right(packed, forward(packed).argmax(1) == packed.targets)
+            results[task] += first_right(packed, forward(packed).argmax(1).cpu() == packed.targets)
     return {task: sum(found) / len(found) for task, found in results.items()}
 
 
 def answer_logits(model: Any, packed: Packed) -> Tensor:
-    """Logits of the rows that predict answer tokens, `(tokens, vocabulary)`."""
+    """Logits of the rows that predict answer tokens, `(tokens, vocabulary)`, on the model's device."""
+    packed = packed.to(model.device)
     hidden = model.model(**packed.inputs, use_cache=False).last_hidden_state
     element, row, _ = packed.rows.unbind(1)
     logits: Tensor = model.lm_head(hidden[element, row])

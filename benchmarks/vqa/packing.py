@@ -8,7 +8,7 @@ tower and the visual rows are paid for once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -42,6 +42,12 @@ class Packed:
     points: Tensor  # (points, 4): batch element, which of the two heads, row, column that it should look at
     shares: Tensor  # (points,): the share of its attention
     tasks: tuple[str, ...]
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on a device."""
+        tensors = {name: getattr(self, name).to(device) for name in ("rows", "targets", "weights", "labels", "points")}
+        inputs = {name: value.to(device) for name, value in self.inputs.items()}
+        return replace(self, inputs=inputs, shares=self.shares.to(device), **tensors)
 
 
 def positions(images: int, kit: Kit) -> tuple[Tensor, int]:

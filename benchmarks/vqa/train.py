@@ -1,4 +1,4 @@
-"""Train one model on the ten tasks, on a CPU, and export it.
+"""Train one model on the ten tasks, on a CPU or a GPU, and export it.
 
 python benchmarks/vqa/train.py --config qwen3_vl --work RUN [--steps 4000]
 
@@ -32,8 +32,8 @@ from vqa.exporting import export_model, load_weights
 from vqa.learning import Heads
 from vqa.muon import Muon
 
-SHARES = {**dict.fromkeys(mixing.TASKS, 1.0), "words": 1.5, "forms": 1.5, "charts": 1.2, "easy_vqa": 0.6}
-SHARES |= {"comparison": 0.6, mixing.PAIRS: 0.6}
+SHARES = dict.fromkeys((*mixing.TASKS, mixing.PAIRS), 1.0)
+SHARES |= {"words": 1.3, "relations": 1.3, "counting": 1.2, "forms": 1.2, mixing.PAIRS: 0.8, "easy_vqa": 0.6}
 
 
 class Run:
@@ -42,17 +42,19 @@ class Run:
     def __init__(self, kit: Kit, given: argparse.Namespace) -> None:
         torch.manual_seed(given.seed)
         self.kit, self.given = kit, given
-        self.model = kit.model().train()
-        self.heads = Heads(self.model.get_decoder().config.hidden_size, kit.settings["taps"])
+        self.device = torch.device(given.device)
+        self.model = kit.model().train().to(self.device)
+        self.heads = Heads(self.model.get_decoder().config.hidden_size, kit.settings["taps"]).to(self.device)
         if given.start:
             load_weights(self.model, self.heads, given.start)
         self.average = copy.deepcopy(self.model).eval()
         # Eager attention is faster here: the CPU's fused backward is slow for a few hundred rows.
         self.model.set_attn_implementation({"": "eager", "text_config": "eager", "vision_config": "sdpa"})
+        self.dtype = torch.bfloat16 if given.bfloat16 else torch.float32
         self.weights = list(self.model.parameters())
         inner, matrices, vectors = self._groups()
         self.optimizers: list[torch.optim.Optimizer] = [
-            Muon(inner, lr=given.lr, weight_decay=given.weight_decay),
+            Muon(inner, lr=given.lr, weight_decay=given.weight_decay, dtype=self.dtype),
             torch.optim.AdamW(
                 [{"params": matrices, "weight_decay": given.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
                 betas=(0.9, 0.98),
@@ -64,7 +66,7 @@ class Run:
         self.log: list[dict[str, Any]] = []
         checkpoint = given.work / "checkpoint.pt"
         if checkpoint.exists():
-            self._load(torch.load(checkpoint, weights_only=True))
+            self._load(torch.load(checkpoint, map_location=self.device, weights_only=True))
         if given.compile:
             for number, layer in enumerate(self.model.get_decoder().layers):
                 if number != kit.settings["pointing_layer"]:  # its weights are read
@@ -91,8 +93,8 @@ class Run:
         """One training step."""
         given = self.given
         settings = {name: vars(given)[name] for name in ("batch", "rows", "pair_rows", "affirmative")}
-        packed = mixing.batch(self.kit, given.seed, self.step, self.task_weights(), settings)
-        losses, right = learning.losses(self.model, self.heads, packed, self.kit)
+        packed = mixing.batch(self.kit, given.seed, self.step, self.task_weights(), settings).to(self.device)
+        losses, right = learning.losses(self.model, self.heads, packed, self.kit, self.dtype)
         total = losses["answers"] + given.cells * losses["cells"] + given.points * losses["points"]
         total.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_([*self.weights, *self.heads.parameters()], 1.0)
@@ -192,11 +194,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--affirmative", type=int, default=1500, help="first steps without negated questions")
     parser.add_argument("--average", type=float, default=0.995, help="decay of the running average of the weights")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--show", type=int, default=25, help="steps between two lines")
     parser.add_argument("--evaluate-seconds", type=float, default=600)
     parser.add_argument("--evaluate-questions", type=int, default=60, help="held-out questions of each task")
     parser.add_argument("--checkpoint-seconds", type=float, default=180)
+    parser.add_argument("--bfloat16", action="store_true", help="the decoder's products: faster where a CPU has AMX")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--work", type=Path, default=Path("vqa_run"), help="folder of the checkpoint and the log")
     parser.add_argument("--start", type=Path, help="folder of an exported model to begin with")

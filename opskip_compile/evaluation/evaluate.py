@@ -56,6 +56,7 @@ def evaluate(
     answer_tokens: int = 16,
     lower: str = "inductor",
     rounds: int = 5,
+    timed: str = "inductor",
     resamples: int = 2000,
     seed: int = 0,
     resume: str | os.PathLike[str] | None = None,
@@ -83,8 +84,10 @@ def evaluate(
         limit, calibration_limit: questions at most for each task, and prompts at most in all, evenly spread.
         batch: prompts to a forward pass.
         answer_tokens: of an answer, at most.
-        lower: ``"inductor"``, or ``"eager"`` to compile nothing: the same rows left out, quicker for small models.
+        lower: ``"inductor"``, or ``"eager"`` to answer by the rewritten graphs as they are: the same rows left out,
+            quicker for small models.
         rounds: of timing the prefill; 0 for no timing.
+        timed: how the timed prefill is lowered; with ``"eager"`` the times are no measure.
         resamples: of the bootstrap.
         seed: of the bootstrap and the calibrations.
         resume: a folder that keeps answers and measurements; an interrupted evaluation goes on with them.
@@ -97,7 +100,9 @@ def evaluate(
         OptionError: a bad option. OpSkipError: a bad line (named), a line of ``data`` in ``calibration``, or a model
         whose rows are not known. Both before long work where it can be known then.
     """
-    plan = Plan.of(methods, cuts, calibration is not None, bool(schedules), random_seeds, rounds, resamples, lower)
+    plan = Plan.of(
+        methods, cuts, calibration is not None, bool(schedules), random_seeds, rounds, resamples, lower, timed
+    )
     encoder, given = Encoder.of(processor), [(k, Schedule.of(v)) for k, v in (schedules or {}).items()]
     lines = checked_lines(data, "data", limit, answered=True)
     learned = None if calibration is None else checked_lines(calibration, "calibration", None, unlike=lines)
@@ -143,7 +148,7 @@ def evaluate(
         speeds: dict[str, timing.Speed] = {}
         if rounds:
             try:
-                speeds = timing.speeds(model, runs, field.prompts, rounds, lower, step)
+                speeds = timing.speeds(model, runs, field.prompts, rounds, timed, step)
             except OpSkipError as error:
                 missing.append(f"prefill times: {error}")
     tasks = task_rows(lines)

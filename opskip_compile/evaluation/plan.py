@@ -34,6 +34,7 @@ class Plan:
         rounds: int,
         resamples: int,
         lower: str,
+        timed: str,
     ) -> Plan:
         """The plan with its defaults.
 
@@ -54,8 +55,9 @@ class Plan:
         for name, number, least in counts:
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
                 raise OptionError(f"{name}: expected an integer of at least {least}, got {number!r}")
-        if lower not in LOWERINGS:
-            raise OptionError(f"lower: expected one of {', '.join(LOWERINGS)}, got {lower!r}")
+        for name, how in (("lower", lower), ("timed", timed)):
+            if how not in LOWERINGS:
+                raise OptionError(f"{name}: expected one of {', '.join(LOWERINGS)}, got {how!r}")
         return cls(tuple(dict.fromkeys(methods)), tuple(sorted({float(cut) for cut in cuts})))
 
     def check_reach(self, field: Field) -> None:

@@ -1,0 +1,53 @@
+"""The answer-silent study of a trained model of this suite: each layer's visual update against its effect on answers.
+
+python benchmarks/vqa/silent.py --model qwen3_vl [--prompts 32]
+
+`opskip_compile.diagnose` on the calibration split, the model's own answers. Writes
+`benchmarks/results/vqa_silent_MODEL.json` and `.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import opskip_compile as opskip
+from opskip_compile.bench.machine import environment
+from opskip_compile.calibration.jsonl import FileSamples
+from opskip_compile.lines import read_lines
+from opskip_compile.progress import progress
+from opskip_compile.tables import write_json
+from vqa.architectures import CONFIGS
+from vqa.evaluate import RESULTS, files, load_trained
+from vqa.exporting import LONGEST_ANSWER
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, measure, print the table and write the files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(path.stem for path in CONFIGS.glob("*.json")), required=True)
+    parser.add_argument("--prompts", type=int, default=32, help="calibration prompts of each task")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--work", type=Path, default=Path("vqa_evaluation"), help="folder for the data")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
+    given = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    with progress(console) as step:
+        lines = [line for file in files(given.work, "calibration", given.prompts, step) for line in read_lines(file)]
+        model, encoder = load_trained(given.model)
+        samples = FileSamples(model, lines, encoder, "visual", LONGEST_ANSWER, given.batch)
+        found = opskip.diagnose(model, samples, step=step)
+    Console(width=100).print(found.table())
+    target = given.results / f"vqa_silent_{given.model}"
+    write_json({"environment": environment("cpu", "float32"), **found.to_dict()}, target.with_suffix(".json"))
+    found.plot(target.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

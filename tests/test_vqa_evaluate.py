@@ -1,0 +1,77 @@
+"""The VQA suite's evaluation: prompts as training packs them, the table of a model, and its answer-silent study."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("easy_vqa")
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+from vqa import architectures, evaluate, learning, mixing, silent
+from vqa.architectures import FAMILIES
+from vqa.packing import Sample, pack
+from vqa.tasks import TASKS
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize("images", [1, 2])
+def test_prompts_are_those_of_training(name: str, images: int) -> None:
+    """The last row of a padded prompt predicts what the packed row before the answer does."""
+    torch.manual_seed(0)
+    kit = architectures.load(name)
+    model = kit.model().eval()
+    found = (TASKS["comparison"].example("calibration", i) for i in range(100))
+    examples = [example for example in found if len(example.images) == images][:3]
+    texts = [example.question for example in examples]
+    assert len({len(kit.question(text)) for text in texts}) > 1, "some prompt is padded"
+    inputs = evaluate.KitEncoder(kit).prompts([example.images for example in examples], texts)
+    samples = [
+        Sample(example.images, mixing.encode([(example.question, example.answer)], "comparison", kit))
+        for example in examples
+    ]
+    with torch.no_grad():
+        got = model(**inputs).logits[:, -1]
+        packed = pack(samples, kit, images * len(kit.block()) + 24)
+        rows = [packed.rows[:, 0].tolist().index(element) for element in range(len(samples))]
+        want = learning.answer_logits(model, packed)[rows]
+    assert torch.allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_the_table_of_a_model(tmp_path: Path) -> None:
+    asked = [
+        "--limit",
+        "2",
+        "--calibration",
+        "1",
+        "--method",
+        "late",
+        "--method",
+        "vtw",
+        "--cut",
+        "0.5",
+        "--eager",
+        "--rounds",
+        "0",
+    ]
+    evaluate.main(["--model", "qwen3_vl", *asked, "--work", str(tmp_path / "work"), "--results", str(tmp_path)])
+    found = json.loads((tmp_path / "vqa_qwen3_vl.json").read_text(encoding="utf-8"))
+    assert {task: counts["questions"] for task, counts in found["tasks"].items()} == dict.fromkeys(TASKS, 2)
+    assert {outcome["method"] for outcome in found["outcomes"]} >= {"dense", "late"}
+    assert (tmp_path / "vqa_qwen3_vl.md").read_text(encoding="utf-8").count("|") > 20
+    assert (tmp_path / "vqa_qwen3_vl.png").stat().st_size > 10_000
+
+
+def test_the_answer_silent_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    silent.main(["--model", "qwen3_vl", "--prompts", "1", "--work", str(tmp_path / "w"), "--results", str(tmp_path)])
+    found = json.loads((tmp_path / "vqa_silent_qwen3_vl.json").read_text(encoding="utf-8"))
+    assert found["samples"] == len(TASKS)
+    assert len(found["layers"]) == 8
+    last = found["layers"][-1]["layer"]
+    assert last["divergence"] < 1e-6 < last["update"], "nothing reads the visual rows of the last layer"
+    assert "silent" in capsys.readouterr().out
+    assert (tmp_path / "vqa_silent_qwen3_vl.png").stat().st_size > 10_000
