@@ -177,9 +177,9 @@ METHODS = {
 }
 
 
-def evaluation() -> str:
-    """What the demo model's answers keep, method by method and cut by cut; in brackets the cut that was reached."""
-    found = read("eval_demo")["outcomes"]
+def evaluation(name: str) -> str:
+    """What a model's answers keep, method by method and cut by cut; in brackets the cut that was reached."""
+    found = read(name)["outcomes"]
     cuts = sorted({row["asked"] for row in found if row["asked"] is not None})
     by_method: dict[str, dict[float, Any]] = {}
     for row in found:
@@ -229,7 +229,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "passes": passes,
     "calibration": calibration,
     "calibration samples": calibration_samples,
-    "evaluation": evaluation,
+    "evaluation": lambda: evaluation("eval_demo"),
+    "ten tasks": lambda: evaluation("vqa_qwen3_vl"),
 }
 
 

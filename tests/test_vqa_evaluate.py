@@ -26,7 +26,7 @@ def test_prompts_are_those_of_training(name: str, images: int) -> None:
     kit = architectures.load(name)
     model = kit.model().eval()
     found = (TASKS["comparison"].example("calibration", i) for i in range(100))
-    examples = [example for example in found if len(example.images) == images][:3]
+    examples = [example for example in found if len(example.images) == images][:8]
     texts = [example.question for example in examples]
     assert len({len(kit.question(text)) for text in texts}) > 1, "some prompt is padded"
     inputs = evaluate.KitEncoder(kit).prompts([example.images for example in examples], texts)

@@ -221,16 +221,21 @@ def test_muon_makes_updates_orthogonal(dtype: torch.dtype) -> None:
 def test_bfloat16_is_for_the_products_of_the_decoder_alone(name: str) -> None:
     kit = small(name)
     model = kit.model()
+    model.set_attn_implementation("eager")
     heads = learning.Heads(64, kit.settings["taps"])
     packed = mixing.batch(kit, 0, 0, {"counting": 1.0}, {"batch": 1, "affirmative": 0, "rows": 200})
-    seen: dict[str, torch.dtype] = {}
-    for part, module in {"decoder": model.get_decoder(), "tower": model.model.get_image_features.__self__}.items():
-        for child in module.modules():
-            inside = part == "decoder" or not any(child is own for own in model.get_decoder().modules())
-            if isinstance(child, torch.nn.Linear) and inside:
-                child.register_forward_hook(lambda _, __, out, part=part: seen.setdefault(part, out.dtype))
+    seen: dict[str, set[torch.dtype]] = {"decoder": set(), "tower": set()}
+
+    def note(part: str, found: torch.Tensor) -> None:
+        seen[part].add(found.dtype)
+
+    decoder = {id(module) for module in model.get_decoder().modules()}
+    for module in model.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            part = "decoder" if id(module) in decoder else "tower"
+            module.register_forward_hook(lambda _, __, found, part=part: note(part, found))
     losses, _ = learning.losses(model, heads, packed, kit, torch.bfloat16)
-    assert seen == {"decoder": torch.bfloat16, "tower": torch.float32}
+    assert seen == {"decoder": {torch.bfloat16}, "tower": {torch.float32}}
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
     assert not torch.is_autocast_enabled("cpu")
 
