@@ -1,0 +1,84 @@
+"""A trained model under calibrated schedules and under what should lose to them: the size of updates, and ten draws.
+
+python benchmarks/vqa/controls.py --model qwen3_vl [--limit 60] [--cut 0.337 --cut 0.5]
+
+The schedules of the published table (`vqa_MODEL.json`), the one that goes by `update_norm` alone, and random operators.
+Answers are computed without Inductor. Writes `benchmarks/results/vqa_controls_MODEL.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import opskip_compile as opskip
+from opskip_compile.bench.machine import environment
+from opskip_compile.calibration.jsonl import FileSamples
+from opskip_compile.lines import read_lines
+from opskip_compile.progress import Step, progress
+from opskip_compile.tables import write_json
+from vqa.architectures import CONFIGS
+from vqa.evaluate import RESULTS, files, load_trained
+from vqa.exporting import LONGEST_ANSWER
+
+PUBLISHED = ("operators", "layers", "late")
+
+
+def controls(given: argparse.Namespace, cut: float, step: Step) -> list[dict[str, Any]]:
+    """One line for each way to choose, at one cut."""
+    model, encoder = load_trained(given.model)
+    table = json.loads((given.results / f"vqa_{given.model}.json").read_text(encoding="utf-8"))["outcomes"]
+    specs = {
+        row["method"]: row["runs"][0]["spec"] for row in table if row["asked"] == cut and row["method"] in PUBLISHED
+    }
+    prompts = [line for file in files(given.work, "calibration", 16, step) for line in read_lines(file)]
+    samples = FileSamples(model, prompts, encoder, "visual", LONGEST_ANSWER, given.batch)
+    plain: Any = {"holdout": 0.0, "controls": False, "stability": False, "whole_front": False}
+    chosen = opskip.calibrate(model, samples, cut, method="update_norm", search="scores", step=step, **plain)
+    specs["update_norm"] = chosen.schedule.to_spec()
+    found = opskip.evaluate(
+        model,
+        files(given.work, "test", given.limit, step),
+        processor=encoder,
+        schedules=specs,
+        methods=("random",),
+        cuts=(cut,),
+        random_seeds=given.random_seeds,
+        batch=given.batch,
+        answer_tokens=LONGEST_ANSWER,
+        lower="eager",
+        rounds=0,
+        step=step,
+    )
+    return [{"asked_of_all": cut, **outcome.to_dict()} for outcome in found.outcomes]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, evaluate, and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(path.stem for path in CONFIGS.glob("*.json")), required=True)
+    parser.add_argument("--limit", type=int, default=60, help="test questions of each task")
+    parser.add_argument("--cut", type=float, action="append", help="default: 0.337 and 0.5")
+    parser.add_argument("--random-seeds", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--work", type=Path, default=Path("vqa_evaluation"), help="folder for the data")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder with the table, and to write to")
+    given = parser.parse_args(arguments)
+    with progress(Console(stderr=True)) as step:
+        rows = [row for cut in given.cut or (0.337, 0.5) for row in controls(given, cut, step)]
+    for row in rows:
+        print(row["asked_of_all"], row["method"], row["flops_cut"], row["accuracy"], row["retained"])
+    content = {"environment": environment("cpu", "float32"), "questions_per_task": given.limit, "outcomes": rows}
+    write_json(content, given.results / f"vqa_controls_{given.model}.json")
+
+
+if __name__ == "__main__":
+    main()
