@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ pytest.importorskip("easy_vqa")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from vqa import architectures, controls, evaluate, learning, mixing, silent
+from vqa import architectures, evaluate, learning, mixing, silent
 from vqa.architectures import FAMILIES
 from vqa.packing import Sample, pack
 from vqa.tasks import TASKS
@@ -76,14 +75,3 @@ def test_the_answer_silent_study(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert last["divergence"] < 1e-6 < last["update"], "nothing reads the visual rows of the last layer"
     assert "silent" in capsys.readouterr().out
     assert (tmp_path / "vqa_silent_qwen3_vl.png").stat().st_size > 10_000
-
-
-def test_controls_are_asked_the_same(tmp_path: Path) -> None:
-    shutil.copy(evaluate.RESULTS / "vqa_qwen3_vl.json", tmp_path)
-    asked = ["--limit", "1", "--cut", "0.5", "--random-seeds", "2"]
-    controls.main(["--model", "qwen3_vl", *asked, "--work", str(tmp_path / "w"), "--results", str(tmp_path)])
-    found = json.loads((tmp_path / "vqa_controls_qwen3_vl.json").read_text(encoding="utf-8"))["outcomes"]
-    cuts = {row["method"]: row["flops_cut"] for row in found}
-    assert set(cuts) == {"dense", "operators", "layers", "late", "update_norm", "random"}
-    assert all(0.5 <= cut < 0.6 for method, cut in cuts.items() if method != "dense")
-    assert sum(len(row["runs"]) for row in found if row["method"] == "random") == 2
