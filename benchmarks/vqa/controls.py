@@ -21,12 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import opskip_compile as opskip
 from opskip_compile.bench.machine import environment
-from opskip_compile.calibration.jsonl import FileSamples
-from opskip_compile.lines import read_lines
 from opskip_compile.progress import Step, progress
 from opskip_compile.tables import write_json
 from vqa.architectures import CONFIGS
-from vqa.evaluate import RESULTS, files, load_trained
+from vqa.evaluate import RESULTS, calibration_prompts, files, load_trained
 from vqa.exporting import LONGEST_ANSWER
 
 PUBLISHED = ("operators", "layers", "late")
@@ -39,8 +37,7 @@ def controls(given: argparse.Namespace, cut: float, step: Step) -> list[dict[str
     specs = {
         row["method"]: row["runs"][0]["spec"] for row in table if row["asked"] == cut and row["method"] in PUBLISHED
     }
-    prompts = [line for file in files(given.work, "calibration", 16, step) for line in read_lines(file)]
-    samples = FileSamples(model, prompts, encoder, "visual", LONGEST_ANSWER, given.batch)
+    samples = calibration_prompts(model, encoder, given.work, 16, given.batch, step)
     plain: Any = {"holdout": 0.0, "controls": False, "stability": False, "whole_front": False}
     chosen = opskip.calibrate(model, samples, cut, method="update_norm", search="scores", step=step, **plain)
     specs["update_norm"] = chosen.schedule.to_spec()

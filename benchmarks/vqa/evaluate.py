@@ -23,8 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import opskip_compile as opskip
 from opskip_compile.bench.machine import environment
+from opskip_compile.calibration.jsonl import FileSamples
 from opskip_compile.evaluation.evaluate import CUTS
 from opskip_compile.files import write_whole
+from opskip_compile.lines import read_lines
 from opskip_compile.progress import Step, progress
 from opskip_compile.prompting import Encoder
 from opskip_compile.tables import write_json
@@ -77,6 +79,14 @@ def files(folder: Path, split: Any, count: int, step: Step = lambda what, done, 
         data = own / "data.jsonl"
         found.append(data if data.exists() else export(task, split, min(count, task.size(split)), own))
     return found
+
+
+def calibration_prompts(
+    model: Any, encoder: Encoder, folder: Path, count: int, batch: int, step: Step = lambda what, done, total: None
+) -> FileSamples:
+    """`count` prompts of each task's calibration split, with the model's own answers."""
+    lines = [line for file in files(folder, "calibration", count, step) for line in read_lines(file)]
+    return FileSamples(model, lines, encoder, "visual", LONGEST_ANSWER, batch)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,13 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import opskip_compile as opskip
 from opskip_compile.bench.machine import environment
-from opskip_compile.calibration.jsonl import FileSamples
-from opskip_compile.lines import read_lines
 from opskip_compile.progress import progress
 from opskip_compile.tables import write_json
 from vqa.architectures import CONFIGS
-from vqa.evaluate import RESULTS, files, load_trained
-from vqa.exporting import LONGEST_ANSWER
+from vqa.evaluate import RESULTS, calibration_prompts, load_trained
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,11 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("vqa_evaluation"), help="folder for the data")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     given = parser.parse_args(arguments)
-    console = Console(stderr=True)
-    with progress(console) as step:
-        lines = [line for file in files(given.work, "calibration", given.prompts, step) for line in read_lines(file)]
+    with progress(Console(stderr=True)) as step:
         model, encoder = load_trained(given.model)
-        samples = FileSamples(model, lines, encoder, "visual", LONGEST_ANSWER, given.batch)
+        samples = calibration_prompts(model, encoder, given.work, given.prompts, given.batch, step)
         found = opskip.diagnose(model, samples, step=step)
     Console(width=100).print(found.table())
     target = given.results / f"vqa_silent_{given.model}"
