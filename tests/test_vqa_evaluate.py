@@ -42,6 +42,33 @@ def test_prompts_are_those_of_training(name: str, images: int) -> None:
     assert torch.allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_the_tower_remembers_what_it_saw(name: str) -> None:
+    """The same batch again gives the same logits without the tower; other pixels are never taken for it."""
+    torch.manual_seed(0)
+    kit = architectures.load(name)
+    model = kit.model().eval()
+    encoder, tower = evaluate.KitEncoder(kit), evaluate.tower_of(model)
+    batches = []
+    for first in (0, 2):
+        examples = [TASKS["colors"].example("calibration", first + i) for i in range(2)]
+        batches.append(encoder.prompts([e.images for e in examples], [examples[0].question] * 2))
+    runs = []
+    block = next(module for module in tower.modules() if isinstance(module, torch.nn.LayerNorm | torch.nn.Linear))
+    block.register_forward_hook(lambda *_: runs.append(1))
+    with torch.no_grad():
+        want = [model(**inputs).logits for inputs in batches]
+        runs.clear()
+        with evaluate.remembering(tower):
+            got = [model(**inputs).logits for inputs in (*batches, *batches)]
+        seen = len(runs)
+        model(**batches[0])
+    assert not torch.equal(want[0], want[1])
+    for one, other in zip(got, (*want, *want), strict=True):
+        assert torch.equal(one, other)
+    assert seen == 2 * (len(runs) - seen), "the tower ran once for each batch, and runs as before afterwards"
+
+
 def test_the_table_of_a_model(tmp_path: Path) -> None:
     asked = "--limit 2 --calibration 1 --method late --method vtw --cut 0.5 --eager --rounds 0".split()
     evaluate.main(["--model", "qwen3_vl", *asked, "--work", str(tmp_path / "work"), "--results", str(tmp_path)])

@@ -33,7 +33,7 @@ from vqa.learning import Heads
 from vqa.muon import Muon
 
 SHARES = dict.fromkeys((*mixing.TASKS, mixing.PAIRS), 1.0)
-SHARES |= {"words": 1.3, "relations": 1.3, "counting": 1.2, "forms": 1.2, mixing.PAIRS: 0.8, "easy_vqa": 0.6}
+SHARES |= {"words": 1.3, "relations": 1.3, "counting": 1.2, "forms": 1.2, mixing.PAIRS: 1.6, "easy_vqa": 0.6}
 
 
 class Run:
