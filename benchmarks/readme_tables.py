@@ -230,7 +230,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration": calibration,
     "calibration samples": calibration_samples,
     "evaluation": lambda: evaluation("eval_demo"),
-    "ten tasks": lambda: evaluation("vqa_qwen3_vl"),
+    "ten tasks, Qwen3-VL": lambda: evaluation("vqa_qwen3_vl"),
+    "ten tasks, LLaVA": lambda: evaluation("vqa_llava"),
 }
 
 

@@ -277,7 +277,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
         assert all((a == b).all() for a, b in zip(one.parameters(), other.parameters(), strict=True))
     log = json.loads((tmp_path / "whole" / "log.json").read_text())["log"]
     assert set(log[-1]["accuracy"]) == set(mixing.CHECKS)
-    curves.main([str(tmp_path / "whole" / "log.json"), "--out", str(tmp_path / "curves.png")])
+    entries, ends = curves.joined([log, log])
+    steps = [entry["step"] for entry in log]
+    assert [entry["step"] for entry in entries] == [*steps, *(steps[-1] + step for step in steps)]
+    assert ends == [steps[-1]]
+    curves.main([str(tmp_path / "whole" / "log.json")] * 2 + ["--out", str(tmp_path / "curves.png")])
     assert (tmp_path / "curves.png").stat().st_size > 1_000
 
 
