@@ -23,16 +23,17 @@ from vqa.architectures import FAMILIES, Kit
 from vqa.draw import COLORS, JITTER, recording
 from vqa.facts import CHARACTERS, HEADS, OBJECTS, PALETTE, SIDE, cell_labels, color_name, observe
 from vqa.packing import pack
+from vqa.starting import load_weights
 from vqa.tasks import TASKS, words
 
 DRAWN = [name for name in TASKS if name != "easy_vqa"]
 EVERY_FAMILY = pytest.mark.parametrize("name", list(FAMILIES))
 
 
-def small(name: str) -> Kit:
-    """The architecture at a quarter of its depth and half of its width."""
+def small(name: str, depth: int = 2) -> Kit:
+    """The architecture with fewer layers and half of its width."""
     kit = architectures.load(name)
-    text = {**kit.settings["text_config"], "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96}
+    text = {**kit.settings["text_config"], "num_hidden_layers": depth, "hidden_size": 64, "intermediate_size": 96}
     ours = {"taps": [0, 1], "pointing_layer": 1}
     vision = {**kit.settings["vision_config"]}
     vision |= {"out_hidden_size": 64} if "out_hidden_size" in vision else {"num_hidden_layers": 1}
@@ -301,6 +302,55 @@ def test_an_exported_model_answers_the_same(tmp_path: Path) -> None:
     assert figures["mean"] == figures["colors"]
     other = train.Run(kit, options(tmp_path, start=tmp_path / "model"))
     assert all((a == b).all() for a, b in zip(other.model.parameters(), model.parameters(), strict=True))
+
+
+def exported(name: str, folder: Path) -> tuple[Any, learning.Heads]:
+    """A model in a folder, and its training heads, in what the file holds."""
+    run = train.Run(small(name), options(folder))
+    for parameter in (*run.average.parameters(), *run.heads.parameters()):
+        parameter.data = parameter.data.half().float()
+    train.export_model(run.average, run.heads, run.kit, folder / "model")
+    return run.average, run.heads
+
+
+@EVERY_FAMILY
+def test_a_deeper_model_begins_as_what_the_other_is(name: str, tmp_path: Path) -> None:
+    shallow, heads = exported(name, tmp_path)
+    kit = small(name, depth=3)
+    run = train.Run(kit, options(tmp_path, start=tmp_path / "model"))
+    packed = pack([mixing.draw("forms", kit, random.Random(0), 4)], kit, 232)
+    with torch.no_grad():
+        wanted = learning.answer_logits(shallow, packed)
+        torch.testing.assert_close(learning.answer_logits(run.average, packed), wanted, rtol=1e-4, atol=1e-5)
+    assert all((a == b).all() for a, b in zip(run.heads.parameters(), heads.parameters(), strict=True))
+    run.advance()  # zeros on both sides of a product would never change
+    last = run.model.get_decoder().layers[2]
+    assert last.self_attn.o_proj.weight.any() and last.mlp.down_proj.weight.any()
+
+
+def test_a_start_from_another_architecture_takes_its_decoder_and_shared_tokens(tmp_path: Path) -> None:
+    llava, _ = exported("llava", tmp_path)
+    kit = small("internvl")
+    other = kit.model()
+    tower = {name: value.clone() for name, value in other.model.vision_tower.state_dict().items()}
+    load_weights(other, learning.Heads(64, kit.settings["taps"]), kit, tmp_path / "model")
+    layers = dict(other.get_decoder().layers.named_parameters())
+    assert all((layers[name] == value).all() for name, value in llava.get_decoder().layers.named_parameters())
+    assert all((other.model.vision_tower.state_dict()[name] == value).all() for name, value in tower.items())
+    theirs, ours = (small(name).tokenizer.get_vocab() for name in ("llava", "internvl"))
+    assert theirs["bigger"] != ours["bigger"]
+    for one, two in ((llava.get_input_embeddings(), other.get_input_embeddings()), (llava.lm_head, other.lm_head)):
+        assert (one.weight[theirs["bigger"]] == two.weight[ours["bigger"]]).all()
+
+
+def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    exported("llava", tmp_path)
+    shallower = small("llava", depth=1)
+    with pytest.raises(ValueError, match="has 2 decoder layers, the model 1"):
+        load_weights(shallower.model(), learning.Heads(64, [0]), shallower, tmp_path / "model")
+    whole = architectures.load("internvl")
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        load_weights(whole.model(), learning.Heads(128, [0, 4]), whole, tmp_path / "model")
 
 
 def test_a_record_ends_with_its_block() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from vqa.architectures import Kit
@@ -52,10 +52,3 @@ def export_model(model: Any, heads: nn.Module, kit: Kit, folder: Path) -> None:
         os.replace(folder, old)
     os.replace(fresh, folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def load_weights(model: Any, heads: nn.Module, folder: Path) -> None:
-    """Give `model` and `heads` the weights of an exported folder, in their own precision."""
-    found = type(model).from_pretrained(folder, dtype=torch.float32)
-    model.load_state_dict(found.state_dict())
-    heads.load_state_dict(load_file(folder / HEADS_FILE))

@@ -28,9 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from opskip_compile.files import write_whole
 from vqa import architectures, learning, mixing
 from vqa.architectures import Kit
-from vqa.exporting import export_model, load_weights
+from vqa.exporting import export_model
 from vqa.learning import Heads
 from vqa.muon import Muon
+from vqa.starting import load_weights
 
 SHARES = dict.fromkeys((*mixing.TASKS, mixing.PAIRS), 1.0)
 SHARES |= {"words": 1.3, "relations": 1.3, "counting": 1.2, "forms": 1.2, mixing.PAIRS: 1.6, "easy_vqa": 0.6}
@@ -46,7 +47,7 @@ class Run:
         self.model = kit.model().train().to(self.device)
         self.heads = Heads(self.model.get_decoder().config.hidden_size, kit.settings["taps"]).to(self.device)
         if given.start:
-            load_weights(self.model, self.heads, given.start)
+            load_weights(self.model, self.heads, kit, given.start)
         self.average = copy.deepcopy(self.model).eval()
         # Eager attention is faster here: the CPU's fused backward is slow for a few hundred rows.
         self.model.set_attn_implementation({"": "eager", "text_config": "eager", "vision_config": "sdpa"})
