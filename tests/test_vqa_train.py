@@ -314,18 +314,26 @@ def exported(name: str, folder: Path) -> tuple[Any, learning.Heads]:
 
 
 @EVERY_FAMILY
-def test_a_deeper_model_begins_as_what_the_other_is(name: str, tmp_path: Path) -> None:
+def test_a_deeper_model_begins_with_its_last_layers_split(name: str, tmp_path: Path) -> None:
+    """Two layers become 0, 1, 1: the halves share one update, then learn on their own."""
     shallow, heads = exported(name, tmp_path)
     kit = small(name, depth=3)
     run = train.Run(kit, options(tmp_path, start=tmp_path / "model"))
+    source, layers = shallow.get_decoder().layers, run.model.get_decoder().layers
+    for place, origin in enumerate((0, 1, 1)):
+        weights = dict(source[origin].named_parameters())
+        for key, value in layers[place].named_parameters():
+            half = place and key in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+            assert torch.equal(value, weights[key] / 2 if half else weights[key]), (place, key)
+    assert all((a == b).all() for a, b in zip(run.heads.parameters(), heads.parameters(), strict=True))
     packed = pack([mixing.draw("forms", kit, random.Random(0), 4)], kit, 232)
     with torch.no_grad():
-        wanted = learning.answer_logits(shallow, packed)
-        torch.testing.assert_close(learning.answer_logits(run.average, packed), wanted, rtol=1e-4, atol=1e-5)
-    assert all((a == b).all() for a, b in zip(run.heads.parameters(), heads.parameters(), strict=True))
-    run.advance()  # zeros on both sides of a product would never change
-    last = run.model.get_decoder().layers[2]
-    assert last.self_attn.o_proj.weight.any() and last.mlp.down_proj.weight.any()
+        wanted, found = (learning.answer_logits(model, packed) for model in (shallow, run.average))
+        shallow.get_decoder().layers = source[:1]
+        without = learning.answer_logits(shallow, packed)
+    assert (found - wanted).norm() < 0.5 * (without - wanted).norm(), "nearer than without the layer"
+    run.advance()
+    assert all((a != b).any() for a, b in zip(layers[1].parameters(), layers[2].parameters(), strict=True))
 
 
 def test_a_start_from_another_architecture_takes_its_decoder_and_shared_tokens(tmp_path: Path) -> None:
@@ -345,12 +353,14 @@ def test_a_start_from_another_architecture_takes_its_decoder_and_shared_tokens(t
 
 def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     exported("llava", tmp_path)
-    shallower = small("llava", depth=1)
-    with pytest.raises(ValueError, match="has 2 decoder layers, the model 1"):
-        load_weights(shallower.model(), learning.Heads(64, [0]), shallower, tmp_path / "model")
-    whole = architectures.load("internvl")
+    for depth in (1, 5):
+        other = small("llava", depth=depth)
+        with pytest.raises(ValueError, match=f"has 2 decoder layers, the model {depth}"):
+            load_weights(other.model(), learning.Heads(64, [0]), other, tmp_path / "model")
+    wider = small("internvl")
+    wider.settings["text_config"]["intermediate_size"] = 128
     with pytest.raises(RuntimeError, match="size mismatch"):
-        load_weights(whole.model(), learning.Heads(128, [0, 4]), whole, tmp_path / "model")
+        load_weights(wider.model(), learning.Heads(64, [0, 1]), wider, tmp_path / "model")
 
 
 def test_a_record_ends_with_its_block() -> None:
