@@ -83,7 +83,7 @@ def test_the_answer_silent_study(tmp_path: Path, capsys: pytest.CaptureFixture[s
     silent.main(["--model", "qwen3_vl", "--prompts", "1", "--work", str(tmp_path / "w"), "--results", str(tmp_path)])
     found = json.loads((tmp_path / "vqa_silent_qwen3_vl.json").read_text(encoding="utf-8"))
     assert found["samples"] == len(TASKS)
-    assert len(found["layers"]) == 8
+    assert len(found["layers"]) == 10
     last = found["layers"][-1]["layer"]
     assert last["divergence"] < 1e-6 < last["update"], "nothing reads the visual rows of the last layer"
     assert "silent" in capsys.readouterr().out

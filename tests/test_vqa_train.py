@@ -300,6 +300,11 @@ def test_an_exported_model_answers_the_same(tmp_path: Path) -> None:
     assert kit.tokenizer.get_vocab() == type(kit.tokenizer).from_pretrained(tmp_path / "model").get_vocab()
     figures = accuracy.measure(model, loaded, accuracy.test_samples("colors", loaded, 2), accuracy.PLANS["all skipped"])
     assert figures["mean"] == figures["colors"]
+    with accuracy.removed(model, [0, 1]):
+        assert not len(model.get_decoder().layers)
+        bare = model.model.language_model(inputs_embeds=torch.ones(1, 3, 64), use_cache=False).last_hidden_state
+    assert torch.equal(bare, model.model.language_model.norm(torch.ones(1, 3, 64)))
+    torch.testing.assert_close(learning.answer_logits(model, packed), wanted, rtol=1e-4, atol=1e-5)
     other = train.Run(kit, options(tmp_path, start=tmp_path / "model"))
     assert all((a == b).all() for a, b in zip(other.model.parameters(), model.parameters(), strict=True))
 

@@ -1,9 +1,10 @@
 """Accuracy of an exported model on every task: dense, and with all visual operators of the decoder skipped.
 
-python benchmarks/vqa/accuracy.py --model FOLDER [--held-out 300] [--test 500] --out accuracy.json
+python benchmarks/vqa/accuracy.py --model FOLDER [--held-out 300] [--test 500] [--remove 8 9] --out accuracy.json
 
 Each question is a prompt of its own, and its answer is what greedy decoding gives. Skipping is done by the oracle, so
-the figures say what it does to the answers and nothing about speed.
+the figures say what it does to the answers and nothing about speed. With --remove a third run does without whole
+layers, for text rows as well: what the layers are needed for, where skipping their visual rows changes little.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -64,12 +66,26 @@ def measure(model: Any, kit: Kit, samples: Sequence[Sample], plan: Schedule) -> 
     return {**{name: round(value, 4) for name, value in found.items()}, "mean": round(sum(tasks) / len(tasks), 4)}
 
 
+@contextmanager
+def removed(model: Any, layers: Sequence[int]) -> Iterator[None]:
+    """The model without some decoder layers. Raises `IndexError` for a layer that it doesn't have."""
+    decoder = model.get_decoder()
+    whole = decoder.layers
+    gone = {id(whole[layer]) for layer in layers}
+    decoder.layers = nn.ModuleList([layer for layer in whole if id(layer) not in gone])
+    try:
+        yield
+    finally:
+        decoder.layers = whole
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--held-out", type=int, default=300, help="held-out training questions per task")
     parser.add_argument("--test", type=int, default=0, help="test questions per task")
+    parser.add_argument("--remove", type=int, nargs="+", default=[], help="layers that a further run is without")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("accuracy.json"))
     given = parser.parse_args(arguments)
@@ -81,10 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.test:
         sets["test"] = [s for task in TASKS for s in test_samples(task, kit, given.test)]
     result: dict[str, Any] = {"questions_per_task": {"held out": given.held_out, "test": given.test}, "runs": {}}
-    for name, plan in PLANS.items():
+    runs = [(name, plan, ()) for name, plan in PLANS.items()]
+    if given.remove:
+        runs.append((f"without layers {', '.join(map(str, given.remove))}", Schedule(), given.remove))
+    for name, plan, gone in runs:
         for split, samples in sets.items():
             started = time.monotonic()
-            figures = measure(model, kit, samples, plan)
+            with removed(model, gone):
+                figures = measure(model, kit, samples, plan)
             result["runs"][f"{split}, {name}"] = {**figures, "seconds": round(time.monotonic() - started)}
             print(split, name, figures, flush=True)
             write_whole(given.out, json.dumps(result, indent=1) + "\n")
