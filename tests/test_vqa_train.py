@@ -366,6 +366,9 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     wider.settings["text_config"]["intermediate_size"] = 128
     with pytest.raises(RuntimeError, match="size mismatch"):
         load_weights(wider.model(), learning.Heads(64, [0, 1]), wider, tmp_path / "model")
+    normed = small("qwen3_vl")  # queries and keys have norms, which a Llama could not give it
+    with pytest.raises(RuntimeError, match=r"only one of the two models has: 0\.self_attn\.q_norm\.weight"):
+        load_weights(normed.model(), learning.Heads(64, [0, 1]), normed, tmp_path / "model")
 
 
 def test_a_record_ends_with_its_block() -> None:

@@ -1,9 +1,8 @@
 """A training run that begins with the weights of an exported model: the same model, a deeper one, another architecture.
 
 A model with n more layers begins with the last n split: each is there twice, and both add half of what it added to the
-residual stream. So all of them have work to do. (Layers that begin with zeros as their outputs, as in block expansion,
-arXiv:2401.02415, learn nothing in a model that is nearly trained: after 2,000 steps they could be removed without one
-other answer to 1,100 questions.)
+residual stream. (Layers that begin with zeros as their outputs, as in block expansion, arXiv:2401.02415, stay idle in a
+model that is nearly trained.)
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ def load_weights(model: Any, heads: nn.Module, kit: Kit, folder: Path) -> None:
     """Give `model` and `heads` the weights of an exported folder, in their own precision.
 
     A model of another architecture keeps its own tower and gets the decoder, and the embeddings and output rows of the
-    tokens that both vocabularies have. Raises `RuntimeError` where a shape differs, `ValueError` for a model that is
-    shallower or more than twice as deep.
+    tokens that both vocabularies have; biases that only it has begin as zeros. Raises `RuntimeError` where a weight is
+    missing or has another shape, `ValueError` for a model that is shallower or more than twice as deep.
     """
     config = transformers.AutoConfig.from_pretrained(folder)
     found = getattr(transformers, config.architectures[0]).from_pretrained(folder, dtype=torch.float32)
@@ -53,7 +52,7 @@ def load_weights(model: Any, heads: nn.Module, kit: Kit, folder: Path) -> None:
 def _split_last(model: Any, count: int) -> None:
     """Replace each of the last `count` decoder layers by two that add half of its updates each."""
     layers = model.get_decoder().layers
-    for place in range(len(layers) - count, len(layers) + count, 2)[:count]:
+    for place in range(len(layers) - count, len(layers) + count, 2):
         with torch.no_grad():
             for projection in (layers[place].self_attn.o_proj, layers[place].mlp.down_proj):
                 projection.weight /= 2
@@ -61,6 +60,8 @@ def _split_last(model: Any, count: int) -> None:
 
 
 def _copy(source: nn.Module, target: nn.Module) -> None:
-    """All weights of `source`; those that only `target` has (biases, zero at first) stay as they are."""
-    if unexpected := target.load_state_dict(source.state_dict(), strict=False).unexpected_keys:
-        raise RuntimeError(f"weights without a place in the model: {', '.join(unexpected)}")
+    """All weights of `source`, which has to have all that `target` has but for biases."""
+    found = target.load_state_dict(source.state_dict(), strict=False)
+    missing = [name for name in found.missing_keys if not name.endswith(".bias")]
+    if odd := [*missing, *found.unexpected_keys]:
+        raise RuntimeError(f"weights that only one of the two models has: {', '.join(odd)}")

@@ -3,8 +3,9 @@
 python benchmarks/vqa/train.py --config qwen3_vl --work RUN [--steps 4000]
 
 A number in the file `RUN/steps` replaces --steps while the run goes on, so its end can be moved to where it fits.
-Resumes by itself from `RUN/checkpoint.pt`; `--start FOLDER` begins with the weights of an exported model. A step draws
-its data from the seed, its own number and the task weights, so a resumed run computes what an uninterrupted one does.
+Resumes by itself from `RUN/checkpoint.pt`. `--start FOLDER` begins with the weights of an exported model, also with
+fewer layers or of another architecture (`starting.py`). A step draws its data from the seed, its own number and the
+task weights, so a resumed run computes what an uninterrupted one does.
 """
 
 from __future__ import annotations
