@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import fx
 from torch._dynamo.callback import callback_handler
 from torch._dynamo.utils import get_metrics_context
+from torch._higher_order_ops import utils as hop_utils
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._inductor.dependencies import StarDep, WeakDep
@@ -31,6 +35,7 @@ Compiled = Callable[..., Any]
 def inductor(gm: fx.GraphModule, inputs: Sequence[Any], config: dict[str, Any]) -> Compiled:
     """Lower ``gm`` with Inductor under the given config patches."""
     keep_order_of_mutations()
+    remember_shapes_of_regions()
     return cast(Compiled, compile_fx(gm, list(inputs), config_patches=config or None))
 
 
@@ -121,12 +126,91 @@ def pattern_matches(pattern: fx.Graph, graph: fx.Graph) -> Sequence[object]:
     return SubgraphMatcher(pattern, match_output=False, match_placeholder=False, ignore_literals=True).match(graph)
 
 
+@cache
+def onednn_linear() -> Compiled | None:
+    """oneDNN's ``linear`` for float32 on a CPU, with an operation that it may end with; None where torch has none."""
+    found = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
+    return None if found is None else cast(Compiled, found.default)
+
+
 def is_fake(value: object) -> bool:
     """True for a tensor with a shape and no data."""
     return isinstance(value, FakeTensor)
 
 
 invoke_region = torch.ops.higher_order.invoke_subgraph
+REGION = "opskip_region_"  # how the identifier of a region of ours begins
+
+
+def remember_shapes_of_regions() -> None:
+    """Trace shapes through a region of ours once for each form of its operands, instead of in each of its calls.
+
+    torch remembers them, too, unless a result has a size that is known when the graph runs, as kept rows have: then a
+    deep decoder spends a tenth of its cold compile here. Only regions whose identifier begins with `REGION` are
+    answered from memory, and only while the region's graph, the operands' forms and the symbols of sizes are the same.
+    """
+    fakes: dict[object, Callable[..., Any]] = getattr(hop_utils, "registered_hop_fake_fns", {})
+    traced = fakes.get(invoke_region)
+    if traced is None or hasattr(traced, "opskip"):
+        return
+    memory: WeakKeyDictionary[fx.GraphModule, dict[object, _Shapes]] = WeakKeyDictionary()
+
+    def shapes_of_region(subgraph: Any, identifier: object, *operands: Any) -> Any:
+        module = getattr(subgraph, "subgraph", subgraph)
+        if not isinstance(module, fx.GraphModule) or not str(identifier).startswith(REGION):
+            return traced(subgraph, identifier, *operands)
+        nodes = tuple((node.name, node.target, f"{node.args} {node.kwargs}") for node in module.graph.nodes)
+        forms = [_form(operand) for operand in operands]
+        environments = {id(form[-1]): form[-1] for form in forms if form is not None}
+        if None in forms or len(environments) != 1:
+            return traced(subgraph, identifier, *operands)
+        (environment,) = environments.values()
+        known = memory.setdefault(module, {})
+        key = type(subgraph), nodes, *(form[:-1] for form in forms if form is not None)
+        if key not in known or known[key].environment is not environment:
+            results = traced(subgraph, identifier, *operands)
+            if not _are_new(results, operands):
+                return results
+            sizes = tuple((tuple(x.shape), x.stride(), x.dtype, x.device) for x in results)
+            known[key] = _Shapes(environment, type(results), sizes)
+            return results
+        found = known[key]
+        return found.kind(
+            torch.empty_strided(size, stride, dtype=dtype, device=device) for size, stride, dtype, device in found.sizes
+        )
+
+    shapes_of_region.opskip = True  # type: ignore[attr-defined]
+    fakes[invoke_region] = shapes_of_region
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """Results of a region: the shape environment of their sizes' symbols, list or tuple, and each one's form."""
+
+    environment: object
+    kind: type
+    sizes: tuple[tuple[Any, Any, torch.dtype, torch.device], ...]
+
+
+def _form(operand: object) -> tuple[object, ...] | None:
+    """All that a result's form can depend on, the shape environment last; None for all but fake tensors and sizes."""
+    if isinstance(operand, torch.SymInt):
+        return "size", operand.node.expr, operand.node.shape_env
+    if not isinstance(operand, FakeTensor):
+        return None
+    numbers = (*operand.shape, *operand.stride(), operand.storage_offset())
+    sizes = tuple(n.node.expr if isinstance(n, torch.SymInt) else n for n in numbers)
+    kind = type(operand), operand.dtype, operand.device, operand.requires_grad, operand.dim()
+    return *kind, sizes, operand.fake_mode.shape_env
+
+
+def _are_new(results: Any, operands: Sequence[Any]) -> bool:
+    """True for a list or tuple of plain fake tensors in memory of their own, each from its start."""
+    if type(results) not in (list, tuple) or any(type(x) is not FakeTensor or x.requires_grad for x in results):
+        return False
+    made, given = ([memory_of(x) for x in values if isinstance(x, torch.Tensor)] for values in (results, operands))
+    starts = all(statically_known_true(x.storage_offset() == 0) for x in results)
+    return starts and len({*made}) == len(made) and {*made}.isdisjoint(given)
 
 
 def memory_of(value: torch.Tensor) -> int:

@@ -108,6 +108,7 @@ def opskip(
             strict=settings.strict,
             share_rotary=settings.share_rotary,
             causal=settings.causal and not torch.is_grad_enabled(),
+            few_rows=settings.few_rows and not torch.is_grad_enabled(),
             is_encoder=in_encoder_decoder,
             layer=settings.layer,
             mark_input=None if marked is None else lambda graph: _add_mask_input(graph, marked),

@@ -41,7 +41,7 @@ def prefill(
     ] = None,
     without: Annotated[
         list[str] | None,
-        typer.Option(help="Also measure every schedule with this option off (share_rotary, causal, regions)."),
+        typer.Option(help="Also measure every schedule with this off (share_rotary, causal, few_rows, regions)."),
     ] = None,
     attention_mask: Annotated[
         bool, typer.Option(help="Give the decoder an attention mask of ones, as processors do.")

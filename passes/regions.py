@@ -16,7 +16,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from opskip_compile._compat import invoke_region, is_subclass, memory_of
+from opskip_compile._compat import REGION, invoke_region, is_subclass, memory_of
 from opskip_compile.graphs.origin import captured_place, origin
 from opskip_compile.passes.normalize import keep_dynamo
 from opskip_compile.passes.ops import is_inplace, mutated_nodes, op_name, tensor
@@ -280,7 +280,7 @@ def _write(
             at.update({node: _settled(new, node, at) for node in (part.nodes[i] for i in part.gives)})
             continue
         if part.kind not in names:
-            names[part.kind] = f"opskip_region_{len(names)}"
+            names[part.kind] = f"{REGION}{len(names)}"
             gm.add_submodule(names[part.kind], region.module)
         name = names[part.kind]
         call = new.call_function(invoke_region, (new.get_attr(name), name, *_operands(new, part, region, at)))

@@ -184,7 +184,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--layers", "99"), "layers: Qwen3-VL at width 1024 has 1 to 36, got 99"),
         (("--schedule", "late:2"), "late"),
         (("--schedule", "silent:9", "--layers", "4"), "layer"),
-        (("--without", "speed"), "without: expected share_rotary, causal, regions"),
+        (("--without", "speed"), "without: expected share_rotary, causal, few_rows, regions"),
         (("--plot", "x.gif"), "plot: expected a file that ends in"),
         (("--out", "/nowhere/x.json"), "out: there is no folder"),
     ],

@@ -256,6 +256,7 @@ OPTIONS = (
     "lower",
     "share_rotary",
     "causal",
+    "few_rows",
     "regions",
     "mode",
     "model_type",

@@ -1,0 +1,142 @@
+"""Linear layers of few rows: the same result by another kernel, and only where it is made for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from families import FAMILIES, visual_mask
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import opskip_compile as opskip
+from opskip_compile import _compat
+from opskip_compile.passes import few_rows as module
+from opskip_compile.passes.few_rows import LINEAR, linear
+
+pytestmark = [
+    pytest.mark.usefixtures("fresh"),
+    pytest.mark.skipif(_compat.onednn_linear() is None, reason="this torch has no oneDNN"),
+]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of rows of each product that oneDNN computed."""
+    found: list[int] = []
+    product: Any = _compat.onednn_linear()
+
+    def recorder(x: Tensor, *args: Any) -> Tensor:
+        found.append(x.shape[:-1].numel())
+        return product(x, *args)
+
+    monkeypatch.setattr(module, "onednn_linear", lambda: recorder)
+    return found
+
+
+@pytest.fixture
+def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small models count, too."""
+    monkeypatch.setattr(module, "SMALLEST", 1)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "chosen"), [((7, 32), False), ((8, 32), True), ((2, 4, 32), True), ((512, 32), True), ((513, 32), False)]
+)
+def test_operation(shape: tuple[int, ...], chosen: bool, bias: bool, calls: list[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, offset = (torch.randn(*size, generator=generator) for size in (shape, (24, 32), (24,)))
+    args = (x, weight, offset if bias else None)
+    torch.testing.assert_close(linear(*args), F.linear(*args), atol=1e-5, rtol=1e-5)
+    assert calls == ([x.shape[:-1].numel()] if chosen else [])
+    torch.library.opcheck(LINEAR, args, test_utils=("test_schema", "test_faketensor"))
+    with FlopCounterMode(display=False) as counter:
+        linear(*args)
+    assert counter.get_total_flops() == 2 * x.numel() * 24
+
+
+def test_rows_that_are_not_contiguous() -> None:
+    x, weight = torch.randn(32, 12).t(), torch.randn(24, 32)
+    torch.testing.assert_close(linear(x, weight, None), F.linear(x, weight), atol=1e-5, rtol=1e-5)
+
+
+def results(model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
+    out = model(**inputs)
+    return [out.logits, *(t for layer in out.past_key_values.layers for t in (layer.keys, layer.values))]
+
+
+@pytest.mark.parametrize("lower", ["eager", "inductor"])
+@pytest.mark.parametrize("name", ["qwen3_vl", "internvl"])
+def test_decoders(name: str, lower: str, calls: list[int], any_size: None) -> None:
+    family = FAMILIES[name]
+    model, inputs = family.build(3), family.inputs(((9, 5), (10, 4)))
+    with torch.no_grad():
+        with opskip.oracle(model, opskip.Schedule.from_spec("silent:1 attend:2"), visual_mask(inputs)):
+            want = results(model, inputs)
+        opskip.compile(model, "silent:1 attend:2", options={"lower": lower})
+        got = results(model, inputs)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4 * float(b.abs().max()), rtol=0)
+    # Queries, outputs and three of the FFN in layer 1, the FFN of layer 2. Keys and values are of all rows.
+    assert {done.name: done.changed for done in opskip.last_report().passes}["few_rows"] == 8
+    assert len(calls) == 8
+    kept = int((~visual_mask(inputs)).sum(1).max())
+    assert {*calls} == {2 * kept}
+    assert not opskip.last_report().remaining()
+
+
+def bfloat16(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    model.to(torch.bfloat16)
+    return {name: x.to(torch.bfloat16) if x.is_floating_point() else x for name, x in inputs.items()}
+
+
+def weights_in_another_order(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    for part in model.modules():
+        if isinstance(part, torch.nn.Linear):
+            part.weight = torch.nn.Parameter(part.weight.detach().t().contiguous().t())
+    return inputs
+
+
+def as_it_is(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("how", "change"),
+    [
+        ("switched off", as_it_is),
+        ("gradients", as_it_is),
+        ("autocast", as_it_is),
+        ("no oneDNN", as_it_is),
+        ("other type", bfloat16),
+        ("other order", weights_in_another_order),
+    ],
+)
+def test_where_linear_stays(
+    how: str, change: Callable[..., Any], calls: list[int], any_size: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if how == "no oneDNN":
+        monkeypatch.setattr(module, "onednn_linear", lambda: None)
+    family = FAMILIES["qwen3_vl"]
+    model = family.build(2)
+    inputs = change(model, family.inputs(((9, 5),)))
+    opskip.compile(model, "silent:1", options={"lower": "eager", "few_rows": how != "switched off"})
+    with torch.set_grad_enabled(how == "gradients"), torch.autocast("cpu", torch.bfloat16, how == "autocast"):
+        model(**inputs)
+    assert opskip.last_report().rewritten
+    assert calls == []
+    assert {done.name: done.changed for done in opskip.last_report().passes}.get("few_rows", 0) == 0
+
+
+def test_small_weights_stay(calls: list[int]) -> None:
+    family = FAMILIES["qwen3_vl"]
+    model, inputs = family.build(2), family.inputs(((9, 5),))
+    opskip.compile(model, "silent:1", options={"lower": "eager"})
+    with torch.no_grad():
+        model(**inputs)
+    assert opskip.last_report().rewritten
+    assert calls == []
