@@ -47,6 +47,7 @@ def prefill(
         bool, typer.Option(help="Give the decoder an attention mask of ones, as processors do.")
     ] = True,
     dropping: Annotated[bool, typer.Option(help="Also measure token dropping (FastV-like, VTW-like).")] = True,
+    profile: Annotated[bool, typer.Option("--profile", help="Also show what the time goes to (CPU).")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 5,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
@@ -66,7 +67,7 @@ def prefill(
     from opskip_compile.bench.decoders import DECODERS
     from opskip_compile.bench.machine import check_place, environment
     from opskip_compile.bench.prefill import never_slower, run_prefill
-    from opskip_compile.bench.show import Case, figure, table
+    from opskip_compile.bench.show import Case, figure, profile_table, table
     from opskip_compile.errors import OptionError
     from opskip_compile.settings import FLAGS
 
@@ -106,6 +107,7 @@ def prefill(
                     without=without or (),
                     attention_mask=attention_mask,
                     lower="eager" if eager else "inductor",
+                    profile=profile,
                     step=step,
                 )
             full = DECODERS[name].geometry.num_layers
@@ -113,6 +115,8 @@ def prefill(
             cases.append(case)
             if not as_json:
                 print_table(table(case), least=100)
+                if profile:
+                    print_table(profile_table(case), least=100)
             for slow in never_slower(measured) if not eager else ():
                 note(f"slower than plain Inductor: {slow}")
     report = {

@@ -17,6 +17,7 @@ import opskip_compile as opskip
 from opskip_compile.bench import decoders, prefill
 from opskip_compile.bench.decoders import DECODERS, Decoder, thinned
 from opskip_compile.bench.dropping import Dropping
+from opskip_compile.bench.kinds import kind_of
 from opskip_compile.bench.prefill import EAGER, INDUCTOR, Row, run_prefill
 from opskip_compile.bench.show import Case, figure, table
 from opskip_compile.cli import app
@@ -108,6 +109,37 @@ def test_rows() -> None:
     assert {r.layer_states() for r in skipped} == {("full", "silent", "full", "attend")}
 
 
+def test_profile() -> None:
+    assert not measured(rounds=1)[0].by_kind
+    steps: list[tuple[str, int, int]] = []
+    rows = measured(rounds=1, profile=True, step=lambda *step: steps.append(step))
+    assert [done for _, done, _ in steps] == list(range(steps[-1][2]))
+    for row in rows:
+        assert [*row.by_kind] == ["products", "attention", "other"]
+        assert min(row.by_kind.values()) > 0
+        assert row.to_dict()["seconds_by_kind"].keys() == row.by_kind.keys()
+    with pytest.raises(opskip.OptionError, match="profile: for a CPU only, not meta"):
+        measured(profile=True, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::addmm", "products"),
+        ("aten::bmm", "products"),
+        ("mkldnn::_linear_pointwise", "products"),
+        ("opskip::linear", "products"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("opskip::attend", "attention"),
+        ("aten::layer_norm", "other"),
+        ("aten::copy_", "other"),
+        ("Torch-Compiled Region: 0/0", "other"),
+    ],
+)
+def test_kinds_of_operations(name: str, kind: str) -> None:
+    assert kind_of(name) == kind
+
+
 @pytest.mark.parametrize("attention_mask", [True, False])
 def test_prompts_come_with_an_attention_mask(attention_mask: bool) -> None:
     measured(rounds=1, attention_mask=attention_mask)
@@ -173,6 +205,9 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(specs) == {EAGER, INDUCTOR, "silent:all", "llava-1.5-7b/16", "FastV-like, layer 1", "VTW-like, layer 1"}
     assert {"command", "device", "dtype", "versions"} <= set(report)
     assert "<svg" in plot.read_text()
+    shown = run("--visual", "24", "--rounds", "1", "--eager", "--layers", "3", "--profile").stdout
+    (header,) = (line.split() for line in shown.splitlines() if "products" in line and "attention" in line)
+    assert header == ["contender", "products", "attention", "other", "all"]
 
 
 @pytest.mark.parametrize(

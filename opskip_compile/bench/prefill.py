@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from opskip_compile.bench.decoders import Decoder
 from opskip_compile.bench.dropping import Dropping
+from opskip_compile.bench.kinds import seconds_by_kind
 from opskip_compile.bench.peak import peak_bytes
 from opskip_compile.errors import OptionError
 from opskip_compile.flops import count_flops
@@ -30,7 +31,8 @@ BEFORE = 16  # text rows before the visual ones
 
 @dataclass(frozen=True)
 class Row:
-    """One contender. Seconds are those of the rounds; ``flops`` are those of one prefill."""
+    """One contender. Seconds are those of the rounds; ``flops`` are those of one prefill, ``by_kind`` its seconds by
+    what they were spent on, if that was asked for."""
 
     name: str
     kind: str  # "dense", "schedule" or "dropping"
@@ -41,6 +43,7 @@ class Row:
     dense_seconds: tuple[float, ...]
     peak: int
     dense_peak: int
+    by_kind: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def cut(self) -> float:
@@ -77,6 +80,7 @@ class Row:
             "realised": round(self.measured / self.ideal, 4),
             "peak_mib": round(self.peak / 2**20, 2),
             "peak_to_inductor": round(self.peak / self.dense_peak, 4),
+            **({"seconds_by_kind": {k: round(v, 5) for k, v in self.by_kind.items()}} if self.by_kind else {}),
         }
 
 
@@ -102,6 +106,7 @@ def run_prefill(
     without: Collection[str] = (),
     attention_mask: bool = True,
     lower: str = "inductor",
+    profile: bool = False,
     step: Step = lambda what, done, total: None,
 ) -> list[Row]:
     """Measure one decoder on one prompt of ``visual + text`` rows.
@@ -113,6 +118,7 @@ def run_prefill(
         attention_mask: give the model a mask of ones, as every processor does. A compiled decoder can't know that
             nothing is padded, and builds the dense causal mask.
         lower: ``"eager"`` compiles nothing, and times are then no measure.
+        profile: one more call of each, to see what its time is spent on (on a CPU).
         step: called with what is done now, and how many of how many steps are done.
 
     Raises:
@@ -121,11 +127,13 @@ def run_prefill(
     """
     if visual < 1 or text < 1 or rounds < 1:
         raise OptionError(f"visual, text, rounds: expected at least 1 of each, got {visual}, {text}, {rounds}")
+    if profile and torch.device(device).type != "cpu":
+        raise OptionError(f"profile: for a CPU only, not {device}")
     torch._dynamo.reset()
     model = decoder.build(device, dtype)
     with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=256):
         contenders = _contenders(model, decoder, schedules, droppings, visual, text, without, attention_mask, lower)
-        total = len(contenders) * (rounds + 3)
+        total = len(contenders) * (rounds + 3 + profile)
         done = 0
 
         def tick(what: str) -> None:
@@ -147,6 +155,10 @@ def run_prefill(
         for each in contenders:
             tick("peak memory")
             peaks[each.name] = peak_bytes(each.call, device)
+        kinds: dict[str, dict[str, float]] = {}
+        for each in contenders if profile else ():
+            tick("what the time goes to")
+            kinds[each.name] = seconds_by_kind(each.call)
     flops = {each.name: each.flops for each in contenders}
     return [
         Row(
@@ -159,6 +171,7 @@ def run_prefill(
             tuple(seconds[INDUCTOR]),
             peaks[each.name],
             peaks[INDUCTOR],
+            kinds.get(each.name, {}),
         )
         for each in contenders
     ]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from opskip_compile.bench.prefill import Row
+from opskip_compile.bench.kinds import KINDS
+from opskip_compile.bench.prefill import INDUCTOR, Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,6 +66,21 @@ def table(case: Case) -> Table:
             f"{row.peak / row.dense_peak:.2f}x",
         )
     made.caption = "cut: of FLOPs. ideal, measured, peak memory: against plain Inductor. realised: measured / ideal."
+    made.caption_justify = "left"
+    return made
+
+
+def profile_table(case: Case) -> Table:
+    """What the time of one call goes to, in milliseconds, and as a share of plain Inductor's whole call."""
+    made = Table(title=f"{case.name}: one call", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made.add_column("contender", no_wrap=True)
+    for column in (*KINDS, "all"):
+        made.add_column(column, justify="right", no_wrap=True)
+    whole = sum(next(row for row in case.rows if row.name == INDUCTOR).by_kind.values())
+    for row in case.rows:
+        seconds = (*(row.by_kind[kind] for kind in KINDS), sum(row.by_kind.values()))
+        made.add_row(row.name, *(f"{each * 1e3:.1f} ms ({each / whole:.1%})" for each in seconds))
+    made.caption = "products: of matrices. other: generated kernels and Python. Shares: of plain Inductor's call."
     made.caption_justify = "left"
     return made
 
