@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.utils.flop_counter import register_flop_formula
 
 from opskip_compile._compat import is_subclass, onednn_linear
-from opskip_compile.graphs.origin import Origin, captured_name, origin, set_origin
+from opskip_compile.graphs.origin import captured_name, origin
 from opskip_compile.passes.ops import op_name, tensor
 from opskip_compile.passes.rules.registry import argument, operand
 
@@ -65,17 +65,16 @@ def use_kernels_for_few_rows(graph: fx.Graph, captured: fx.Graph) -> int:
     """
     if onednn_linear() is None:
         return 0
-    examples = {node.name: tensor(node) for node in captured.nodes}
+    twins = [node for node in graph.nodes if (made := origin(node)) is not None and made.twin and made.rows]
+    found = [node for node in twins if op_name(node) == "linear"]
+    examples = {node.name: tensor(node) for node in captured.nodes} if found else {}
 
     def fits(node: object) -> bool:
         value = examples.get(captured_name(node)) if isinstance(node, fx.Node) else None
         return value is not None and _is_plain(value)
 
     changed = 0
-    for node in list(graph.nodes):
-        made = origin(node)
-        if op_name(node) != "linear" or made is None or not (made.twin and made.rows):
-            continue
+    for node in found:
         x, weight, bias = operand(node, 0, "input"), operand(node, 1, "weight"), argument(node, 2, "bias")
         matrix = tensor(weight)
         # Under autocast the result has another type than the operands.
@@ -86,7 +85,6 @@ def use_kernels_for_few_rows(graph: fx.Graph, captured: fx.Graph) -> int:
         with graph.inserting_before(node):
             new = graph.create_node("call_function", LINEAR, (x, weight, bias), name=f"{node.name}_few")
         new.meta.update(node.meta)
-        set_origin(new, Origin(made.at, made.like, made.dim, made.rows, twin=True))
         node.replace_all_uses_with(new)
         graph.erase_node(node)
         changed += 1

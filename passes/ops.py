@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import fx
@@ -72,33 +74,34 @@ def op_name(node: fx.Node) -> str | None:
     In-place spellings answer with the name of the operation (``add_`` is ``"add"``); `is_inplace` tells them apart.
     """
     if node.op == "call_method":
-        name = str(node.target)
-        if name.startswith("__") and name.endswith("__"):
-            name = name.strip("_")
-    elif node.op == "call_function":
-        target = node.target
-        if isinstance(target, torch._ops.OpOverload):
-            if target.namespace != "aten":
-                return None
-            name = target._schema.name.split("::")[1]
-        elif isinstance(target, torch._ops.OpOverloadPacket):
-            if _is_custom(target):
-                return None
-            name = target.__name__
-        elif isinstance(target, torch._ops.HigherOrderOperator):
-            return None
-        elif target is getattr:
-            name = str(node.args[1])
-        else:
-            # Built-in functions of torch have no module or one of torch's; anything else is a user's function.
-            module = getattr(target, "__module__", None)
-            if module is not None and module.split(".")[0] not in _TRUSTED_MODULES:
-                return None
-            name = getattr(target, "__name__", "")
-            if target in _INPLACE_OPERATORS and name not in ("setitem", "delitem"):
-                name = name[1:]
-    else:
+        return _method_name(str(node.target))
+    if node.op != "call_function":
         return None
+    return _settled_name(str(node.args[1])) if node.target is getattr else _function_name(node.target)
+
+
+@lru_cache(4096)
+def _method_name(name: str) -> str:
+    return _settled_name(name.strip("_") if name.startswith("__") and name.endswith("__") else name)
+
+
+@lru_cache(4096)
+def _function_name(target: Any) -> str | None:
+    if isinstance(target, torch._ops.OpOverload):
+        return _settled_name(target._schema.name.split("::")[1]) if target.namespace == "aten" else None
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return None if _is_custom(target) else _settled_name(target.__name__)
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return None
+    # Built-in functions of torch have no module or one of torch's; anything else is a user's function.
+    module = getattr(target, "__module__", None)
+    if module is not None and module.split(".")[0] not in _TRUSTED_MODULES:
+        return None
+    name = getattr(target, "__name__", "")
+    return _settled_name(name[1:] if target in _INPLACE_OPERATORS and name not in ("setitem", "delitem") else name)
+
+
+def _settled_name(name: str) -> str:
     if name not in ("and_", "or_"):
         name = name.rstrip("_") or name
     return _SYNONYMS.get(name, name)
@@ -111,16 +114,25 @@ def is_inplace(node: fx.Node) -> bool:
         return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
     if node.op != "call_function":
         return False
-    if node.kwargs.get("inplace") or node.kwargs.get("out") is not None or node.target in _INPLACE_OPERATORS:
+    given = node.kwargs
+    if given and (given.get("inplace") or given.get("out") is not None):
         return True
-    if isinstance(node.target, torch._ops.OpOverload):
-        return bool(node.target._schema.is_mutable)
-    if isinstance(node.target, torch._ops.OpOverloadPacket):
-        return _is_custom(node.target) and any(s.is_mutable for s in node.target._schemas.values())
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
-        return "mutation" in str(node.target) or "auto_functionalized" in str(node.target)
-    name = getattr(node.target, "__name__", "")
-    return node.target not in vars(operator).values() and name.endswith("_") and not name.endswith("__")
+    return _writes(node.target)
+
+
+@lru_cache(4096)
+def _writes(target: Any) -> bool:
+    """True for a function that changes one of its arguments whatever they are."""
+    if target in _INPLACE_OPERATORS:
+        return True
+    if isinstance(target, torch._ops.OpOverload):
+        return bool(target._schema.is_mutable)
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return _is_custom(target) and any(s.is_mutable for s in target._schemas.values())
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return "mutation" in str(target) or "auto_functionalized" in str(target)
+    name = getattr(target, "__name__", "")
+    return target not in vars(operator).values() and name.endswith("_") and not name.endswith("__")
 
 
 def tensor(node: object) -> torch.Tensor | None:
