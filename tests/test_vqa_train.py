@@ -165,7 +165,7 @@ def test_colors_have_the_names_that_they_were_drawn_by() -> None:
             assert color_name(asking.charts.tint(name, rng)) == name
 
 
-def test_made_up_words_are_never_those_of_the_test_split() -> None:
+def test_made_up_saidare_never_those_of_the_test_split() -> None:
     rng = random.Random(0)
     made = {mixing.new_word(rng) for _ in range(500)}
     assert not made & set(words.UNSEEN) and len(made) > 400 and all(3 <= len(word) <= 6 for word in made)
@@ -253,6 +253,18 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     for _ in range(6):
         run.advance()
     assert loss() < 0.85 * before
+
+
+def test_shares_of_the_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = train.parse(["--share", "comparison of two=5", "--share", "comparison=1.5"]).share
+    run = train.Run(small("llava"), options(tmp_path, share=given))
+    plain = train.Run(small("llava"), options(tmp_path)).task_weights()
+    changed = {"comparison of two": 5.0 * 1.1, "comparison": 1.5 * 1.1}  # every error begins at 1
+    assert run.task_weights() == pytest.approx({**plain, **changed})
+    for wrong, said in (("cats=2", "comparison of two"), ("words", "then = and a number"), ("words=-1", "above 0")):
+        with pytest.raises(SystemExit):
+            train.parse(["--share", wrong])
+        assert said in capsys.readouterr().err
 
 
 @EVERY_FAMILY

@@ -84,7 +84,8 @@ class Run:
 
     def task_weights(self) -> dict[str, float]:
         """The harder a task is at the moment, the more of it; none vanishes."""
-        return {task: share * (0.1 + self.errors[task]) for task, share in SHARES.items()}
+        shares = SHARES | dict(self.given.share)
+        return {task: share * (0.1 + self.errors[task]) for task, share in shares.items()}
 
     def rate(self) -> float:
         """The learning rate as a share of its peak: warm-up, a plateau, a straight way down at the end."""
@@ -179,6 +180,20 @@ def train(kit: Kit, given: argparse.Namespace) -> Run:
     return run
 
 
+def _share(text: str) -> tuple[str, float]:
+    """``task=number``, such as ``comparison of two=5``."""
+    task, _, number = text.rpartition("=")
+    if task not in SHARES:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(SHARES)}, then = and a number; got {text!r}")
+    try:
+        found = float(number)
+    except ValueError:
+        found = -1.0
+    if not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0 after {task}=, got {number!r}")
+    return task, found
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="qwen3_vl", help="a file of configs/, without .json")
@@ -194,6 +209,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cells", type=float, default=0.2, help="weight of the cell labels")
     parser.add_argument("--points", type=float, default=0.5, help="weight of where to look")
     parser.add_argument("--affirmative", type=int, default=1500, help="first steps without negated questions")
+    parser.add_argument(
+        "--share", type=_share, action="append", default=[], metavar="TASK=NUMBER", help="draw a task more often"
+    )
     parser.add_argument("--average", type=float, default=0.995, help="decay of the running average of the weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
