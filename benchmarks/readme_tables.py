@@ -73,7 +73,29 @@ def widths() -> str:
     )
 
 
-WIDTHS = ("prefill_cpu_8b", "prefill_cpu_2b", "prefill_cpu_256", "prefill_cpu_4096", "prefill_cpu_8b_4096")
+WIDTHS = tuple(f"prefill_cpu_{case}" for case in ("8b", "2b", "others", "256", "4096", "8b_4096", "16384"))
+
+
+def profile() -> str:
+    """What the time of one call goes to, at the largest width."""
+    (case,) = read("prefill_cpu_8b")["cases"]
+    kinds = list(case["results"][0]["seconds_by_kind"])
+    (whole,) = (sum(row["seconds_by_kind"].values()) for row in case["results"] if row["name"] == "Inductor")
+
+    def cell(seconds: float) -> str:
+        return f"{seconds * 1e3:,.0f} ms ({seconds / whole:.1%})"
+
+    return table(
+        ("", *("matrix products" if kind == "products" else kind for kind in kinds), "all"),
+        (
+            (
+                "plain Inductor, dense" if row["name"] == "Inductor" else named(row["name"], case["layers"]),
+                *(cell(row["seconds_by_kind"][kind]) for kind in kinds),
+                cell(sum(row["seconds_by_kind"].values())),
+            )
+            for row in case["results"]
+        ),
+    )
 
 
 def compile_time() -> str:
@@ -225,6 +247,7 @@ def named(name: str, layers: int | None) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "prefill": prefill,
     "widths": widths,
+    "profile": profile,
     "compile": compile_time,
     "passes": passes,
     "calibration": calibration,
@@ -232,6 +255,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "evaluation": lambda: evaluation("eval_demo"),
     "ten tasks, Qwen3-VL": lambda: evaluation("vqa_qwen3_vl"),
     "ten tasks, LLaVA": lambda: evaluation("vqa_llava"),
+    "ten tasks, InternVL": lambda: evaluation("vqa_internvl"),
 }
 
 

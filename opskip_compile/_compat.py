@@ -198,19 +198,36 @@ def _form(operand: object) -> tuple[object, ...] | None:
         return "size", operand.node.expr, operand.node.shape_env
     if not isinstance(operand, FakeTensor):
         return None
-    numbers = (*operand.shape, *operand.stride(), operand.storage_offset())
-    sizes = tuple(n.node.expr if isinstance(n, torch.SymInt) else n for n in numbers)
+    sizes = tuple(n.node.expr if isinstance(n, torch.SymInt) else n for n in _numbers(operand))
     kind = type(operand), operand.dtype, operand.device, operand.requires_grad, operand.dim()
     return *kind, sizes, operand.fake_mode.shape_env
 
 
+def _numbers(value: object) -> tuple[int | torch.SymInt, ...]:
+    """The sizes and strides of a tensor and where it starts; a size alone."""
+    if isinstance(value, torch.Tensor):
+        return (*value.shape, *value.stride(), value.storage_offset())
+    return (value,) if isinstance(value, torch.SymInt) else ()
+
+
+def _symbols(values: Iterable[object]) -> set[object]:
+    """All symbols in the sizes of ``values``."""
+    numbers = (n for value in values for n in _numbers(value) if isinstance(n, torch.SymInt))
+    return {symbol for n in numbers for symbol in n.node.expr.free_symbols}
+
+
 def _are_new(results: Any, operands: Sequence[Any]) -> bool:
-    """True for a list or tuple of plain fake tensors in memory of their own, each from its start."""
+    """True for a list or tuple of plain fake tensors in memory of their own, each from its start.
+
+    None of their sizes may be one that the region itself finds out: that one is another in every call.
+    """
     if type(results) not in (list, tuple) or any(type(x) is not FakeTensor or x.requires_grad for x in results):
         return False
     made, given = ([memory_of(x) for x in values if isinstance(x, torch.Tensor)] for values in (results, operands))
     starts = all(statically_known_true(x.storage_offset() == 0) for x in results)
-    return starts and len({*made}) == len(made) and {*made}.isdisjoint(given)
+    return (
+        starts and _symbols(results) <= _symbols(operands) and len({*made}) == len(made) and {*made}.isdisjoint(given)
+    )
 
 
 def memory_of(value: torch.Tensor) -> int:
