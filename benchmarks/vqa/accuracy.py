@@ -1,10 +1,10 @@
 """Accuracy of an exported model on every task: dense, and with all visual operators of the decoder skipped.
 
-python benchmarks/vqa/accuracy.py --model FOLDER [--held-out 300] [--test 500] [--remove 8 9] --out accuracy.json
+python benchmarks/vqa/accuracy.py --model FOLDER [--held-out 300] [--test 500] [--remove 8 9 --remove 7] --out FILE
 
 Each question is a prompt of its own, and its answer is what greedy decoding gives. Skipping is done by the oracle, so
-the figures say what it does to the answers and nothing about speed. With --remove a third run does without whole
-layers, for text rows as well: what the layers are needed for, where skipping their visual rows changes little.
+the figures say what it does to the answers and nothing about speed. With --remove one more run does without
+whole layers, for text rows as well: what the layers are needed for, where skipping their visual rows changes little.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--held-out", type=int, default=300, help="held-out training questions per task")
     parser.add_argument("--test", type=int, default=0, help="test questions per task")
-    parser.add_argument("--remove", type=int, nargs="+", default=[], help="layers that a further run is without")
+    parser.add_argument(
+        "--remove", type=int, nargs="+", action="append", default=[], help="layers that a further run is without"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("accuracy.json"))
     given = parser.parse_args(arguments)
@@ -98,8 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sets["test"] = [s for task in TASKS for s in test_samples(task, kit, given.test)]
     result: dict[str, Any] = {"questions_per_task": {"held out": given.held_out, "test": given.test}, "runs": {}}
     runs = [(name, plan, ()) for name, plan in PLANS.items()]
-    if given.remove:
-        runs.append((f"without layers {', '.join(map(str, given.remove))}", Schedule(), given.remove))
+    runs += [(f"without layers {', '.join(map(str, gone))}", Schedule(), gone) for gone in given.remove]
     for name, plan, gone in runs:
         for split, samples in sets.items():
             started = time.monotonic()
