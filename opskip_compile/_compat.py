@@ -5,6 +5,7 @@ Support window: torch 2.11 to 2.13. A new torch release is supported once this m
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -128,8 +129,14 @@ def pattern_matches(pattern: fx.Graph, graph: fx.Graph) -> Sequence[object]:
 
 @cache
 def onednn_linear() -> Compiled | None:
-    """oneDNN's ``linear`` for float32 on a CPU, with an operation that it may end with; None where torch has none."""
-    found = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
+    """oneDNN's ``linear`` for float32 on a CPU, with an operation that it may end with.
+
+    None where torch was built without it, and on processors other than x86, where nobody has measured it.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return None
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    found = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if available else None
     return None if found is None else cast(Compiled, found.default)
 
 

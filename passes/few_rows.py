@@ -1,4 +1,4 @@
-"""Let the linear layers of the kept rows run in oneDNN, where BLAS is slow: few rows and a large weight, float32, CPU.
+"""Let the linear layers of the kept rows run in oneDNN, where BLAS is slow: few rows and a large weight, float32, x86.
 
 A product with few rows is bound by how the weight is brought into the cache. oneDNN's kernel copies the blocks of it
 that it works on; the one of BLAS that ``linear`` calls falls to two thirds of its speed at 64 rows (width 4096, AMD
