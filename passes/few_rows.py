@@ -1,8 +1,8 @@
 """Let the linear layers of the kept rows run in oneDNN, where BLAS is slow: few rows and a large weight, float32, x86.
 
-A product with few rows is bound by how the weight is brought into the cache. oneDNN's kernel copies the blocks of it
-that it works on; the one of BLAS that ``linear`` calls falls to two thirds of its speed at 64 rows (width 4096, AMD
-EPYC). The same products are added in another order, so results differ in the last bits.
+With few rows the BLAS that ``linear`` calls loses more of its speed than oneDNN does (measured on an AMD EPYC, see
+``benchmarks/results/prefill_cpu_options.json``). The same products are added in another order, so results differ in the
+last bits.
 """
 
 from __future__ import annotations

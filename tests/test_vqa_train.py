@@ -165,7 +165,7 @@ def test_colors_have_the_names_that_they_were_drawn_by() -> None:
             assert color_name(asking.charts.tint(name, rng)) == name
 
 
-def test_made_up_saidare_never_those_of_the_test_split() -> None:
+def test_made_up_words_are_never_those_of_the_test_split() -> None:
     rng = random.Random(0)
     made = {mixing.new_word(rng) for _ in range(500)}
     assert not made & set(words.UNSEEN) and len(made) > 400 and all(3 <= len(word) <= 6 for word in made)
