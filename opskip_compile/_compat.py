@@ -5,9 +5,8 @@ Support window: torch 2.11 to 2.13. A new torch release is supported once this m
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -131,13 +130,22 @@ def pattern_matches(pattern: fx.Graph, graph: fx.Graph) -> Sequence[object]:
 def onednn_linear() -> Compiled | None:
     """oneDNN's ``linear`` for float32 on a CPU, with an operation that it may end with.
 
-    None where torch was built without it, and on processors other than x86, where nobody has measured it.
+    None where torch was built without it.
     """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return None
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     found = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if available else None
     return None if found is None else cast(Compiled, found.default)
+
+
+@cache
+def blas_is_slow() -> bool:
+    """True where products of matrices run in MKL, and it leaves the AVX-512 of an AMD processor unused.
+
+    ``torch.cpu`` does not name the vendor, but SSE4a is an extension that AMD's processors alone have.
+    """
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    mkl: Callable[[], bool] = torch.backends.mkl.is_available
+    return bool(mkl() and capabilities.get("sse4a") and capabilities.get("avx512_f"))
 
 
 def is_fake(value: object) -> bool:

@@ -108,12 +108,13 @@ def opskip(
             strict=settings.strict,
             share_rotary=settings.share_rotary,
             causal=settings.causal and not torch.is_grad_enabled(),
-            few_rows=settings.few_rows and not torch.is_grad_enabled(),
             is_encoder=in_encoder_decoder,
             layer=settings.layer,
             mark_input=None if marked is None else lambda graph: _add_mask_input(graph, marked),
             inputs=example_inputs if mark is None else [*example_inputs, mark.mask],
         )
+        if result.graph is not None and settings.onednn and not torch.is_grad_enabled():
+            lowering.choose_kernels(gm.graph, result.graph, result.report)
         if result.graph is not None and settings.regions and not torch.is_grad_enabled():
             result.regions = lowering.with_regions(gm, gm.graph, result.graph, result)
     except (OpSkipError, Warning):

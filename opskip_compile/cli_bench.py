@@ -41,7 +41,7 @@ def prefill(
     ] = None,
     without: Annotated[
         list[str] | None,
-        typer.Option(help="Also measure every schedule with this off (share_rotary, causal, few_rows, regions)."),
+        typer.Option(help="Also measure every schedule with this off (share_rotary, causal, onednn, regions)."),
     ] = None,
     attention_mask: Annotated[
         bool, typer.Option(help="Give the decoder an attention mask of ones, as processors do.")
@@ -114,7 +114,7 @@ def prefill(
             case = Case(decoder.title, decoder.geometry.num_layers, full, rows, text, tuple(measured))
             cases.append(case)
             if not as_json:
-                print_table(table(case), least=100)
+                print_table(table(case), least=110)
                 if profile:
                     print_table(profile_table(case), least=100)
             for slow in never_slower(measured) if not eager else ():

@@ -12,10 +12,22 @@ from torch import fx
 
 from opskip_compile import _compat
 from opskip_compile.passes import attend, runtime
+from opskip_compile.passes.onednn import use_onednn
 from opskip_compile.passes.pipeline import Rewritten
 from opskip_compile.passes.regions import Layers, share_regions
+from opskip_compile.passes.report import Report
 
 FUNCTIONS = (runtime.select_rows, runtime.scatter_rows, runtime.causal_mask, runtime.mark_visual, attend.is_causal)
+
+
+def choose_kernels(captured: fx.Graph, graph: fx.Graph, report: Report) -> None:
+    """The last pass but one: linear layers of ``graph`` call oneDNN, in place, on a processor where that is faster.
+
+    A diff compares without it: how a product is computed is a matter of the machine.
+    """
+    start = time.perf_counter()
+    count = use_onednn(graph, captured) if _compat.blas_is_slow() else 0
+    report.add_pass("onednn", (time.perf_counter() - start) * 1e3, count)
 
 
 def with_regions(gm: fx.GraphModule, captured: fx.Graph, graph: fx.Graph, result: Rewritten) -> fx.Graph | None:

@@ -13,7 +13,7 @@ from opskip_compile.errors import OptionError
 from opskip_compile.schedule import Schedule
 
 LOWERINGS = ("inductor", "eager")
-FLAGS = {"strict": False, "share_rotary": True, "causal": True, "few_rows": True, "regions": True}  # option -> default
+FLAGS = {"strict": False, "share_rotary": True, "causal": True, "onednn": True, "regions": True}  # option -> default
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Settings:
         share_rotary: compute the sines and cosines of the rotary embedding once instead of in every layer.
         causal: find out at run time whether an attention's mask is the causal one, and then use a causal kernel without
             the mask. Changes the last bits of the result; not done where gradients are recorded.
-        few_rows: let the linear layers of the kept rows run in oneDNN (float32 on a CPU, a million weights or more, up
-            to 512 rows). Changes the last bits of the result; not done where gradients are recorded.
+        onednn: let the linear layers of a rewritten graph run in oneDNN (float32 on an AMD processor with AVX-512,
+            which MKL does not use). Changes the last bits of the result; not done where gradients are recorded.
         regions: compile layers that are alike once, as one region that each of them calls; not done where gradients are
             recorded.
         model_type: transformers' name of the whole model, for finding its preset: the graph of a decoder alone names
@@ -47,7 +47,7 @@ class Settings:
     lower: str = "inductor"
     share_rotary: bool = True
     causal: bool = True
-    few_rows: bool = True
+    onednn: bool = True
     regions: bool = True
     model_type: str | None = None
     dry_run: int = 0

@@ -1,7 +1,6 @@
 """The passes in their order, and the one function that runs them on a Dynamo graph.
 
-normalize -> locate rows -> match -> plan -> insert -> push down -> cancel -> share rotary -> clean up -> causal
--> few rows.
+normalize -> locate rows -> match -> plan -> insert -> push down -> cancel -> share rotary -> clean up -> causal.
 Analysis ends with the plan; from then on every pass leaves a graph that computes the oracle's result. The report comes
 last.
 """
@@ -22,7 +21,6 @@ from opskip_compile.passes.causal import ask_for_causal_masks
 from opskip_compile.passes.compare import compare
 from opskip_compile.passes.crossing import ENCODER, crossing_without_rows
 from opskip_compile.passes.facts import Facts
-from opskip_compile.passes.few_rows import use_kernels_for_few_rows
 from opskip_compile.passes.insert import insert_skips
 from opskip_compile.passes.leftover import Leftover
 from opskip_compile.passes.locate import RowSource, locate_rows
@@ -40,7 +38,7 @@ from opskip_compile.schedule import Schedule
 
 PASSES = (
     *("normalize", "locate", "match", "plan"),
-    *("insert", "push_down", "cancel", "share_rotary", "clean_up", "causal", "few_rows"),
+    *("insert", "push_down", "cancel", "share_rotary", "clean_up", "causal"),
 )
 MarkInput = Callable[[fx.Graph], tuple[fx.Node, fx.Node] | None]
 PART_WITHOUT_ROWS = (
@@ -104,7 +102,6 @@ def rewrite(
     strict: bool = False,
     share_rotary: bool = True,
     causal: bool = False,
-    few_rows: bool = False,
     mark_input: MarkInput | None = None,
     inputs: Sequence[Any] | None = None,
     is_encoder: Callable[[Match], bool] | None = None,
@@ -117,7 +114,7 @@ def rewrite(
         gm: a graph that Dynamo captured, with example values.
         resolve: gives the schedule once the decoder is known.
         strict: raise where an operator of the schedule has to stay full.
-        share_rotary, causal, few_rows: run the pass of that name.
+        share_rotary, causal: run the pass of that name.
         mark_input: adds the mask of an input that an earlier graph marked; called only if a mark exists.
         inputs: the values of this call, that of a marked input's mask last; only the report reads them.
         is_encoder: True if the operators are known to belong to the encoder of an encoder-decoder.
@@ -140,7 +137,7 @@ def rewrite(
         return _rewrite(captured, resolve_once, strict, chosen, mark_input, is_encoder, layer, inputs, last)
 
     captured = gm.graph
-    chosen = {"share_rotary": share_rotary, "causal": causal, "few_rows": few_rows}
+    chosen = {"share_rotary": share_rotary, "causal": causal}
     result = again(inputs)
     # The same passes on the same graph give the same result, so nothing has to be kept for a diff but the graph.
     result.report.make_diff = lambda report: compare(captured, again(None), report)
@@ -218,9 +215,6 @@ def _rewrite(
     if chosen["causal"] and last >= PASSES.index("causal"):
         with clock("causal") as changed:
             changed[0] = ask_for_causal_masks(graph)
-    if chosen["few_rows"] and last >= PASSES.index("few_rows"):
-        with clock("few_rows") as changed:
-            changed[0] = use_kernels_for_few_rows(graph, captured)
     graph.lint()
     with clock("report"):
         report.operators = facts.operators(plan, graph, remaining.__getitem__)

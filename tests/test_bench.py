@@ -14,19 +14,27 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 import opskip_compile as opskip
+from opskip_compile import _compat
 from opskip_compile.bench import decoders, prefill
 from opskip_compile.bench.decoders import DECODERS, Decoder, thinned
 from opskip_compile.bench.dropping import Dropping
 from opskip_compile.bench.kinds import kind_of
-from opskip_compile.bench.prefill import EAGER, INDUCTOR, Row, run_prefill
+from opskip_compile.bench.prefill import EAGER, INDUCTOR, ONEDNN, Row, run_prefill
 from opskip_compile.bench.show import Case, figure, table
 from opskip_compile.cli import app
+from opskip_compile.passes import onednn
 from opskip_compile.presets import presets
 
-pytestmark = pytest.mark.usefixtures("fresh")
+pytestmark = pytest.mark.usefixtures("fresh", "plain_blas")
 KINDS = sorted({decoder.kind for decoder in DECODERS.values()})
 SMALL = opskip.Geometry(4, 64, 96, 4, 2, 16)
 VISUAL, TEXT = 24, 20
+
+
+@pytest.fixture
+def plain_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the processor is: no contender in oneDNN."""
+    monkeypatch.setattr(_compat, "blas_is_slow", lambda: False)
 
 
 def prompt() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -109,6 +117,27 @@ def test_rows() -> None:
     assert {r.layer_states() for r in skipped} == {("full", "silent", "full", "attend")}
 
 
+def test_dense_with_the_same_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_compat, "blas_is_slow", lambda: True)
+    monkeypatch.setattr(onednn, "SMALLEST", 1)
+    made, replaced = prefill.use_onednn, list[int]()
+
+    def recorded(*graphs: Any) -> int:
+        replaced.append(made(*graphs))
+        return replaced[-1]
+
+    monkeypatch.setattr(prefill, "use_onednn", recorded)
+    rows = {row.name: row for row in measured()}
+    assert list(rows) == [EAGER, INDUCTOR, ONEDNN, "none", "some", "drop"]
+    assert len(replaced) >= 2 and {*replaced} == {28}  # seven of each layer: the dense decoder, and the one that drops
+    # The others run in BLAS, also the graph that skips nothing.
+    assert {name for name, row in rows.items() if row.alike_seconds} == {ONEDNN, "some", "drop"}
+    assert rows["some"].alike_seconds == rows[ONEDNN].seconds
+    assert rows[ONEDNN].to_dict()["realised_alike"] == 1
+    assert table(Case("M", 4, 4, VISUAL, TEXT, tuple(rows.values()))).columns[7].header == "alike"
+    assert "realised_alike" not in measured(dtype=torch.bfloat16)[0].to_dict()
+
+
 def test_profile() -> None:
     assert not measured(rounds=1)[0].by_kind
     steps: list[tuple[str, int, int]] = []
@@ -154,6 +183,8 @@ def test_figures_of_a_row() -> None:
     assert (row.cut, row.ideal, row.measured) == (0.5, 2.0, 2.0)
     assert (found["spread"], found["realised"], found["milliseconds"]) == ([1.0, 4.0], 1.0, 500.0)
     assert (found["peak_mib"], found["peak_to_inductor"]) == (3.0, 0.75)
+    assert "realised_alike" not in found
+    assert replace(row, alike_seconds=(0.5, 0.5, 0.5)).to_dict()["realised_alike"] == 0.5
     slow = replace(row, name="slow", seconds=(2.0, 2.0, 2.0))
     assert prefill.never_slower([row, slow, replace(slow, flops=100), replace(slow, kind="dense")]) == ["slow"]
 
@@ -219,7 +250,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--layers", "99"), "layers: Qwen3-VL at width 1024 has 1 to 36, got 99"),
         (("--schedule", "late:2"), "late"),
         (("--schedule", "silent:9", "--layers", "4"), "layer"),
-        (("--without", "speed"), "without: expected share_rotary, causal, few_rows, regions"),
+        (("--without", "speed"), "without: expected share_rotary, causal, onednn, regions"),
         (("--plot", "x.gif"), "plot: expected a file that ends in"),
         (("--out", "/nowhere/x.json"), "out: there is no folder"),
     ],

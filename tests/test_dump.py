@@ -63,7 +63,7 @@ def test_one_log_line_a_pass(caplog: pytest.LogCaptureFixture) -> None:
         compiled()
     lines = [r.getMessage() for r in caplog.records if r.name.startswith("opskip_compile")]
     named = [line.split()[1] for line in lines if line.startswith("pass ")]
-    assert named == [*PASSES, "regions", "report"]
+    assert named == [*PASSES, "onednn", "regions", "report"]
     assert any("4 operators skipped" in line for line in lines)
 
 
@@ -101,5 +101,5 @@ def test_trace_holds_both_graphs_and_the_report(tmp_path: Path) -> None:
 def test_torch_logs_show_the_passes(tmp_path: Path) -> None:
     shown = in_a_process(tmp_path, TORCH_LOGS="+opskip_compile")
     passes = re.findall(r"opskip_compile/dump\.py.*\] pass (\w+) ", shown)
-    assert {*passes} == {*PASSES, "report"} - {"causal", "few_rows"}  # gradients are on
+    assert {*passes} == {*PASSES, "report"} - {"causal"}  # gradients are on
     assert "1 of 1 operators skipped" in shown

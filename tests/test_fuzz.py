@@ -256,7 +256,7 @@ OPTIONS = (
     "lower",
     "share_rotary",
     "causal",
-    "few_rows",
+    "onednn",
     "regions",
     "mode",
     "model_type",

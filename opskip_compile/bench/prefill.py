@@ -2,6 +2,9 @@
 
 Every round runs each contender once, in turn; a speed-up is the median over the rounds of the ratio to plain Inductor
 in the same round. The ideal is the ratio of FLOPs (DESIGN section 6), and the realised share is measured / ideal.
+
+Where `opskip` lets linear layers run in oneDNN, token dropping does, too, and there is a dense contender more that does
+nothing else: the share against it is what skipping alone has realised.
 """
 
 from __future__ import annotations
@@ -10,29 +13,32 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from opskip_compile import _compat
 from opskip_compile.bench.decoders import Decoder
 from opskip_compile.bench.dropping import Dropping
 from opskip_compile.bench.kinds import seconds_by_kind
 from opskip_compile.bench.peak import peak_bytes
 from opskip_compile.errors import OptionError
 from opskip_compile.flops import count_flops
+from opskip_compile.passes.onednn import use_onednn
 from opskip_compile.passes.runtime import mark_visual
 from opskip_compile.progress import Step
 from opskip_compile.schedule import Schedule
 
-EAGER, INDUCTOR = "eager", "Inductor"
+EAGER, INDUCTOR, ONEDNN = "eager", "Inductor", "Inductor, oneDNN"
 BEFORE = 16  # text rows before the visual ones
 
 
 @dataclass(frozen=True)
 class Row:
     """One contender. Seconds are those of the rounds; ``flops`` are those of one prefill, ``by_kind`` its seconds by
-    what they were spent on, if that was asked for."""
+    what they were spent on, if that was asked for; ``alike_seconds`` those of the dense decoder in oneDNN, if any."""
 
     name: str
     kind: str  # "dense", "schedule" or "dropping"
@@ -44,6 +50,7 @@ class Row:
     peak: int
     dense_peak: int
     by_kind: Mapping[str, float] = field(default_factory=dict)
+    alike_seconds: tuple[float, ...] = ()
 
     @property
     def cut(self) -> float:
@@ -65,8 +72,16 @@ class Row:
         """The median speed-up."""
         return statistics.median(self.ratios)
 
+    @property
+    def measured_alike(self) -> float | None:
+        """The median speed-up against the dense decoder with the same kernels, if that was measured."""
+        if not self.alike_seconds:
+            return None
+        return statistics.median(dense / own for dense, own in zip(self.alike_seconds, self.seconds, strict=True))
+
     def to_dict(self) -> dict[str, Any]:
         """Figures for JSON."""
+        alike = self.measured_alike
         return {
             "name": self.name,
             "kind": self.kind,
@@ -78,6 +93,7 @@ class Row:
             "measured": round(self.measured, 4),
             "spread": [round(min(self.ratios), 4), round(max(self.ratios), 4)],
             "realised": round(self.measured / self.ideal, 4),
+            **({} if alike is None else {"realised_alike": round(alike / self.ideal, 4)}),
             "peak_mib": round(self.peak / 2**20, 2),
             "peak_to_inductor": round(self.peak / self.dense_peak, 4),
             **({"seconds_by_kind": {k: round(v, 5) for k, v in self.by_kind.items()}} if self.by_kind else {}),
@@ -172,6 +188,7 @@ def run_prefill(
             peaks[each.name],
             peaks[INDUCTOR],
             kinds.get(each.name, {}),
+            tuple(seconds[ONEDNN]) if ONEDNN in seconds and _is_alike(each, flops[INDUCTOR]) else (),
         )
         for each in contenders
     ]
@@ -199,6 +216,9 @@ def _contenders(
 
     padding = torch.ones(1, visual + text, dtype=torch.int64, device=first.device) if attention_mask else None
 
+    in_onednn = first.device.type == "cpu" and first.dtype == torch.float32 and _compat.blas_is_slow()
+    kernels: Any = partial(_in_onednn, lower) if in_onednn else how
+
     found = [
         _Contender(EAGER, "dense", "", dense, _bound(_dense, model, hidden, padding)),
         _Contender(
@@ -209,6 +229,9 @@ def _contenders(
             _bound(torch.compile(_dense, backend=how, dynamic=False), model, hidden, padding),
         ),
     ]
+    if in_onednn:
+        alike = torch.compile(_dense, backend=kernels, dynamic=False)
+        found.append(_Contender(ONEDNN, "dense", "", dense, _bound(alike, model, hidden, padding)))
     for name, schedule in schedules.items():
         flops = count_flops(
             decoder.geometry, visual_tokens=visual, text_tokens=text, schedule=schedule, text_before=before
@@ -221,11 +244,23 @@ def _contenders(
             found.append(_Contender(title, "schedule", schedule.to_spec(), flops, call))
     for name, dropping in droppings.items():
         forward: Callable[..., Any] = dropping.forward
-        compiled = torch.compile(forward, backend=how, dynamic=False)
+        compiled = torch.compile(forward, backend=kernels, dynamic=False)
         call = _bound(compiled, model, hidden, places, others)
         spec = f"{dropping.share:.0%} of the visual rows leave before layer {dropping.layer}"
         found.append(_Contender(name, "dropping", spec, dropping.flops(decoder.geometry, visual, text), call))
     return found
+
+
+def _in_onednn(lower: str, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    """A backend: the graph as it is, but for the kernels of its linear layers."""
+    use_onednn(gm.graph, gm.graph)
+    gm.recompile()
+    return gm.forward if lower == "eager" else _compat.inductor(gm, inputs, {})
+
+
+def _is_alike(contender: _Contender, dense: int) -> bool:
+    """True if its linear layers run in oneDNN where there is one: a graph that skips nothing stays as it is."""
+    return contender.name == ONEDNN or contender.flops < dense
 
 
 def _dense(model: Any, hidden: Tensor, padding: Tensor | None) -> Any:

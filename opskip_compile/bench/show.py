@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from opskip_compile.bench.kinds import KINDS
-from opskip_compile.bench.prefill import INDUCTOR, Row
+from opskip_compile.bench.prefill import INDUCTOR, ONEDNN, Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +51,9 @@ def table(case: Case) -> Table:
     """One row per contender; speed-ups against plain Inductor of the dense model."""
     made = Table(title=case.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     made.add_column("contender", no_wrap=True)
-    for column in ("ms", "cut", "ideal", "measured", "from - to", "realised", "peak"):
+    alike = any(row.alike_seconds for row in case.rows)
+    columns = ("ms", "cut", "ideal", "measured", "from - to", "realised", *(["alike"] if alike else []), "peak")
+    for column in columns:
         made.add_column(column, justify="right", no_wrap=True)
     for row in case.rows:
         low, high = min(row.ratios), max(row.ratios)
@@ -63,11 +65,18 @@ def table(case: Case) -> Table:
             f"{row.measured:.2f}x",
             f"{low:.2f}-{high:.2f}",
             f"{row.measured / row.ideal:.0%}",
+            *([_share(row)] if alike else []),
             f"{row.peak / row.dense_peak:.2f}x",
         )
     made.caption = "cut: of FLOPs. ideal, measured, peak memory: against plain Inductor. realised: measured / ideal."
+    if alike:
+        made.caption += f" alike: realised against {ONEDNN}."
     made.caption_justify = "left"
     return made
+
+
+def _share(row: Row) -> str:
+    return "" if row.measured_alike is None else f"{row.measured_alike / row.ideal:.0%}"
 
 
 def profile_table(case: Case) -> Table:

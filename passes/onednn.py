@@ -1,8 +1,9 @@
-"""Let the linear layers of the kept rows run in oneDNN, where BLAS is slow: few rows and a large weight, float32, x86.
+"""Let linear layers run in oneDNN where torch's BLAS leaves half of the processor idle: float32, AMD with AVX-512.
 
-With few rows the BLAS that ``linear`` calls loses more of its speed than oneDNN does (measured on an AMD EPYC, see
-``benchmarks/results/prefill_cpu_options.json``). The same products are added in another order, so results differ in the
-last bits.
+MKL, the BLAS of torch's x86 builds, takes its AVX-512 code on Intel's processors only ("Instruction Set Specific
+Dispatch" in the oneMKL developer guide says so of the choice of code); oneDNN goes by what the processor can do. The
+same products are added in another order, so results differ in the last bits. What it brings is in
+``benchmarks/results/prefill_cpu_options.json``.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from torch import Tensor, fx
 from torch.utils.flop_counter import register_flop_formula
 
 from opskip_compile._compat import is_subclass, onednn_linear
-from opskip_compile.graphs.origin import captured_name, origin
+from opskip_compile.graphs.origin import captured_name
 from opskip_compile.passes.ops import op_name, tensor
 from opskip_compile.passes.rules.registry import argument, operand
 
-FEWEST, MOST = 8, 512  # rows; below, the call costs more than it saves, above, both do as well
-SMALLEST = 2**20  # entries of a weight
+SMALLEST = 2**18  # entries of a weight
+LEAST = 2**22  # multiply-adds of a call: with fewer, both take less than a tenth of a millisecond
 
 
 @torch.library.custom_op("opskip::linear", mutates_args=())
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``torch.nn.functional.linear``, by oneDNN where ``x`` has 8 to 512 rows.
+    """``torch.nn.functional.linear``, by oneDNN from 2^22 multiply-adds on.
 
     Args:
-        x: float32 ``(..., in)`` on the CPU; all dimensions but the last are rows.
+        x: float32 ``(..., in)`` on the CPU.
         weight: float32 ``(out, in)``, contiguous.
         bias: float32 ``(out,)`` or None.
 
@@ -36,7 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         float32 ``(..., out)``, contiguous.
     """
     product = onednn_linear()
-    if product is not None and FEWEST * x.shape[-1] <= x.numel() <= MOST * x.shape[-1]:
+    if product is not None and x.numel() * weight.shape[0] >= LEAST:
         out: Tensor = product(x.contiguous(), weight, bias, "none", [], "")
         return out
     return F.linear(x, weight, bias)
@@ -56,17 +57,16 @@ def _(x: torch.Size, weight: torch.Size, *args: Any, **kwargs: Any) -> int:
 LINEAR = torch.ops.opskip.linear.default
 
 
-def use_kernels_for_few_rows(graph: fx.Graph, captured: fx.Graph) -> int:
-    """Rewrite every linear layer of kept rows that `linear` is made for; returns how many.
+def use_onednn(graph: fx.Graph, captured: fx.Graph) -> int:
+    """Let every linear layer that `linear` is made for call it, in place; returns how many.
 
     Args:
-        graph: a rewritten graph.
+        graph: a rewritten graph, or the captured one itself.
         captured: what it was made of, with example values: a rewritten node has none of its own.
     """
     if onednn_linear() is None:
         return 0
-    twins = [node for node in graph.nodes if (made := origin(node)) is not None and made.twin and made.rows]
-    found = [node for node in twins if op_name(node) == "linear"]
+    found = [node for node in graph.nodes if node.op == "call_function" and op_name(node) == "linear"]
     examples = {node.name: tensor(node) for node in captured.nodes} if found else {}
 
     def fits(node: object) -> bool:
@@ -82,11 +82,7 @@ def use_kernels_for_few_rows(graph: fx.Graph, captured: fx.Graph) -> int:
             continue
         if matrix.numel() < SMALLEST or not matrix.is_contiguous():
             continue
-        with graph.inserting_before(node):
-            new = graph.create_node("call_function", LINEAR, (x, weight, bias), name=f"{node.name}_few")
-        new.meta.update(node.meta)
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
+        node.target, node.args, node.kwargs = LINEAR, (x, weight, bias), {}
         changed += 1
     return changed
 

@@ -1,4 +1,4 @@
-"""Linear layers of few rows: the same result by another kernel, and only where it is made for them."""
+"""Linear layers in oneDNN: the same result by another kernel, and only where it is made for them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import opskip_compile as opskip
 from opskip_compile import _compat
-from opskip_compile.passes import few_rows as module
-from opskip_compile.passes.few_rows import LINEAR, linear
+from opskip_compile.passes import onednn as module
+from opskip_compile.passes.onednn import LINEAR, linear
 
 pytestmark = [
     pytest.mark.usefixtures("fresh"),
@@ -25,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of rows of each product that oneDNN computed."""
+    """The number of rows of each product that oneDNN computed, on a processor that gains by it."""
     found: list[int] = []
     product: Any = _compat.onednn_linear()
 
@@ -34,6 +34,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return product(x, *args)
 
     monkeypatch.setattr(module, "onednn_linear", lambda: recorder)
+    monkeypatch.setattr(_compat, "blas_is_slow", lambda: True)
     return found
 
 
@@ -41,27 +42,32 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small models count, too."""
     monkeypatch.setattr(module, "SMALLEST", 1)
+    monkeypatch.setattr(module, "LEAST", 1)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
-    ("shape", "chosen"), [((7, 32), False), ((8, 32), True), ((2, 4, 32), True), ((512, 32), True), ((513, 32), False)]
+    ("shape", "chosen"), [((63, 256), False), ((64, 256), True), ((2, 32, 256), True), ((256,), False)]
 )
 def test_operation(shape: tuple[int, ...], chosen: bool, bias: bool, calls: list[int]) -> None:
     generator = torch.Generator().manual_seed(0)
-    x, weight, offset = (torch.randn(*size, generator=generator) for size in (shape, (24, 32), (24,)))
+    x, weight, offset = (torch.randn(*size, generator=generator) for size in (shape, (256, 256), (256,)))
     args = (x, weight, offset if bias else None)
-    torch.testing.assert_close(linear(*args), F.linear(*args), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(linear(*args), F.linear(*args), atol=1e-4, rtol=1e-5)
     assert calls == ([x.shape[:-1].numel()] if chosen else [])
     torch.library.opcheck(LINEAR, args, test_utils=("test_schema", "test_faketensor"))
     with FlopCounterMode(display=False) as counter:
         linear(*args)
-    assert counter.get_total_flops() == 2 * x.numel() * 24
+    assert counter.get_total_flops() == 2 * x.numel() * 256
 
 
-def test_rows_that_are_not_contiguous() -> None:
+def test_rows_that_are_not_contiguous(any_size: None) -> None:
     x, weight = torch.randn(32, 12).t(), torch.randn(24, 32)
     torch.testing.assert_close(linear(x, weight, None), F.linear(x, weight), atol=1e-5, rtol=1e-5)
+
+
+def test_no_rows(any_size: None) -> None:
+    assert linear(torch.randn(2, 0, 32), torch.randn(24, 32), None).shape == (2, 0, 24)
 
 
 def results(model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
@@ -81,12 +87,24 @@ def test_decoders(name: str, lower: str, calls: list[int], any_size: None) -> No
         got = results(model, inputs)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4 * float(b.abs().max()), rtol=0)
+    report = opskip.last_report()
+    # Seven linear layers in each of three layers.
+    assert {done.name: done.changed for done in report.passes}["onednn"] == 21
+    assert len(calls) == 21
+    kept, every = int((~visual_mask(inputs)).sum(1).max()), inputs["input_ids"].shape[1]
     # Queries, outputs and three of the FFN in layer 1, the FFN of layer 2. Keys and values are of all rows.
-    assert {done.name: done.changed for done in opskip.last_report().passes}["few_rows"] == 8
-    assert len(calls) == 8
-    kept = int((~visual_mask(inputs)).sum(1).max())
-    assert {*calls} == {2 * kept}
-    assert not opskip.last_report().remaining()
+    assert (calls.count(2 * kept), calls.count(2 * every)) == (8, 13)
+    assert not report.remaining()
+
+
+def test_a_diff_goes_without(calls: list[int], any_size: None) -> None:
+    family = FAMILIES["qwen3_vl"]
+    model = family.build(2)
+    opskip.compile(model, "silent:1", options={"lower": "eager"})
+    with torch.no_grad():
+        model(**family.inputs(((9, 5),)))
+    assert calls
+    assert "opskip.linear" not in str(opskip.last_report().diff().operator("0.ffn"))
 
 
 def bfloat16(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -109,9 +127,11 @@ def as_it_is(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     ("how", "change"),
     [
         ("switched off", as_it_is),
+        ("nothing skipped", as_it_is),
         ("gradients", as_it_is),
         ("autocast", as_it_is),
         ("no oneDNN", as_it_is),
+        ("other processor", as_it_is),
         ("other type", bfloat16),
         ("other order", weights_in_another_order),
     ],
@@ -121,15 +141,18 @@ def test_where_linear_stays(
 ) -> None:
     if how == "no oneDNN":
         monkeypatch.setattr(module, "onednn_linear", lambda: None)
+    if how == "other processor":
+        monkeypatch.setattr(_compat, "blas_is_slow", lambda: False)
     family = FAMILIES["qwen3_vl"]
     model = family.build(2)
     inputs = change(model, family.inputs(((9, 5),)))
-    opskip.compile(model, "silent:1", options={"lower": "eager", "few_rows": how != "switched off"})
+    schedule = "none" if how == "nothing skipped" else "silent:1"
+    opskip.compile(model, schedule, options={"lower": "eager", "onednn": how != "switched off"})
     with torch.set_grad_enabled(how == "gradients"), torch.autocast("cpu", torch.bfloat16, how == "autocast"):
         model(**inputs)
-    assert opskip.last_report().rewritten
+    assert opskip.last_report().rewritten == (how != "nothing skipped")
     assert calls == []
-    assert {done.name: done.changed for done in opskip.last_report().passes}.get("few_rows", 0) == 0
+    assert {done.name: done.changed for done in opskip.last_report().passes}.get("onednn", 0) == 0
 
 
 def test_small_weights_stay(calls: list[int]) -> None:
@@ -140,3 +163,20 @@ def test_small_weights_stay(calls: list[int]) -> None:
         model(**inputs)
     assert opskip.last_report().rewritten
     assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "slow"),
+    [
+        ({"sse4a": True, "avx512_f": True}, True),
+        ({"sse4a": True, "avx512_f": False}, False),
+        ({"sse4a": False, "avx512_f": True}, False),
+        ({"architecture": "arm64"}, False),
+    ],
+)
+def test_processors(capabilities: dict[str, Any], slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert _compat.blas_is_slow.__wrapped__() == slow
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert not _compat.blas_is_slow.__wrapped__()
