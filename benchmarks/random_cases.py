@@ -27,6 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from random_decoders import Case, Subject, check, make_case, make_subject, room
 
+from opskip_compile import _compat
+from opskip_compile.passes import onednn
+
 STRIDE = 10**6  # decoders of one seed
 
 
@@ -100,11 +103,15 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="number of the first decoder")
     parser.add_argument("--family", help="a text decoder such as llama, or program: decoders drawn op by op")
     parser.add_argument("--only", help="DECODER:CASE, or DECODER for all of its cases")
+    parser.add_argument("--onednn", action="store_true", help="linear layers of any size in oneDNN, on any processor")
     parser.add_argument("--json", type=Path, help="write the tally, after every decoder")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     torch.set_num_threads(1)
+    if given.onednn:
+        onednn.SMALLEST = onednn.LEAST = 1
+        _compat.blas_is_slow = lambda: True
     tally, start = Tally(), time.perf_counter()
     if given.only:
         number, _, i = given.only.partition(":")
@@ -130,6 +137,7 @@ def write(path: Path, tally: Tally, given: argparse.Namespace, until: int, secon
     plain = {
         "seed": given.seed,
         "family": given.family,
+        "onednn": given.onednn,
         "decoders": [given.start, until],
         "per_decoder": given.per_decoder,
         "cases": tally.cases,

@@ -34,7 +34,7 @@ def prefill() -> str:
     (case,) = read("prefill_cpu")["cases"]
     layers = case["layers"]
     return table(
-        ("", "FLOPs cut", "ideal", "to Inductor (from - to)", "realised", "to eager", "peak memory"),
+        ("", "FLOPs cut", "ideal", "to Inductor (from - to)", "realised", "same kernels", "to eager", "peak memory"),
         (
             (
                 named(row["name"], layers),
@@ -42,6 +42,7 @@ def prefill() -> str:
                 f"{row['ideal']:.2f}x",
                 f"{row['measured']:.2f}x ({row['spread'][0]:.2f} - {row['spread'][1]:.2f})",
                 f"{row['realised']:.0%}",
+                f"{row['realised_alike']:.0%}" if "realised_alike" in row else "",
                 f"{eager(case) / row['milliseconds']:.2f}x",
                 f"{row['peak_to_inductor']:.2f}x",
             )
@@ -54,19 +55,23 @@ def prefill() -> str:
 def widths() -> str:
     """Speed-up and realised share over the real widths and numbers of rows."""
     cases = [case for name in WIDTHS for case in read(name)["cases"]]
-    wanted = [name for name in (row["name"] for row in cases[0]["results"]) if name not in ("eager", "Inductor")]
+    names = [row["name"] for row in cases[0]["results"] if row["kind"] == "schedule"]
 
     def cell(case: Any, name: str) -> str:
         found = [row for row in case["results"] if row["name"] == name]
-        return f"{found[0]['measured']:.2f}x ({found[0]['realised']:.0%})" if found else ""
+        if not found:
+            return ""
+        speed = f"{found[0]['measured']:.2f}x"
+        if found[0]["kind"] == "dense":
+            return speed
+        return f"{speed} ({found[0]['realised']:.0%}, {found[0]['realised_alike']:.0%})"
 
     return table(
-        ("decoder, visual rows", *(named(name, None) for name in wanted), "eager"),
+        ("decoder, visual rows", *(named(name, None) for name in names), "dense in oneDNN", "eager"),
         (
             (
                 f"{case['model']}, {case['layers']} layers, {case['visual']:,}",
-                *(cell(case, name) for name in wanted),
-                cell(case, "eager").split(" ")[0],
+                *(cell(case, name) for name in (*names, "Inductor, oneDNN", "eager")),
             )
             for case in cases
         ),
@@ -236,6 +241,7 @@ def named(name: str, layers: int | None) -> str:
         "silent:0": "one silent layer",
         "none": "none",
         "eager": "eager transformers",
+        "Inductor, oneDNN": "Inductor, dense, linear layers in oneDNN",
     }
     if name in known:
         return known[name]

@@ -234,7 +234,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     specs = {row["name"]: row["spec"] for row in report["cases"][0]["results"]}
     assert specs["silent:all"] == "silent:0-2"
     assert set(specs) == {EAGER, INDUCTOR, "silent:all", "llava-1.5-7b/16", "FastV-like, layer 1", "VTW-like, layer 1"}
-    assert {"command", "device", "dtype", "versions"} <= set(report)
+    assert {"command", "device", "dtype", "processor", "versions"} <= set(report)
     assert "<svg" in plot.read_text()
     shown = run("--visual", "24", "--rounds", "1", "--eager", "--layers", "3", "--profile").stdout
     (header,) = (line.split() for line in shown.splitlines() if "products" in line and "attention" in line)

@@ -18,7 +18,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from PIL import Image
-from vqa import accuracy, architectures, asking, curves, learning, mixing, muon, pointing, train
+from vqa import accuracy, architectures, asking, curves, learning, mixing, muon, pointing, recipe, train
 from vqa.architectures import FAMILIES, Kit
 from vqa.draw import COLORS, JITTER, recording
 from vqa.facts import CHARACTERS, HEADS, OBJECTS, PALETTE, SIDE, cell_labels, color_name, observe
@@ -385,6 +385,53 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     normed = small("qwen3_vl")  # queries and keys have norms, which a Llama could not give it
     with pytest.raises(RuntimeError, match=r"only one of the two models has: 0\.self_attn\.q_norm\.weight"):
         load_weights(normed.model(), learning.Heads(64, [0, 1]), normed, tmp_path / "model")
+
+
+@EVERY_FAMILY
+def test_runs_of_the_configuration_files(name: str, tmp_path: Path) -> None:
+    found = recipe.runs(architectures.load(name), name, tmp_path, tmp_path / "out", ["--device", "cuda"])
+    (tmp_path / "out").mkdir()
+    starts = [given.start for _, given in found]
+    assert starts[1:] == [given.out for _, given in found[:-1]] and found[-1][1].out == tmp_path / "out"
+    assert starts[0] is None or (starts[0] / "model.safetensors").exists()
+    assert all(given.device == "cuda" and given.steps > given.cooldown for _, given in found)
+    depths = [kit.settings["text_config"]["num_hidden_layers"] for kit, _ in found]
+    assert depths == sorted(depths) and depths[-1] == 10
+    shares = [share for _, given in found for share in given.share]
+    assert {task for task, _ in shares} <= set(train.SHARES) and (name == "qwen3_vl") == (not shares)
+
+
+def test_a_recipe_is_its_runs_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kit = small("llava", depth=3)
+    runs = [{"layers": 2, "seed": 5}, {"cooldown": 1, "share": {"charts": 2}}]
+    monkeypatch.setattr(
+        architectures, "load", lambda name: dataclasses.replace(kit, settings=kit.settings | {"runs": runs})
+    )
+    trained: list[int] = []
+    advance = train.Run.advance
+
+    def counted(run: train.Run) -> None:
+        trained.append(len(run.model.get_decoder().layers))
+        advance(run)
+
+    monkeypatch.setattr(train.Run, "advance", counted)
+    short = ["--steps", "1", "--no-compile", "--batch", "1", "--rows", "200", "--evaluate-questions", "1"]
+    given = ["--config", "llava", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), *short]
+    with pytest.raises(SystemExit):
+        recipe.main([*given, "--speed", "9"])
+    assert "unrecognized arguments: --speed 9" in capsys.readouterr().err
+    assert not trained
+    recipe.main(given)
+    assert trained == [2, 3]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["text_config"]["num_hidden_layers"] == 3
+    logs = [json.loads((tmp_path / "work" / n / "log.json").read_text())["settings"] for n in ("1", "2")]
+    assert [log["seed"] for log in logs] == [5, 0]
+    assert [log["share"] for log in logs] == [[], [["charts", 2.0]]]
+    recipe.main(given)
+    assert trained == [2, 3]
 
 
 def test_a_record_ends_with_its_block() -> None:

@@ -114,7 +114,7 @@ class Kit:
         given = {
             name: value
             for name, value in self.settings.items()
-            if name not in ("architecture", "taps", "pointing_layer")
+            if name not in ("architecture", "taps", "pointing_layer", "runs")
         }
         make = getattr(transformers, self.family.config)
         return make(**{**given, "text_config": text}, **special, tie_word_embeddings=False)
