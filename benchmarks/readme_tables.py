@@ -29,9 +29,9 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def prefill() -> str:
+def prefill(file: str) -> str:
     """One decoder, every contender."""
-    (case,) = read("prefill_cpu")["cases"]
+    (case,) = read(file)["cases"]
     layers = case["layers"]
     return table(
         ("", "FLOPs cut", "ideal", "to Inductor (from - to)", "realised", "same kernels", "to eager", "peak memory"),
@@ -78,7 +78,7 @@ def widths() -> str:
     )
 
 
-WIDTHS = tuple(f"prefill_cpu_{case}" for case in ("8b", "2b", "others", "256", "4096", "8b_4096", "16384"))
+WIDTHS = tuple(f"prefill_cpu_{case}" for case in ("8b", "4b_36", "2b", "others", "256", "4096", "8b_4096", "16384"))
 
 
 def profile() -> str:
@@ -245,13 +245,14 @@ def named(name: str, layers: int | None) -> str:
     }
     if name in known:
         return known[name]
-    if "/" in name:
+    if "/" in name or name.startswith("shortv-"):
         return f"preset `{name}`" + (f", thinned to {layers} layers" if layers else "")
     return f"`{name}`" if name.startswith("late:") else name.split(",")[0] + " token dropping"
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "prefill": prefill,
+    "prefill": lambda: prefill("prefill_cpu"),
+    "peers": lambda: prefill("prefill_cpu_llava"),
     "widths": widths,
     "profile": profile,
     "compile": compile_time,

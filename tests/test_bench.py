@@ -209,6 +209,13 @@ def test_plot_and_table() -> None:
     case = Case("M", 4, 36, 1024, 64, (dense, row, replace(row, name="d", kind="dropping")))
     made = figure([case, case], "CPU")
     assert len(made.axes) == 2
+    in_onednn = replace(dense, name=ONEDNN, seconds=(0.5, 0.5))
+    (axes,) = figure([replace(case, rows=(*case.rows, in_onednn))], "CPU").axes
+    assert {
+        line.get_gid(): line.get_ydata()[-1]
+        for line in axes.lines
+        if line.get_gid() in ("ideal", "ideal, all in oneDNN")
+    } == {"ideal": 2, "ideal, all in oneDNN": 4}
     for axes in made.axes:
         assert {label.get_text() for label in axes.texts} == {"x", "d"}
         (ideal,) = (line for line in axes.lines if line.get_gid() == "ideal")

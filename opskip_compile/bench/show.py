@@ -95,7 +95,10 @@ def profile_table(case: Case) -> Table:
 
 
 def figure(cases: Sequence[Case], where: str) -> Figure:
-    """Measured speed-up over the share of FLOPs that is cut, a panel for each case, with the line ``1 / (1 - cut)``."""
+    """Measured speed-up over the share of FLOPs that is cut, a panel for each case, with the line ``1 / (1 - cut)``.
+
+    A second line begins at the dense decoder in oneDNN, if that was measured.
+    """
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(7.5, 5.2 * len(cases)), dpi=150, layout="constrained")
@@ -104,7 +107,11 @@ def figure(cases: Sequence[Case], where: str) -> Figure:
         rows = [row for row in case.rows if row.kind in _MARKS]
         most = max([row.cut for row in rows], default=0.5)
         cuts = [most * i / 100 for i in range(101)]
-        axes.plot([100 * cut for cut in cuts], [1 / (1 - cut) for cut in cuts], color="0.4", label="ideal", gid="ideal")
+        dense = [("ideal", 1.0, "-", "0.4")]
+        dense += [("ideal, all in oneDNN", row.measured, "--", "0.6") for row in case.rows if row.name == ONEDNN]
+        for label, start, line, gray in dense:
+            gains = [start / (1 - cut) for cut in cuts]
+            axes.plot([100 * cut for cut in cuts], gains, line, color=gray, label=label, gid=label)
         for kind, (mark, color, label) in _MARKS.items():
             chosen = [row for row in rows if row.kind == kind]
             if not chosen:
@@ -143,5 +150,6 @@ def figure(cases: Sequence[Case], where: str) -> Figure:
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.14, y=0.16)
+        axes.set_ylim(bottom=0)
         axes.legend(loc="upper left", frameon=False)
     return made
