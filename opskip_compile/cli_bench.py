@@ -137,6 +137,9 @@ def compile_time(
     visual: Annotated[int, typer.Option(min=1, help="Visual rows.")] = 256,
     text: Annotated[int, typer.Option(min=1, help="Text rows.")] = 64,
     schedule: Annotated[str, typer.Option(help="Spec text; 'all' stands for all layers.")] = "late:0.5",
+    attention_mask: Annotated[
+        bool, typer.Option(help="Give the decoder an attention mask of ones, as processors do.")
+    ] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Processes for each figure; the median is shown.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
@@ -176,11 +179,19 @@ def compile_time(
             rounds=rounds,
             device=device,
             dtype=dtype,
+            attention_mask=attention_mask,
             lower="eager" if eager else "inductor",
             step=step,
         )
     figures = [to_dict(start, dense) for start, dense in with_dense(starts)]
-    report = {**environment(place, dtype), "model": model, "schedule": schedule, "rounds": rounds, "results": figures}
+    report = {
+        **environment(place, dtype),
+        "model": model,
+        "schedule": schedule,
+        "attention_mask": attention_mask,
+        "rounds": rounds,
+        "results": figures,
+    }
     if as_json:
         print_json(report)
     else:

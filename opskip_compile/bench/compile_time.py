@@ -59,6 +59,7 @@ def measure_starts(
     rounds: int = 1,
     device: str = "cpu",
     dtype: str = "float32",
+    attention_mask: bool = True,
     lower: str = "inductor",
     step: Step = lambda what, done, total: None,
 ) -> list[Start]:
@@ -68,6 +69,7 @@ def measure_starts(
         model: a name of `DECODERS`.
         specs: layers to keep -> schedule, as spec text.
         rounds: processes for each figure; the median of each part is taken.
+        attention_mask: give the model a mask of ones, as every processor does; dense code builds the causal mask of it.
         lower: ``"eager"`` leaves Inductor out.
 
     Raises:
@@ -77,7 +79,7 @@ def measure_starts(
     total, done = len(specs) * rounds * 4, 0
     for layers, spec in specs.items():
         job = {"model": model, "layers": layers, "visual": visual, "text": text, "device": device, "dtype": dtype}
-        job |= {"lower": lower}
+        job |= {"lower": lower, "attention_mask": attention_mask}
         runs: dict[tuple[str, bool], list[Start]] = {}
         for _ in range(rounds):
             for contender in (DENSE, spec):
@@ -124,10 +126,12 @@ def first_call(job: Mapping[str, Any]) -> Start:
     hidden = torch.randn(1, rows, decoder.geometry.hidden_size).to(job["device"], getattr(torch, job["dtype"]))
     visual = torch.zeros(1, rows, dtype=torch.bool, device=job["device"])
     visual[:, : job["visual"]] = True
+    padding = torch.ones(1, rows, dtype=torch.int64, device=job["device"]) if job["attention_mask"] else None
     dense = job["contender"] == DENSE
 
     def forward() -> Any:
-        return model(inputs_embeds=hidden if dense else mark_visual(hidden, visual), use_cache=True)
+        embeds = hidden if dense else mark_visual(hidden, visual)
+        return model(inputs_embeds=embeds, attention_mask=padding, use_cache=True)
 
     options: Any = {"schedule": job["contender"], "strict": True, "lower": job["lower"]}
     if dense:
