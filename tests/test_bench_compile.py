@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import opskip_compile as opskip
@@ -115,6 +116,27 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report == json.loads(out.read_text())
     assert [row["contender"] for row in report["results"]] == [DENSE, DENSE, "silent:0-1", "silent:0-1"]
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_decoders_get_an_attention_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[bool] = []
+
+    def process(job: dict[str, Any], contender: str, warm: bool, cache: str) -> Start:
+        given.append(job["attention_mask"])
+        return start(contender, 1.0, warm)
+
+    monkeypatch.setattr(compile_time, "_in_a_process", process)
+    run("--layers", "2")
+    run("--layers", "2", "--no-attention-mask")
+    assert given == [True] * 4 + [False] * 4
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_mask_is_part_of_what_is_compiled() -> None:
+    job = {"model": "small", "layers": 1, "device": "cpu", "dtype": "float32", "contender": "silent:0", **SIZES}
+    without = compile_time.first_call({**job, "attention_mask": False}).nodes
+    torch._dynamo.reset()
+    assert compile_time.first_call({**job, "attention_mask": True}).nodes > without > 50
 
 
 def test_presets_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
