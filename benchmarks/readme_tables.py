@@ -61,10 +61,9 @@ def widths() -> str:
         found = [row for row in case["results"] if row["name"] == name]
         if not found:
             return ""
-        speed = f"{found[0]['measured']:.2f}x"
-        if found[0]["kind"] == "dense":
-            return speed
-        return f"{speed} ({found[0]['realised']:.0%}, {found[0]['realised_alike']:.0%})"
+        row = found[0]
+        shares = [f"{row[key]:.0%}" for key in ("realised", "realised_alike") if key in row and row["kind"] != "dense"]
+        return f"{row['measured']:.2f}x" + (f" ({', '.join(shares)})" if shares else "")
 
     return table(
         ("decoder, visual rows", *(named(name, None) for name in names), "dense in oneDNN", "eager"),

@@ -139,7 +139,7 @@ def onednn_linear() -> Compiled | None:
 
 @cache
 def blas_is_slow() -> bool:
-    """True where products of matrices run in MKL, and it leaves the AVX-512 of an AMD processor unused.
+    """True where products of matrices run in MKL on an AMD processor with AVX-512: half the rate of oneDNN.
 
     ``torch.cpu`` does not name the vendor, but SSE4a is an extension that AMD's processors alone have.
     """

@@ -29,7 +29,7 @@ class Settings:
         causal: find out at run time whether an attention's mask is the causal one, and then use a causal kernel without
             the mask. Changes the last bits of the result; not done where gradients are recorded.
         onednn: let the linear layers of a rewritten graph run in oneDNN (float32 on an AMD processor with AVX-512,
-            which MKL does not use). Changes the last bits of the result; not done where gradients are recorded.
+            where MKL is slow). Changes the last bits of the result; not done where gradients are recorded.
         regions: compile layers that are alike once, as one region that each of them calls; not done where gradients are
             recorded.
         model_type: transformers' name of the whole model, for finding its preset: the graph of a decoder alone names

@@ -1,9 +1,9 @@
-"""Let linear layers run in oneDNN where torch's BLAS leaves half of the processor idle: float32, AMD with AVX-512.
+"""Let linear layers run in oneDNN where torch's BLAS is slow: float32, AMD with AVX-512.
 
-MKL, the BLAS of torch's x86 builds, takes its AVX-512 code on Intel's processors only ("Instruction Set Specific
-Dispatch" in the oneMKL developer guide says so of the choice of code); oneDNN goes by what the processor can do. The
-same products are added in another order, so results differ in the last bits. What it brings is in
-``benchmarks/results/prefill_cpu_options.json``.
+On the AMD EPYC of ``benchmarks/results`` MKL, the BLAS of torch's x86 builds, multiplies at half the rate of oneDNN
+(``prefill_cpu_8b.json``: plain and in oneDNN). Its choice among instruction sets is for Intel's processors alone
+("Instruction Set Specific Dispatching" in the oneMKL developer guide). The same products are added in another order, so
+results differ in the last bits.
 """
 
 from __future__ import annotations

@@ -390,7 +390,6 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 @EVERY_FAMILY
 def test_runs_of_the_configuration_files(name: str, tmp_path: Path) -> None:
     found = recipe.runs(architectures.load(name), name, tmp_path, tmp_path / "out", ["--device", "cuda"])
-    (tmp_path / "out").mkdir()
     starts = [given.start for _, given in found]
     assert starts[1:] == [given.out for _, given in found[:-1]] and found[-1][1].out == tmp_path / "out"
     assert starts[0] is None or (starts[0] / "model.safetensors").exists()

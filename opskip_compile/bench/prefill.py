@@ -107,6 +107,7 @@ class _Contender:
     spec: str
     flops: int
     call: Callable[[], Any]
+    in_onednn: bool = False  # its linear layers; a graph that skips nothing stays as it is
 
 
 def run_prefill(
@@ -188,7 +189,7 @@ def run_prefill(
             peaks[each.name],
             peaks[INDUCTOR],
             kinds.get(each.name, {}),
-            tuple(seconds[ONEDNN]) if ONEDNN in seconds and _is_alike(each, flops[INDUCTOR]) else (),
+            tuple(seconds[ONEDNN]) if each.in_onednn else (),
         )
         for each in contenders
     ]
@@ -231,7 +232,7 @@ def _contenders(
     ]
     if in_onednn:
         alike = torch.compile(_dense, backend=kernels, dynamic=False)
-        found.append(_Contender(ONEDNN, "dense", "", dense, _bound(alike, model, hidden, padding)))
+        found.append(_Contender(ONEDNN, "dense", "", dense, _bound(alike, model, hidden, padding), True))
     for name, schedule in schedules.items():
         flops = count_flops(
             decoder.geometry, visual_tokens=visual, text_tokens=text, schedule=schedule, text_before=before
@@ -241,13 +242,16 @@ def _contenders(
             compiled = torch.compile(_skipping, backend="opskip", options=options, dynamic=False)
             title = name + (f", {off} off" if off else "")
             call = _bound(compiled, model, hidden, padding, mask)
-            found.append(_Contender(title, "schedule", schedule.to_spec(), flops, call))
+            gains = in_onednn and flops < dense and off != "onednn"
+            found.append(_Contender(title, "schedule", schedule.to_spec(), flops, call, gains))
     for name, dropping in droppings.items():
         forward: Callable[..., Any] = dropping.forward
         compiled = torch.compile(forward, backend=kernels, dynamic=False)
         call = _bound(compiled, model, hidden, places, others)
         spec = f"{dropping.share:.0%} of the visual rows leave before layer {dropping.layer}"
-        found.append(_Contender(name, "dropping", spec, dropping.flops(decoder.geometry, visual, text), call))
+        found.append(
+            _Contender(name, "dropping", spec, dropping.flops(decoder.geometry, visual, text), call, in_onednn)
+        )
     return found
 
 
@@ -256,11 +260,6 @@ def _in_onednn(lower: str, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callabl
     use_onednn(gm.graph, gm.graph)
     gm.recompile()
     return gm.forward if lower == "eager" else _compat.inductor(gm, inputs, {})
-
-
-def _is_alike(contender: _Contender, dense: int) -> bool:
-    """True if its linear layers run in oneDNN where there is one: a graph that skips nothing stays as it is."""
-    return contender.name == ONEDNN or contender.flops < dense
 
 
 def _dense(model: Any, hidden: Tensor, padding: Tensor | None) -> Any:
