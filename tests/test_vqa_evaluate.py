@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("easy_vqa")
 pytest.importorskip("sklearn")
@@ -77,6 +80,36 @@ def test_the_table_of_a_model(tmp_path: Path) -> None:
     assert {outcome["method"] for outcome in found["outcomes"]} == {"dense", "late", "vtw"}
     assert (tmp_path / "vqa_qwen3_vl.md").read_text(encoding="utf-8").count("|") > 20
     assert (tmp_path / "vqa_qwen3_vl.png").stat().st_size > 10_000
+
+
+def test_models_of_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, Path]] = []
+
+    def table(name: str, given: argparse.Namespace) -> argparse.Namespace:
+        asked.append((name, given.models))
+        return argparse.Namespace(markdown=lambda: "")
+
+    monkeypatch.setattr(evaluate, "table", table)
+    for name in ("llava", "not an architecture"):
+        (tmp_path / name).mkdir()
+    evaluate.main(["--models", str(tmp_path)])
+    assert asked == [("llava", tmp_path)]
+    for options, message in (
+        (["--model", "qwen3_vl"], "has no folder qwen3_vl"),
+        (["--models", str(tmp_path / "none")], "has no folder internvl or llava or qwen3_vl"),
+    ):
+        with pytest.raises(SystemExit):
+            evaluate.main(["--models", str(tmp_path), *options])
+        assert message in capsys.readouterr().err
+    assert len(asked) == 1
+    own = tmp_path / "own" / "llava"
+    shutil.copytree(evaluate.MODELS / "llava", own)
+    weights = load_file(own / "model.safetensors")
+    save_file({name: weight * 2 for name, weight in weights.items()}, own / "model.safetensors", {"format": "pt"})
+    ours, theirs = evaluate.load_trained("llava")[0], evaluate.load_trained("llava", own.parent)[0]
+    assert torch.equal(theirs.lm_head.weight, 2 * ours.lm_head.weight)
 
 
 def test_the_answer_silent_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

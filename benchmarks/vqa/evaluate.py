@@ -1,9 +1,9 @@
 """What the answers of the suite's trained models keep, over the ten tasks: `opskip_compile.evaluate` on their folders.
 
-python benchmarks/vqa/evaluate.py [--model qwen3_vl ...] [--limit 1000] [--calibration 16]
+python benchmarks/vqa/evaluate.py [--model qwen3_vl ...] [--models FOLDER] [--limit 1000] [--calibration 16]
 
 Writes `benchmarks/results/vqa_MODEL.json`, `.md` and `.png` for each. Operators are chosen on the calibration
-split alone.
+split alone. Models that `recipe.py` exported to `FOLDER/qwen3_vl` and the like are evaluated by `--models FOLDER`.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ class KitEncoder(Encoder):
         return found
 
 
-def load_trained(name: str) -> tuple[Any, KitEncoder]:
+def load_trained(name: str, models: Path = MODELS) -> tuple[Any, KitEncoder]:
     """A trained model in float32 and evaluation mode, and what turns prompts into its inputs."""
     kit = load(name)
-    model = getattr(transformers, kit.family.model).from_pretrained(MODELS / name, dtype=torch.float32)
+    model = getattr(transformers, kit.family.model).from_pretrained(models / name, dtype=torch.float32)
     return model.eval(), KitEncoder(kit)
 
 
@@ -129,7 +129,7 @@ def calibration_prompts(
 
 def table(name: str, given: argparse.Namespace) -> Evaluation:
     """All methods at all cuts on one model; writes its files."""
-    model, encoder = load_trained(name)
+    model, encoder = load_trained(name, given.models)
     with progress(Console(stderr=True)) as step, remembering(tower_of(model)):
         result = opskip.evaluate(
             model,
@@ -156,9 +156,10 @@ def table(name: str, given: argparse.Namespace) -> Evaluation:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, evaluate, print the tables and write the files."""
-    known = sorted(path.stem for path in CONFIGS.glob("*.json") if (MODELS / path.stem).is_dir())
+    known = sorted(path.stem for path in CONFIGS.glob("*.json"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", choices=known, help="default: all that are trained")
+    parser.add_argument("--models", type=Path, default=MODELS, help="folder with a folder for each trained model")
     parser.add_argument("--limit", type=int, default=1000, help="test questions of each task")
     parser.add_argument("--calibration", type=int, default=16, help="calibration prompts of each task")
     parser.add_argument("--batch", type=int, default=25)
@@ -170,7 +171,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("vqa_evaluation"), help="folder for data and answers")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     given = parser.parse_args(arguments)
-    for name in given.model or known:
+    asked = given.model or [name for name in known if (given.models / name).is_dir()]
+    if missing := [name for name in asked or known if not (given.models / name).is_dir()]:
+        parser.error(f"{given.models} has no folder {' or '.join(missing)}")
+    for name in asked:
         print(table(name, given).markdown())
 
 
