@@ -26,6 +26,8 @@ from vqa.packing import pack
 from vqa.starting import load_weights
 from vqa.tasks import TASKS, words
 
+from opskip_compile.schedule import Schedule
+
 DRAWN = [name for name in TASKS if name != "easy_vqa"]
 EVERY_FAMILY = pytest.mark.parametrize("name", list(FAMILIES))
 
@@ -299,7 +301,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_an_exported_model_answers_the_same(tmp_path: Path) -> None:
+def test_an_exported_model_answers_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     kit = small("qwen3_vl")
     run = train.Run(kit, options(tmp_path))
     for parameter in run.average.parameters():
@@ -318,9 +322,22 @@ def test_an_exported_model_answers_the_same(tmp_path: Path) -> None:
     assert torch.equal(bare, model.model.language_model.norm(torch.ones(1, 3, 64)))
     torch.testing.assert_close(learning.answer_logits(model, packed), wanted, rtol=1e-4, atol=1e-5)
     asked = ["--held-out", "0", "--test", "1", "--remove", "0", "--remove", "1", "--out", str(tmp_path / "a.json")]
-    accuracy.main(["--model", str(tmp_path / "model"), *asked])
+    planned: list[Schedule] = []
+    measure = accuracy.measure
+
+    def measured(model: Any, kit: Any, samples: Any, plan: Schedule) -> dict[str, float]:
+        planned.append(plan)
+        return measure(model, kit, samples, plan)
+
+    monkeypatch.setattr(accuracy, "measure", measured)
+    accuracy.main(["--model", str(tmp_path / "model"), *asked, "--schedule", "silent:1"])
     runs = json.loads((tmp_path / "a.json").read_text())["runs"]
-    assert [*runs] == [f"test, {n}" for n in ("dense", "all skipped", "without layers 0", "without layers 1")]
+    names = ("dense", "all skipped", "silent:1", "without layers 0", "without layers 1")
+    assert [*runs] == [f"test, {name}" for name in names]
+    assert planned == [*accuracy.PLANS.values(), Schedule.from_spec("silent:1"), Schedule(), Schedule()]
+    with pytest.raises(SystemExit):
+        accuracy.main(["--model", str(tmp_path / "model"), "--schedule", "silence:1"])
+    assert "silence" in capsys.readouterr().err
     other = train.Run(kit, options(tmp_path, start=tmp_path / "model"))
     assert all((a == b).all() for a, b in zip(other.model.parameters(), model.parameters(), strict=True))
 
@@ -397,7 +414,7 @@ def test_runs_of_the_configuration_files(name: str, tmp_path: Path) -> None:
     depths = [kit.settings["text_config"]["num_hidden_layers"] for kit, _ in found]
     assert depths == sorted(depths) and depths[-1] == 10
     shares = [share for _, given in found for share in given.share]
-    assert {task for task, _ in shares} <= set(train.SHARES) and (name == "qwen3_vl") == (not shares)
+    assert shares and {task for task, _ in shares} <= set(train.SHARES)
 
 
 def test_a_recipe_is_its_runs_one_after_the_other(

@@ -1,10 +1,12 @@
 """Accuracy of an exported model on every task: dense, and with all visual operators of the decoder skipped.
 
-python benchmarks/vqa/accuracy.py --model FOLDER [--held-out 300] [--test 500] [--remove 8 9 --remove 7] --out FILE
+python benchmarks/vqa/accuracy.py --model FOLDER [--held-out 300] [--test 500] [--remove 8 9 --remove 7]
+    [--schedule silent:6-9] --out FILE
 
 Each question is a prompt of its own, and its answer is what greedy decoding gives. Skipping is done by the oracle, so
 the figures say what it does to the answers and nothing about speed. With --remove one more run does without
 whole layers, for text rows as well: what the layers are needed for, where skipping their visual rows changes little.
+With --schedule one more run skips what a schedule names.
 """
 
 from __future__ import annotations
@@ -88,9 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--remove", type=int, nargs="+", action="append", default=[], help="layers that a further run is without"
     )
+    parser.add_argument("--schedule", action="append", default=[], help="a schedule for one more run")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("accuracy.json"))
     given = parser.parse_args(arguments)
+    try:
+        plans = PLANS | {spec: Schedule.from_spec(spec) for spec in given.schedule}
+    except ValueError as error:
+        parser.error(str(error))
     torch.set_num_threads(given.threads)
     model, kit = load(given.model)
     sets: dict[str, list[Sample]] = {}
@@ -99,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.test:
         sets["test"] = [s for task in TASKS for s in test_samples(task, kit, given.test)]
     result: dict[str, Any] = {"questions_per_task": {"held out": given.held_out, "test": given.test}, "runs": {}}
-    runs = [(name, plan, ()) for name, plan in PLANS.items()]
+    runs = [(name, plan, ()) for name, plan in plans.items()]
     runs += [(f"without layers {', '.join(map(str, gone))}", Schedule(), gone) for gone in given.remove]
     for name, plan, gone in runs:
         for split, samples in sets.items():
