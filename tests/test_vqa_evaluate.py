@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -87,14 +86,17 @@ def test_models_of_another_folder(
 ) -> None:
     asked: list[tuple[str, Path]] = []
 
-    def table(name: str, given: argparse.Namespace) -> argparse.Namespace:
-        asked.append((name, given.models))
-        return argparse.Namespace(markdown=lambda: "")
+    load_trained = evaluate.load_trained
 
-    monkeypatch.setattr(evaluate, "table", table)
+    def loading(name: str, models: Path) -> None:
+        asked.append((name, models))
+        raise InterruptedError
+
+    monkeypatch.setattr(evaluate, "load_trained", loading)
     for name in ("llava", "not an architecture"):
         (tmp_path / name).mkdir()
-    evaluate.main(["--models", str(tmp_path)])
+    with pytest.raises(InterruptedError):
+        evaluate.main(["--models", str(tmp_path)])
     assert asked == [("llava", tmp_path)]
     for options, message in (
         (["--model", "qwen3_vl"], "has no folder qwen3_vl"),
@@ -108,7 +110,7 @@ def test_models_of_another_folder(
     shutil.copytree(evaluate.MODELS / "llava", own)
     weights = load_file(own / "model.safetensors")
     save_file({name: weight * 2 for name, weight in weights.items()}, own / "model.safetensors", {"format": "pt"})
-    ours, theirs = evaluate.load_trained("llava")[0], evaluate.load_trained("llava", own.parent)[0]
+    ours, theirs = load_trained("llava")[0], load_trained("llava", own.parent)[0]
     assert torch.equal(theirs.lm_head.weight, 2 * ours.lm_head.weight)
 
 
