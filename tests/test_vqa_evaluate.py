@@ -14,7 +14,7 @@ pytest.importorskip("easy_vqa")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from vqa import architectures, evaluate, learning, mixing, silent
+from vqa import architectures, controls, evaluate, learning, mixing, silent
 from vqa.architectures import FAMILIES
 from vqa.packing import Sample, pack
 from vqa.tasks import TASKS
@@ -123,3 +123,21 @@ def test_the_answer_silent_study(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert last["divergence"] < 1e-6 < last["update"], "nothing reads the visual rows of the last layer"
     assert "silent" in capsys.readouterr().out
     assert (tmp_path / "vqa_silent_qwen3_vl.png").stat().st_size > 10_000
+
+
+def test_the_controls_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Schedules of the table at the cut that is asked for, beside the one of the largest updates and a random one."""
+    table = [
+        {"asked": cut, "method": method, "runs": [{"spec": spec}]}
+        for cut, method, spec in ((0.5, "operators", "silent:4-9"), (0.5, "vtw", "-"), (0.65, "late", "silent:2-9"))
+    ]
+    (tmp_path / "vqa_qwen3_vl.json").write_text(json.dumps({"outcomes": table}), encoding="utf-8")
+    asked = "--model qwen3_vl --limit 1 --calibration 1 --cut 0.5 --random-seeds 1".split()
+    controls.main([*asked, "--work", str(tmp_path / "work"), "--results", str(tmp_path)])
+    found = json.loads((tmp_path / "vqa_controls_qwen3_vl.json").read_text(encoding="utf-8"))["outcomes"]
+    specs = {outcome["method"]: outcome["runs"][0]["spec"] for outcome in found}
+    assert list(specs) == ["dense", "operators", "update_norm", "random"]
+    assert specs["operators"] == "silent:4-9" and len(set(specs.values())) == 4
+    assert all(set(outcome["by_task"]) == set(TASKS) for outcome in found)
+    assert found[0]["flops_cut"] == 0 and all(0.45 < outcome["flops_cut"] < 0.6 for outcome in found[1:])
+    assert "update_norm" in capsys.readouterr().out

@@ -24,7 +24,7 @@ from opskip_compile.bench.machine import environment
 from opskip_compile.progress import Step, progress
 from opskip_compile.tables import write_json
 from vqa.architectures import CONFIGS
-from vqa.evaluate import RESULTS, calibration_prompts, files, load_trained
+from vqa.evaluate import MODELS, RESULTS, calibration_prompts, files, load_trained
 from vqa.exporting import LONGEST_ANSWER
 
 PUBLISHED = ("operators", "layers", "late")
@@ -32,12 +32,12 @@ PUBLISHED = ("operators", "layers", "late")
 
 def controls(given: argparse.Namespace, cut: float, step: Step) -> list[dict[str, Any]]:
     """One line for each way to choose, at one cut."""
-    model, encoder = load_trained(given.model)
+    model, encoder = load_trained(given.model, given.models)
     table = json.loads((given.results / f"vqa_{given.model}.json").read_text(encoding="utf-8"))["outcomes"]
     specs = {
         row["method"]: row["runs"][0]["spec"] for row in table if row["asked"] == cut and row["method"] in PUBLISHED
     }
-    samples = calibration_prompts(model, encoder, given.work, 16, given.batch, step)
+    samples = calibration_prompts(model, encoder, given.work, given.calibration, given.batch, step)
     plain: Any = {"holdout": 0.0, "controls": False, "stability": False, "whole_front": False}
     chosen = opskip.calibrate(model, samples, cut, method="update_norm", search="scores", step=step, **plain)
     specs["update_norm"] = chosen.schedule.to_spec()
@@ -62,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, evaluate, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(path.stem for path in CONFIGS.glob("*.json")), required=True)
+    parser.add_argument("--models", type=Path, default=MODELS, help="folder with a folder for each trained model")
     parser.add_argument("--limit", type=int, default=60, help="test questions of each task")
+    parser.add_argument("--calibration", type=int, default=16, help="calibration prompts of each task")
     parser.add_argument("--cut", type=float, action="append", help="default: 0.337 and 0.5")
     parser.add_argument("--random-seeds", type=int, default=10)
     parser.add_argument("--batch", type=int, default=50)

@@ -22,20 +22,21 @@ from opskip_compile.bench.machine import environment
 from opskip_compile.progress import progress
 from opskip_compile.tables import write_json
 from vqa.architectures import CONFIGS
-from vqa.evaluate import RESULTS, calibration_prompts, load_trained
+from vqa.evaluate import MODELS, RESULTS, calibration_prompts, load_trained
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, measure, print the table and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(path.stem for path in CONFIGS.glob("*.json")), required=True)
+    parser.add_argument("--models", type=Path, default=MODELS, help="folder with a folder for each trained model")
     parser.add_argument("--prompts", type=int, default=32, help="calibration prompts of each task")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--work", type=Path, default=Path("vqa_evaluation"), help="folder for the data")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     given = parser.parse_args(arguments)
     with progress(Console(stderr=True)) as step:
-        model, encoder = load_trained(given.model)
+        model, encoder = load_trained(given.model, given.models)
         samples = calibration_prompts(model, encoder, given.work, given.prompts, given.batch, step)
         found = opskip.diagnose(model, samples, step=step)
     Console(width=100).print(found.table())
