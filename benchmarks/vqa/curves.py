@@ -47,6 +47,7 @@ def draw(
             axes.axhline(100 * max(blind[check]["blind_text"], blind[check]["blind_template"]), color="gray", ls="--")
         axes.set_title(check, fontsize=10)
         axes.set_ylim(-3, 103)
+        axes.locator_params(axis="x", nbins=4)
         axes.grid(alpha=0.3)
     losses = panels.flat[len(checks)]
     losses.axis("off")
