@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -125,8 +126,25 @@ def test_the_answer_silent_study(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (tmp_path / "vqa_silent_qwen3_vl.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("script", [silent, controls])
+def test_the_study_and_the_controls_of_models_of_another_folder(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, Path]] = []
+
+    def loading(name: str, models: Path = evaluate.MODELS) -> None:
+        asked.append((name, models))
+        raise InterruptedError
+
+    monkeypatch.setattr(script, "load_trained", loading)
+    for options in ([], ["--models", str(tmp_path)]):
+        with pytest.raises(InterruptedError):
+            script.main(["--model", "llava", "--work", str(tmp_path), *options])
+    assert asked == [("llava", evaluate.MODELS), ("llava", tmp_path)]
+
+
 def test_the_controls_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Schedules of the table at the cut that is asked for, beside the one of the largest updates and a random one."""
+    """Schedules of the table at the cut that is asked for, beside the one of the smallest updates and a random one."""
     table = [
         {"asked": cut, "method": method, "runs": [{"spec": spec}]}
         for cut, method, spec in ((0.5, "operators", "silent:4-9"), (0.5, "vtw", "-"), (0.65, "late", "silent:2-9"))

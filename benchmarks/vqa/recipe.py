@@ -1,4 +1,4 @@
-"""Train a model from nothing to what `models/` holds: all runs of its configuration file, each from the one before.
+"""Train a model of this suite: all runs of its configuration file, each from the one before.
 
 python benchmarks/vqa/recipe.py --config qwen3_vl --work RUN --out FOLDER [--device cuda] [any option of train.py]
 
