@@ -29,8 +29,8 @@ bench: $(VENV)/.ready
 		--out benchmarks/results/prefill_cpu.json --plot benchmarks/results/prefill_cpu.png
 
 support: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/support_matrix.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/recompiles.py --json benchmarks/results/recompiles.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.support_matrix
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.recompiles --json benchmarks/results/recompiles.json
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

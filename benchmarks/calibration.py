@@ -3,7 +3,7 @@
 Schedules are chosen on training questions of easy-VQA alone; accuracy is that on questions of the test split, run
 eagerly under the oracle's definition. Writes benchmarks/results/calibration_cpu.json.
 
-python benchmarks/calibration.py [--questions 2000] [--samples 64] [--cut 0.337 --cut 0.5]
+python -m benchmarks.calibration [--questions 2000] [--samples 64] [--cut 0.337 --cut 0.5]
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from opskip_compile.calibration.samples import Samples
 from opskip_compile.demo import data
 from opskip_compile.demo.run import spread
 from opskip_compile.demo.samples import DemoSamples
-from opskip_compile.progress import Step, progress
-from opskip_compile.tables import write_json
+from opskip_compile.output.progress import Step, progress
+from opskip_compile.schedule.validation import write_json
 
 RESULTS = Path(__file__).parent / "results" / "calibration_cpu.json"
 BATCH = 50

@@ -1,7 +1,7 @@
 """Time to compile against plain Inductor: the command ``opskip bench compile``.
 
-python benchmarks/compile_time.py [--model small --layers 2 --layers 8] [--out FILE --plot FILE]
-python benchmarks/compile_time.py --help
+python -m benchmarks.compile_time [--model small --layers 2 --layers 8] [--out FILE --plot FILE]
+python -m benchmarks.compile_time --help
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Time of our passes and of three matchers against depth: the command ``opskip bench passes``.
 
-python benchmarks/passes.py [--layers 36 --layers 280] [--out FILE --plot FILE]
-python benchmarks/passes.py --help
+python -m benchmarks.passes [--layers 36 --layers 280] [--out FILE --plot FILE]
+python -m benchmarks.passes --help
 """
 
 from __future__ import annotations

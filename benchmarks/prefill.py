@@ -1,7 +1,7 @@
 """Prefill time and peak memory against plain Inductor: the command ``opskip bench prefill``.
 
-python benchmarks/prefill.py [--model qwen3-vl-8b --layers 4 --visual 1024] [--out FILE --plot FILE]
-python benchmarks/prefill.py --help
+python -m benchmarks.prefill [--model qwen3-vl-8b --layers 4 --visual 1024] [--out FILE --plot FILE]
+python -m benchmarks.prefill --help
 """
 
 from __future__ import annotations

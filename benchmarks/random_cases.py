@@ -1,7 +1,7 @@
 """Random cases against the oracle: (decoder, schedule, layout of the visual rows, batch, cache), as many as wanted.
 
-    python benchmarks/random_cases.py --cases 20000 --seed 0 --json FILE
-    python benchmarks/random_cases.py --seed 0 --only 17:5        # one case again: decoder 17, case 5
+    python -m benchmarks.random_cases --cases 20000 --seed 0 --json FILE
+    python -m benchmarks.random_cases --seed 0 --only 17:5        # one case again: decoder 17, case 5
 
 A decoder is captured once for its cases (see ``tests/random_decoders.py``). ``--start`` goes on at a later decoder.
 The exit code is 1 if any case failed.
@@ -23,12 +23,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from random_decoders import Case, Subject, check, make_case, make_subject, room
-
 from opskip_compile import _compat
-from opskip_compile.passes import onednn
+from opskip_compile.passes.tune import onednn
+from tests.helpers.random_decoders import Case, Subject, check, make_case, make_subject, room
 
 STRIDE = 10**6  # decoders of one seed
 

@@ -1,6 +1,6 @@
 """Write the README's tables of figures from ``benchmarks/results``, each between two comments that name it.
 
-python benchmarks/readme_tables.py [--check]
+python -m benchmarks.readme_tables [--check]
 """
 
 from __future__ import annotations

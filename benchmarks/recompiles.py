@@ -1,6 +1,6 @@
 """How often a decoder is compiled while prompts of twelve layouts come in: dense, and with opskip.
 
-    python benchmarks/recompiles.py [--json FILE]
+    python -m benchmarks.recompiles [--json FILE]
 
 Each layout has its own length and number of visual rows; the batch is fixed within one line. "traffic" also changes the
 batch, mixes in text-only prompts and generates two tokens for each prompt. A compile is one call of the backend with a
@@ -23,8 +23,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import opskip_compile as opskip
-from opskip_compile.backend import opskip as backend
-from opskip_compile.tiny import FAMILIES, Family, visual_mask
+from opskip_compile.backend.entry import opskip as backend
+from opskip_compile.models.tiny import FAMILIES, Family, visual_mask
 
 LAYERS, SPEC = 2, "silent:1 transform:0"
 # Text rows of one element, with an image of 16 rows between two.
@@ -140,7 +140,7 @@ def main() -> None:
     Console(width=110).print(table)
     if given.json:
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        command = "python benchmarks/recompiles.py --json benchmarks/results/recompiles.json"
+        command = "python -m benchmarks.recompiles --json benchmarks/results/recompiles.json"
         given.json.write_text(json.dumps({"command": command, "versions": versions, "rows": rows}, indent=1) + "\n")
 
 

@@ -1,7 +1,7 @@
 """The support matrix: measure every cell against the oracle, and write the tables.
 
-    python benchmarks/support_matrix.py [--keep FILE]     # about an hour on 2 cores
-    python benchmarks/support_matrix.py --tables-only     # the tables again from the figures
+    python -m benchmarks.support_matrix [--keep FILE]     # about an hour on 2 cores
+    python -m benchmarks.support_matrix --tables-only     # the tables again from the figures
 
 The cells are tests (``tests/test_support.py --every-cell``); this runs them, writes what they say to
 ``benchmarks/results/support.json``, all cells in words to ``benchmarks/results/SUPPORT.md``, and the matrix into the
@@ -23,9 +23,7 @@ import torch
 import transformers
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from support import COLUMNS, FORMS, ZOO  # noqa: E402
+from tests.helpers.support import COLUMNS, FORMS, ZOO  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- support matrix: begin -->", "<!-- support matrix: end -->"
@@ -80,7 +78,7 @@ def every_cell(cells: Cells) -> str:
     """All reasons in words, the same ones together, by column and form."""
     parts = ["# Support: every cell that is not wholly skipped, with the reason that the report gives", ""]
     parts += [
-        "Written by `python benchmarks/support_matrix.py`. `partly` and `dense` are right by the oracle, too.",
+        "Written by `python -m benchmarks.support_matrix`. `partly` and `dense` are right by the oracle, too.",
         "",
     ]
     for name, form in FORMS.items():
@@ -101,7 +99,7 @@ def publish(cells: Cells) -> None:
     states = [state for forms in cells.values() for state, _ in forms.values()]
     counts = {state: states.count(state) for state in ("skips", "partly", "dense", "absent")}
     head = {
-        "command": "python benchmarks/support_matrix.py",
+        "command": "python -m benchmarks.support_matrix",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "counts": counts,
     }

@@ -4,6 +4,7 @@
 """
 
 from opskip_compile.api import compile, explain, last_report, remove, reports
+from opskip_compile.backend.settings import Settings
 from opskip_compile.calibration import Budget, CalibrationResult, Diagnosis, calibrate, diagnose
 from opskip_compile.errors import (
     NothingSkippedWarning,
@@ -14,14 +15,13 @@ from opskip_compile.errors import (
     UncalibratedScheduleWarning,
 )
 from opskip_compile.evaluation import Evaluation, evaluate
-from opskip_compile.flops import FlopsReport, Geometry, count_flops
-from opskip_compile.graphs.diff import GraphDiff
-from opskip_compile.oracle import oracle
-from opskip_compile.passes.report import Report
+from opskip_compile.models.oracle import oracle
 from opskip_compile.passes.runtime import mark_visual
-from opskip_compile.presets import Preset, presets
-from opskip_compile.schedule import Rule, Schedule
-from opskip_compile.settings import Settings
+from opskip_compile.report.diff import GraphDiff
+from opskip_compile.report.report import Report
+from opskip_compile.schedule.flops import FlopsReport, Geometry, count_flops
+from opskip_compile.schedule.presets import Preset, presets
+from opskip_compile.schedule.schedule import Rule, Schedule
 
 __version__ = "0.1.0"
 

@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opskip_compile import _compat, capture
-from opskip_compile.backend import REPORTS, DecoderReached
+from opskip_compile import _compat
+from opskip_compile.backend import capture
+from opskip_compile.backend.entry import REPORTS, DecoderReached
+from opskip_compile.backend.settings import Settings
 from opskip_compile.errors import NothingSkippedWarning, OpSkipError, OptionError
+from opskip_compile.models.rows import carry_marks, token_mask, visual_tokens, without_plain_tokens
 from opskip_compile.passes.marks import MARKS, NOT_SKIPPED
-from opskip_compile.passes.report import Report
 from opskip_compile.passes.runtime import mark_visual
-from opskip_compile.rows import carry_marks, token_mask, visual_tokens, without_plain_tokens
-from opskip_compile.schedule import Schedule
-from opskip_compile.settings import Settings
+from opskip_compile.report.report import Report
+from opskip_compile.schedule.schedule import Schedule
 
 _STATE = "_opskip_compiled"
 _RUNS = itertools.count(1)

@@ -16,25 +16,25 @@ from typing import Any
 from torch import fx
 
 from opskip_compile.errors import RewriteError
-from opskip_compile.passes.cancel import cancel
-from opskip_compile.passes.causal import ask_for_causal_masks
-from opskip_compile.passes.compare import compare
-from opskip_compile.passes.crossing import ENCODER, crossing_without_rows
-from opskip_compile.passes.facts import Facts
-from opskip_compile.passes.insert import insert_skips
-from opskip_compile.passes.leftover import Leftover
-from opskip_compile.passes.locate import RowSource, locate_rows
-from opskip_compile.passes.match import Match, as_layer, match_operators, part_without_rows
-from opskip_compile.passes.normalize import copy_graph, remove_dead
-from opskip_compile.passes.ops import tensor
-from opskip_compile.passes.outplace import write_out_of_place
-from opskip_compile.passes.plan import Plan, make_plan
-from opskip_compile.passes.pushdown import Pushdown, Stop
-from opskip_compile.passes.report import PassReport, Report
-from opskip_compile.passes.rules import known_operations
-from opskip_compile.passes.share_rotary import share_rotary_tables
-from opskip_compile.passes.unflatten import add_unflattened
-from opskip_compile.schedule import Schedule
+from opskip_compile.passes.analysis.cross_attention import ENCODER, crossing_without_rows
+from opskip_compile.passes.analysis.locate import RowSource, locate_rows
+from opskip_compile.passes.analysis.match import Match, as_layer, match_operators, part_without_rows
+from opskip_compile.passes.analysis.plan import Plan, make_plan
+from opskip_compile.passes.analysis.remaining import Leftover
+from opskip_compile.passes.normalize.cleanup import copy_graph, remove_dead
+from opskip_compile.passes.normalize.functionalize import write_out_of_place
+from opskip_compile.passes.normalize.unflatten import add_unflattened
+from opskip_compile.passes.ops import known_operations
+from opskip_compile.passes.ops.nodes import tensor
+from opskip_compile.passes.rewrite.cancel import cancel
+from opskip_compile.passes.rewrite.insert import insert_skips
+from opskip_compile.passes.rewrite.pushdown import Pushdown, Stop
+from opskip_compile.passes.tune.causal import ask_for_causal_masks
+from opskip_compile.passes.tune.rotary import share_rotary_tables
+from opskip_compile.report.compare import compare
+from opskip_compile.report.operators import Facts
+from opskip_compile.report.report import PassReport, Report
+from opskip_compile.schedule.schedule import Schedule
 
 PASSES = (
     *("normalize", "locate", "match", "plan"),

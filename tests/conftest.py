@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +11,8 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool of process
 import pytest
 import torch
 
-from opskip_compile.backend import REPORTS
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-sys.path.insert(0, str(Path(__file__).parent))
-
-from browser import browser, page  # noqa: F401
+from opskip_compile.backend.entry import REPORTS
+from tests.helpers.browser import browser, page  # noqa: F401
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

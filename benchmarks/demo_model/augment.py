@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from templates import COLORS, Label
+
+from benchmarks.demo_model.templates import COLORS, Label
 
 SIZE = 64
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from export import write_json
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.demo_model.export import write_json
 from opskip_compile.demo.data import (
     MODEL_DIR,
     DemoProcessor,
@@ -31,9 +31,9 @@ from opskip_compile.demo.data import (
     load_questions,
 )
 from opskip_compile.demo.run import SCHEDULE_FILE
-from opskip_compile.flops import count_flops
-from opskip_compile.oracle import oracle
-from opskip_compile.schedule import Schedule
+from opskip_compile.models.oracle import oracle
+from opskip_compile.schedule.flops import count_flops
+from opskip_compile.schedule.schedule import Schedule
 
 RESULT_FILE = Path(__file__).parent / "evaluation.json"
 

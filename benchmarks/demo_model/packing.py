@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tiny_model import MERGE, PATCH, TEMPORAL, VISUAL_TOKENS
 from torch import Tensor
 
+from benchmarks.demo_model.tiny_model import MERGE, PATCH, TEMPORAL, VISUAL_TOKENS
 from opskip_compile.demo.data import IMAGE_PAD, DemoProcessor, encode_prompt
 
 PREFIX = VISUAL_TOKENS + 2

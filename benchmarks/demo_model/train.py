@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from augment import Sprite, cut, vary
-from export import export_model, write_json
-from packing import Packed, pack
-from templates import ask, infer_labels, negated, templates
-from tiny_model import build_model, build_processor
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from benchmarks.demo_model.augment import Sprite, cut, vary
+from benchmarks.demo_model.export import export_model, write_json
+from benchmarks.demo_model.packing import Packed, pack
+from benchmarks.demo_model.templates import ask, infer_labels, negated, templates
+from benchmarks.demo_model.tiny_model import build_model, build_processor
 from opskip_compile.demo.data import (
     MODEL_DIR,
     DemoProcessor,

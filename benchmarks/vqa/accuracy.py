@@ -1,6 +1,6 @@
 """Accuracy of an exported model on every task: dense, and with all visual operators of the decoder skipped.
 
-python benchmarks/vqa/accuracy.py --model FOLDER [--held-out 300] [--test 500] [--remove 8 9 --remove 7]
+python -m benchmarks.vqa.accuracy --model FOLDER [--held-out 300] [--test 500] [--remove 8 9 --remove 7]
     [--schedule silent:6-9] --out FILE
 
 Each question is a prompt of its own, and its answer is what greedy decoding gives. Skipping is done by the oracle, so
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,15 +23,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from opskip_compile.files import write_whole
-from opskip_compile.oracle import oracle
-from opskip_compile.schedule import Schedule
-from vqa import architectures, learning, mixing
-from vqa.architectures import Kit
-from vqa.packing import Packed, Sample
-from vqa.tasks import TASKS
+from benchmarks.vqa import architectures, learning, mixing
+from benchmarks.vqa.architectures import Kit
+from benchmarks.vqa.packing import Packed, Sample
+from benchmarks.vqa.tasks import TASKS
+from opskip_compile.models.oracle import oracle
+from opskip_compile.output.files import write_whole
+from opskip_compile.schedule.schedule import Schedule
 
 PLANS = {"dense": Schedule(), "all skipped": Schedule.from_spec("late:1.0")}
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from vqa.asking import question_words
-from vqa.base import CANVAS
-from vqa.facts import CHARACTERS, SIDE
+from benchmarks.vqa.asking import question_words
+from benchmarks.vqa.base import CANVAS
+from benchmarks.vqa.facts import CHARACTERS, SIDE
 
 CONFIGS = Path(__file__).parent / "configs"
 PAD, BOS, EOS, UNK = "<|pad|>", "<|bos|>", "<|eos|>", "<|unk|>"

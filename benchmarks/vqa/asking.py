@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from demo_model.templates import Label, ask, negated, templates
-
-from vqa.base import CANVAS, fill
-from vqa.draw import COLORS, SHAPES, Mark
-from vqa.facts import color_name
-from vqa.scene import BIG, SMALL, plural
-from vqa.tasks import charts, colors, comparison, counting, digits, easy, existence, forms, relations, words
+from benchmarks.demo_model.templates import Label, ask, negated, templates
+from benchmarks.vqa.base import CANVAS, fill
+from benchmarks.vqa.draw import COLORS, SHAPES, Mark
+from benchmarks.vqa.facts import color_name
+from benchmarks.vqa.scene import BIG, SMALL, plural
+from benchmarks.vqa.tasks import charts, colors, comparison, counting, digits, easy, existence, forms, relations, words
 
 Pair = tuple[str, str]  # question, answer
 

@@ -1,6 +1,6 @@
 """How far the words of a question alone lead: the most frequent training answer, without looking at the image.
 
-python benchmarks/vqa/blind.py [--train 20000] [--out benchmarks/results/vqa_blind.json]
+python -m benchmarks.vqa.blind [--train 20000] [--out benchmarks/results/vqa_blind.json]
 
 Two guesses are made: by the question's own text (by its template where the text is new), and by its template alone.
 """
@@ -17,11 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from opskip_compile.files import write_whole
-from vqa.base import Example, Task, score
-from vqa.tasks import TASKS
+from benchmarks.vqa.base import Example, Task, score
+from benchmarks.vqa.tasks import TASKS
+from opskip_compile.output.files import write_whole
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "vqa_blind.json"
 PACKAGES = ("numpy", "pillow", "matplotlib", "scikit-learn", "easy-vqa")
@@ -98,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results[name] = measure(task, given.train)
     print(table(results))
     content = {
-        "command": f"python benchmarks/vqa/blind.py --train {given.train}",
+        "command": f"python -m benchmarks.vqa.blind --train {given.train}",
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},

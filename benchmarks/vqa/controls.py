@@ -1,6 +1,6 @@
 """A trained model under calibrated schedules and under what should lose to them: the size of updates, and ten draws.
 
-python benchmarks/vqa/controls.py --model qwen3_vl [--limit 60] [--cut 0.337 --cut 0.5]
+python -m benchmarks.vqa.controls --model qwen3_vl [--limit 60] [--cut 0.337 --cut 0.5]
 
 The schedules of the published table (`vqa_MODEL.json`), the one that goes by `update_norm` alone, and random operators.
 Answers are computed without Inductor. Writes `benchmarks/results/vqa_controls_MODEL.json`.
@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import opskip_compile as opskip
+from benchmarks.vqa.architectures import CONFIGS
+from benchmarks.vqa.evaluate import MODELS, RESULTS, calibration_prompts, files, load_trained
+from benchmarks.vqa.exporting import LONGEST_ANSWER
 from opskip_compile.bench.machine import environment
-from opskip_compile.progress import Step, progress
-from opskip_compile.tables import write_json
-from vqa.architectures import CONFIGS
-from vqa.evaluate import MODELS, RESULTS, calibration_prompts, files, load_trained
-from vqa.exporting import LONGEST_ANSWER
+from opskip_compile.output.progress import Step, progress
+from opskip_compile.schedule.validation import write_json
 
 PUBLISHED = ("operators", "layers", "late")
 

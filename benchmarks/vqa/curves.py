@@ -1,6 +1,6 @@
 """Draw the log of a training run: held-out accuracy of each task against steps, with its blind baseline.
 
-python benchmarks/vqa/curves.py RUN/log.json [RUN2/log.json ...] --out curves.png
+python -m benchmarks.vqa.curves RUN/log.json [RUN2/log.json ...] --out curves.png
 
 Several logs are of runs that each began with the weights of the one before; a dotted line is where one ended.
 """

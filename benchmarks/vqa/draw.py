@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vqa.base import CANVAS
+from benchmarks.vqa.base import CANVAS
 
 Color = tuple[int, int, int]
 Box = tuple[float, float, float, float]  # left, top, right, bottom; right and bottom lie outside

@@ -1,6 +1,6 @@
 """What the answers of the suite's trained models keep, over the ten tasks: `opskip_compile.evaluate` on their folders.
 
-python benchmarks/vqa/evaluate.py [--model qwen3_vl ...] [--models FOLDER] [--limit 1000] [--calibration 16]
+python -m benchmarks.vqa.evaluate [--model qwen3_vl ...] [--models FOLDER] [--limit 1000] [--calibration 16]
 
 Writes `benchmarks/results/vqa_MODEL.json`, `.md` and `.png` for each. Operators are chosen on the calibration
 split alone. Models that `recipe.py` exported to `FOLDER/qwen3_vl` and the like are evaluated by `--models FOLDER`.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,22 +22,20 @@ import transformers
 from rich.console import Console
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import opskip_compile as opskip
+from benchmarks.vqa.architectures import CONFIGS, Kit, load
+from benchmarks.vqa.export import export
+from benchmarks.vqa.exporting import LONGEST_ANSWER
+from benchmarks.vqa.tasks import TASKS
 from opskip_compile.bench.machine import environment
-from opskip_compile.calibration.jsonl import FileSamples
+from opskip_compile.calibration.files import FileSamples
 from opskip_compile.evaluation.evaluate import CUTS
 from opskip_compile.evaluation.result import Evaluation
-from opskip_compile.files import write_whole
-from opskip_compile.lines import read_lines
-from opskip_compile.progress import Step, progress
-from opskip_compile.prompting import Encoder
-from opskip_compile.tables import write_json
-from vqa.architectures import CONFIGS, Kit, load
-from vqa.export import export
-from vqa.exporting import LONGEST_ANSWER
-from vqa.tasks import TASKS
+from opskip_compile.models.jsonl import read_lines
+from opskip_compile.models.prompts import Encoder
+from opskip_compile.output.files import write_whole
+from opskip_compile.output.progress import Step, progress
+from opskip_compile.schedule.validation import write_json
 
 MODELS = Path(__file__).parent / "models"
 RESULTS = Path(__file__).resolve().parents[1] / "results"

@@ -1,6 +1,6 @@
 """Write examples of one task as PNG files and a `data.jsonl` that names them.
 
-python benchmarks/vqa/export.py --task NAME --split test --count N --out DIR
+python -m benchmarks.vqa.export --task NAME --split test --count N --out DIR
 
 A line holds `image` (one file) or `images` (a list of two), `prompt`, `answer` and `task`; paths are relative to the
 `data.jsonl`. It is written after the images, so a folder that has one is complete.
@@ -11,19 +11,16 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.vqa.base import SPLITS, Split, Task
+from benchmarks.vqa.tasks import TASKS
 from opskip_compile.errors import OpSkipError
-from opskip_compile.files import write_whole
-from vqa.base import SPLITS, Split, Task
-from vqa.tasks import TASKS
+from opskip_compile.output.files import write_whole
 
 
 def export(task: Task, split: Split, count: int, folder: Path) -> Path:

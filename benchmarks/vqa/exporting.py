@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from vqa.architectures import Kit
+from benchmarks.vqa.architectures import Kit
 
 HEADS_FILE = "training_heads.safetensors"
 LARGEST = 12 * 1024 * 1024

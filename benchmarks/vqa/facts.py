@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
-from demo_model.templates import COLORS as EASY_COLORS
-from demo_model.templates import Label, infer_labels
 from numpy.typing import NDArray
 
+from benchmarks.demo_model.templates import COLORS as EASY_COLORS
+from benchmarks.demo_model.templates import Label, infer_labels
+from benchmarks.vqa.base import CANVAS, Example, Split
+from benchmarks.vqa.draw import COLORS, INKS, SHAPES, Color, Mark, recording
+from benchmarks.vqa.tasks import TASKS, charts, easy, forms, words
 from opskip_compile.demo.data import Question
-from vqa.base import CANVAS, Example, Split
-from vqa.draw import COLORS, INKS, SHAPES, Color, Mark, recording
-from vqa.tasks import TASKS, charts, easy, forms, words
 
 CELL = 8
 SIDE = CANVAS // CELL

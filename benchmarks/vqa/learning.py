@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vqa.architectures import Kit
-from vqa.facts import HEADS
-from vqa.packing import Packed, Sample, pack
+from benchmarks.vqa.architectures import Kit
+from benchmarks.vqa.facts import HEADS
+from benchmarks.vqa.packing import Packed, Sample, pack
 
 NOTHING = 0.1  # weight of a cell that has nothing of the kind: most cells are background
 

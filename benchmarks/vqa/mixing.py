@@ -10,13 +10,13 @@ import random
 from collections.abc import Mapping, Sequence
 from functools import cache
 
-from vqa.architectures import Kit
-from vqa.asking import Pair, affirmative, questions, spelled
-from vqa.draw import Mark
-from vqa.facts import cell_labels, easy_labels, observe, word_scene
-from vqa.packing import Packed, Sample, pack
-from vqa.pointing import Point, pointed
-from vqa.tasks import TASKS, comparison, easy, words
+from benchmarks.vqa.architectures import Kit
+from benchmarks.vqa.asking import Pair, affirmative, questions, spelled
+from benchmarks.vqa.draw import Mark
+from benchmarks.vqa.facts import cell_labels, easy_labels, observe, word_scene
+from benchmarks.vqa.packing import Packed, Sample, pack
+from benchmarks.vqa.pointing import Point, pointed
+from benchmarks.vqa.tasks import TASKS, comparison, easy, words
 
 KEPT_APART = 10_000
 CHECKS = (*TASKS, "new words")  # the tasks, and the reading task with words that aren't words

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqa.architectures import ROWS, Kit
-from vqa.facts import SIDE, Labels
-from vqa.pointing import NOWHERE, Point
+from benchmarks.vqa.architectures import ROWS, Kit
+from benchmarks.vqa.facts import SIDE, Labels
+from benchmarks.vqa.pointing import NOWHERE, Point
 
 
 @dataclass(frozen=True, slots=True)

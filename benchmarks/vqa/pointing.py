@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from vqa.base import CANVAS
-from vqa.draw import Mark
-from vqa.facts import CELL, SIDE, color_name, middle
-from vqa.scene import plural
-from vqa.tasks import charts, colors, comparison, counting, digits, easy, existence, forms, relations, words
+from benchmarks.vqa.base import CANVAS
+from benchmarks.vqa.draw import Mark
+from benchmarks.vqa.facts import CELL, SIDE, color_name, middle
+from benchmarks.vqa.scene import plural
+from benchmarks.vqa.tasks import charts, colors, comparison, counting, digits, easy, existence, forms, relations, words
 
 Cells = tuple[int, ...]
 Point = tuple[Cells, Cells]  # what the first and the second head look at; alike where there is one thing to look at

@@ -1,6 +1,6 @@
 """Train a model of this suite: all runs of its configuration file, each from the one before.
 
-python benchmarks/vqa/recipe.py --config qwen3_vl --work RUN --out FOLDER [--device cuda] [any option of train.py]
+python -m benchmarks.vqa.recipe --config qwen3_vl --work RUN --out FOLDER [--device cuda] [any option of train.py]
 
 A run is a set of options of `train.py` under `runs`, with two keys more: `layers`, the depth of the decoder in this
 run, and `model`, the trained model that the first run starts from. Run N works in `RUN/N` and exports to `RUN/N/model`,
@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from vqa import architectures, train
-from vqa.architectures import Kit
+from benchmarks.vqa import architectures, train
+from benchmarks.vqa.architectures import Kit
 
 MODELS = Path(__file__).parent / "models"
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vqa.base import CANVAS
-from vqa.draw import COLORS, SHAPES, canvas, pixels, shape, tint
+from benchmarks.vqa.base import CANVAS
+from benchmarks.vqa.draw import COLORS, SHAPES, canvas, pixels, shape, tint
 
 Cell = tuple[int, int]  # column, row
 BIG, SMALL = (25, 29), (12, 15)

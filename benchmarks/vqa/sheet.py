@@ -1,25 +1,22 @@
 """A contact sheet: a few test examples of every task with their questions and answers.
 
-python benchmarks/vqa/sheet.py --out sheet.png [--task NAME] [--split test] [--count 5] [--first 0]
+python -m benchmarks.vqa.sheet --out sheet.png [--task NAME] [--split test] [--count 5] [--first 0]
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from opskip_compile.files import write_whole
-from vqa.base import CANVAS, SPLITS, Example, Split
-from vqa.draw import font
-from vqa.tasks import TASKS
+from benchmarks.vqa.base import CANVAS, SPLITS, Example, Split
+from benchmarks.vqa.draw import font
+from benchmarks.vqa.tasks import TASKS
+from opskip_compile.output.files import write_whole
 
 CELL, TEXT, HEAD, GAP = 2 * CANVAS + 12, 40, 16, 6
 STRIDE = 27  # easy-VQA asks up to 21 questions about an image, one after the other

@@ -1,6 +1,6 @@
 """The answer-silent study of a trained model of this suite: each layer's visual update against its effect on answers.
 
-python benchmarks/vqa/silent.py --model qwen3_vl [--prompts 32]
+python -m benchmarks.vqa.silent --model qwen3_vl [--prompts 32]
 
 `opskip_compile.diagnose` on the calibration split, the model's own answers. Writes
 `benchmarks/results/vqa_silent_MODEL.json` and `.png`.
@@ -9,20 +9,17 @@ python benchmarks/vqa/silent.py --model qwen3_vl [--prompts 32]
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import opskip_compile as opskip
+from benchmarks.vqa.architectures import CONFIGS
+from benchmarks.vqa.evaluate import MODELS, RESULTS, calibration_prompts, load_trained
 from opskip_compile.bench.machine import environment
-from opskip_compile.progress import progress
-from opskip_compile.tables import write_json
-from vqa.architectures import CONFIGS
-from vqa.evaluate import MODELS, RESULTS, calibration_prompts, load_trained
+from opskip_compile.output.progress import progress
+from opskip_compile.schedule.validation import write_json
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

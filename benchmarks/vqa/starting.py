@@ -16,8 +16,8 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
-from vqa.architectures import Kit
-from vqa.exporting import HEADS_FILE
+from benchmarks.vqa.architectures import Kit
+from benchmarks.vqa.exporting import HEADS_FILE
 
 
 def load_weights(model: Any, heads: nn.Module, kit: Kit, folder: Path) -> None:

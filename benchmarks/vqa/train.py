@@ -1,6 +1,6 @@
 """Train one model on the ten tasks, on a CPU or a GPU, and export it.
 
-python benchmarks/vqa/train.py --config qwen3_vl --work RUN [--steps 4000]
+python -m benchmarks.vqa.train --config qwen3_vl --work RUN [--steps 4000]
 
 A number in the file `RUN/steps` replaces --steps while the run goes on, so its end can be moved to where it fits.
 Resumes by itself from `RUN/checkpoint.pt`. `--start FOLDER` begins with the weights of an exported model, also with
@@ -14,7 +14,6 @@ import argparse
 import copy
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,15 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from opskip_compile.files import write_whole
-from vqa import architectures, learning, mixing
-from vqa.architectures import Kit
-from vqa.exporting import export_model
-from vqa.learning import Heads
-from vqa.muon import Muon
-from vqa.starting import load_weights
+from benchmarks.vqa import architectures, learning, mixing
+from benchmarks.vqa.architectures import Kit
+from benchmarks.vqa.exporting import export_model
+from benchmarks.vqa.learning import Heads
+from benchmarks.vqa.muon import Muon
+from benchmarks.vqa.starting import load_weights
+from opskip_compile.output.files import write_whole
 
 SHARES = dict.fromkeys((*mixing.TASKS, mixing.PAIRS), 1.0)
 SHARES |= {"words": 1.3, "relations": 1.3, "counting": 1.2, "forms": 1.2, mixing.PAIRS: 1.6, "easy_vqa": 0.6}

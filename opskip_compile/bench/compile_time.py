@@ -20,7 +20,7 @@ from typing import Any
 
 from opskip_compile.bench.decoders import DECODERS
 from opskip_compile.errors import OpSkipError
-from opskip_compile.progress import Step
+from opskip_compile.output.progress import Step
 
 DENSE = "dense"
 PROBE = "probe"
@@ -117,7 +117,7 @@ def first_call(job: Mapping[str, Any]) -> Start:
     import torch
 
     from opskip_compile import _compat
-    from opskip_compile.backend import REPORTS
+    from opskip_compile.backend.entry import REPORTS
     from opskip_compile.passes.runtime import mark_visual
 
     decoder = DECODERS[job["model"]].cut(job["layers"])

@@ -15,8 +15,8 @@ import transformers
 from torch import nn
 
 from opskip_compile.errors import OptionError
-from opskip_compile.flops import Geometry
-from opskip_compile.schedule import LayerStates, Schedule
+from opskip_compile.schedule.flops import Geometry
+from opskip_compile.schedule.schedule import LayerStates, Schedule
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from opskip_compile.flops import Geometry
+from opskip_compile.schedule.flops import Geometry
 
 
 @dataclass(frozen=True)

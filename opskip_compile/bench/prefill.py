@@ -25,11 +25,11 @@ from opskip_compile.bench.dropping import Dropping
 from opskip_compile.bench.kinds import seconds_by_kind
 from opskip_compile.bench.peak import peak_bytes
 from opskip_compile.errors import OptionError
-from opskip_compile.flops import count_flops
-from opskip_compile.passes.onednn import use_onednn
+from opskip_compile.output.progress import Step
 from opskip_compile.passes.runtime import mark_visual
-from opskip_compile.progress import Step
-from opskip_compile.schedule import Schedule
+from opskip_compile.passes.tune.onednn import use_onednn
+from opskip_compile.schedule.flops import count_flops
+from opskip_compile.schedule.schedule import Schedule
 
 EAGER, INDUCTOR, ONEDNN = "eager", "Inductor", "Inductor, oneDNN"
 BEFORE = 16  # text rows before the visual ones

@@ -20,17 +20,18 @@ import torch
 from networkx.algorithms.isomorphism import DiGraphMatcher
 from torch import Tensor, fx, nn
 
-from opskip_compile import _compat, lowering
+from opskip_compile import _compat
+from opskip_compile.backend import lowering
 from opskip_compile.bench.decoders import Decoder
-from opskip_compile.flops import Geometry
-from opskip_compile.passes.locate import locate_rows
-from opskip_compile.passes.match import match_operators
-from opskip_compile.passes.normalize import copy_graph
-from opskip_compile.passes.ops import op_name
+from opskip_compile.output.progress import Step
+from opskip_compile.passes.analysis.locate import locate_rows
+from opskip_compile.passes.analysis.match import match_operators
+from opskip_compile.passes.normalize.cleanup import copy_graph
+from opskip_compile.passes.ops.nodes import op_name
 from opskip_compile.passes.pipeline import Resolved, rewrite
 from opskip_compile.passes.runtime import mark_visual
-from opskip_compile.progress import Step
-from opskip_compile.schedule import Schedule
+from opskip_compile.schedule.flops import Geometry
+from opskip_compile.schedule.schedule import Schedule
 
 OURS, VF2, TORCH = "data flow (ours)", "networkx VF2", "torch.fx SubgraphMatcher"
 WIDTH, INNER = 64, 128

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from opskip_compile.errors import OpSkipError
-from opskip_compile.schedule import Rows
+from opskip_compile.schedule.schedule import Rows
 
 
 @dataclass(frozen=True)

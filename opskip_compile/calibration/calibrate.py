@@ -16,9 +16,9 @@ from opskip_compile.calibration import costs as costing
 from opskip_compile.calibration import processes
 from opskip_compile.calibration.budget import Budget
 from opskip_compile.calibration.costs import LatencyCosts
+from opskip_compile.calibration.files import FileSamples
 from opskip_compile.calibration.fingerprint import fingerprint, versions
 from opskip_compile.calibration.journal import Journal
-from opskip_compile.calibration.jsonl import FileSamples
 from opskip_compile.calibration.meter import KEPT_BYTES, Meter
 from opskip_compile.calibration.operators import Skipped
 from opskip_compile.calibration.options import Options
@@ -26,9 +26,9 @@ from opskip_compile.calibration.result import CalibrationResult
 from opskip_compile.calibration.samples import GivenSamples, Samples
 from opskip_compile.calibration.stages import Stages
 from opskip_compile.errors import OptionError
-from opskip_compile.progress import Step
-from opskip_compile.prompting import Encoder
-from opskip_compile.schedule import Rows
+from opskip_compile.models.prompts import Encoder
+from opskip_compile.output.progress import Step
+from opskip_compile.schedule.schedule import Rows
 
 
 def calibrate(

@@ -22,11 +22,11 @@ from opskip_compile.calibration.operators import NOTHING, Operator, Skipped, as_
 from opskip_compile.calibration.replay import Replay
 from opskip_compile.calibration.samples import Samples
 from opskip_compile.errors import NothingSkippedWarning, OpSkipError
-from opskip_compile.flops import Geometry
-from opskip_compile.passes.report import Report
+from opskip_compile.output.progress import Step
 from opskip_compile.passes.runtime import mark_visual
-from opskip_compile.progress import Step
-from opskip_compile.schedule import SKIPS, Late, Rows, Schedule
+from opskip_compile.report.report import Report
+from opskip_compile.schedule.flops import Geometry
+from opskip_compile.schedule.schedule import SKIPS, Late, Rows, Schedule
 
 
 class Costs(ABC):

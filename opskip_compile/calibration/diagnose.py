@@ -23,8 +23,8 @@ from opskip_compile.calibration.meter import KEPT_BYTES, Meter
 from opskip_compile.calibration.operators import Operator, Skipped
 from opskip_compile.calibration.samples import Samples
 from opskip_compile.calibration.scores import update_sizes
-from opskip_compile.progress import Step
-from opskip_compile.schedule import OPERATORS, Rows
+from opskip_compile.output.progress import Step
+from opskip_compile.schedule.schedule import OPERATORS, Rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -83,8 +83,8 @@ class Diagnosis:
         Raises:
             OptionError: another suffix. OpSkipError: matplotlib is missing, or the file can't be written.
         """
-        from opskip_compile.calibration.draw import diagnosis_figure
-        from opskip_compile.plots import write_figure
+        from opskip_compile.calibration.plots import diagnosis_figure
+        from opskip_compile.output.plots import write_figure
 
         write_figure(lambda: diagnosis_figure(self), Path(path))
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from opskip_compile.calibration.operators import Operator, as_schedule
 from opskip_compile.calibration.replay import Replay, first_of, widened, with_first
 from opskip_compile.errors import OpSkipError
-from opskip_compile.oracle import branch_modules, oracle
-from opskip_compile.schedule import OPERATORS
+from opskip_compile.models.oracle import branch_modules, oracle
+from opskip_compile.schedule.schedule import OPERATORS
 
 Points = Sequence[Sequence[Sequence[nn.Module]]]  # by layer and operator, the modules whose outputs are gated
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}

@@ -23,8 +23,8 @@ from opskip_compile.calibration.operators import NOTHING, Skipped, spell
 from opskip_compile.calibration.replay import Outcome, Replay
 from opskip_compile.calibration.samples import Samples
 from opskip_compile.errors import OpSkipError
-from opskip_compile.oracle import decoder_layers
-from opskip_compile.progress import Step
+from opskip_compile.models.oracle import decoder_layers
+from opskip_compile.output.progress import Step
 
 KEPT_BYTES = 1 << 30
 Job = Callable[[Replay, int], Any]  # of a recorded item and its number

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from opskip_compile.schedule import OPERATORS, Rows, Rule, Schedule
+from opskip_compile.schedule.schedule import OPERATORS, Rows, Rule, Schedule
 
 
 class Operator(NamedTuple):

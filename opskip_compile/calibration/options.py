@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from opskip_compile.calibration.scores import check_method
 from opskip_compile.errors import OptionError
-from opskip_compile.schedule import ROWS, Rows
+from opskip_compile.schedule.schedule import ROWS, Rows
 
 LEVELS, SEARCHES = ("operator", "layer"), ("joint", "scores")
 

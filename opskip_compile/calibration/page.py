@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from opskip_compile.calibration.budget import amount
-from opskip_compile.calibration.draw import figure
 from opskip_compile.calibration.operators import Operator
+from opskip_compile.calibration.plots import figure
 from opskip_compile.calibration.result import CalibrationResult, Choice, Quality
-from opskip_compile.plots import drawn
-from opskip_compile.schedule import OPERATORS
+from opskip_compile.output.plots import drawn
+from opskip_compile.schedule.schedule import OPERATORS
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #1a1a1a }

@@ -22,8 +22,8 @@ from opskip_compile.api import decoder_of, modules_around
 from opskip_compile.calibration.batches import Batch, left_out
 from opskip_compile.calibration.operators import NOTHING, Skipped, as_schedule, first_difference
 from opskip_compile.errors import OpSkipError
-from opskip_compile.oracle import decoder_layers, oracle
-from opskip_compile.schedule import Rows
+from opskip_compile.models.oracle import decoder_layers, oracle
+from opskip_compile.schedule.schedule import Rows
 
 LOG = logging.getLogger(__name__)
 Hooks = Callable[[], AbstractContextManager[Any]]

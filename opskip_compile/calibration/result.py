@@ -11,7 +11,7 @@ from typing import Any
 from opskip_compile.calibration.budget import amount
 from opskip_compile.calibration.operators import Skipped, as_schedule, spell
 from opskip_compile.calibration.scores import Scores
-from opskip_compile.schedule import Rows, Schedule
+from opskip_compile.schedule.schedule import Rows, Schedule
 
 
 @dataclass(frozen=True)
@@ -163,15 +163,15 @@ class CalibrationResult:
         Raises:
             OptionError: another suffix. OpSkipError: matplotlib is missing, or the file can't be written.
         """
-        from opskip_compile.calibration.draw import figure
-        from opskip_compile.plots import write_figure
+        from opskip_compile.calibration.plots import figure
+        from opskip_compile.output.plots import write_figure
 
         write_figure(lambda: figure(self), Path(path))
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write one page with the plot and the tables; it needs no network. Raises as `plot`."""
         from opskip_compile.calibration.page import render
-        from opskip_compile.files import write_whole
+        from opskip_compile.output.files import write_whole
 
         write_whole(path, render(self))
 

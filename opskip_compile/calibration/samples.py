@@ -28,10 +28,10 @@ from opskip_compile.calibration.batches import (
 )
 from opskip_compile.calibration.journal import Journal
 from opskip_compile.errors import OpSkipError
-from opskip_compile.greedy import greedy, padding, placed
-from opskip_compile.progress import Step
-from opskip_compile.rows import visual_tokens
-from opskip_compile.schedule import Rows
+from opskip_compile.models.generation import greedy, padding, placed
+from opskip_compile.models.rows import visual_tokens
+from opskip_compile.output.progress import Step
+from opskip_compile.schedule.schedule import Rows
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from opskip_compile.calibration.meter import Meter, by_element
 from opskip_compile.calibration.operators import Operator, operators
 from opskip_compile.calibration.replay import Replay, first_of
 from opskip_compile.errors import OpSkipError, OptionError
-from opskip_compile.oracle import branch_modules
-from opskip_compile.schedule import OPERATORS
+from opskip_compile.models.oracle import branch_modules
+from opskip_compile.schedule.schedule import OPERATORS
 
 
 @dataclass(frozen=True)

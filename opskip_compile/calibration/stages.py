@@ -20,8 +20,8 @@ from opskip_compile.calibration.samples import Samples
 from opskip_compile.calibration.scores import Scores, score
 from opskip_compile.calibration.search import Point, Search, at_random, cheapest, pareto, units_of
 from opskip_compile.errors import OpSkipError
-from opskip_compile.flops import Geometry
-from opskip_compile.schedule import Schedule
+from opskip_compile.schedule.flops import Geometry
+from opskip_compile.schedule.schedule import Schedule
 
 RANDOM_SEEDS = 10
 STEPS = 24  # the set grows in about as many steps, whatever the depth

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opskip_compile import api, capture
-from opskip_compile.progress import Step
-from opskip_compile.schedule import Schedule
+from opskip_compile import api
+from opskip_compile.backend import capture
+from opskip_compile.output.progress import Step
+from opskip_compile.schedule.schedule import Schedule
 
 EAGER, INDUCTOR, OPSKIP = "eager", "Inductor", "opskip"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from opskip_compile.demo.contenders import OPSKIP, Times
-from opskip_compile.flops import FlopsReport
-from opskip_compile.passes.report import Report
-from opskip_compile.schedule import Schedule
+from opskip_compile.report.report import Report
+from opskip_compile.schedule.flops import FlopsReport
+from opskip_compile.schedule.schedule import Schedule
 
 
 @dataclass(frozen=True)

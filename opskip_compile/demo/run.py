@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from opskip_compile import api
-from opskip_compile.backend import REPORTS
+from opskip_compile.backend.entry import REPORTS
 from opskip_compile.demo import contenders, data
 from opskip_compile.demo.contenders import Contender
 from opskip_compile.demo.result import Answers, DemoResult, Example
 from opskip_compile.errors import OpSkipError
-from opskip_compile.flops import FlopsReport, count_flops
-from opskip_compile.oracle import oracle
-from opskip_compile.progress import Step
-from opskip_compile.schedule import Schedule
+from opskip_compile.models.oracle import oracle
+from opskip_compile.output.progress import Step
+from opskip_compile.schedule.flops import FlopsReport, count_flops
+from opskip_compile.schedule.schedule import Schedule
 
 SCHEDULE_FILE = data.MODEL_DIR.parent / "schedule.json"
 BATCH = 50

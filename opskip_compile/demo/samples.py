@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from opskip_compile.calibration.samples import Samples
 from opskip_compile.demo import data
 from opskip_compile.errors import OptionError
-from opskip_compile.prompting import Encoder
-from opskip_compile.schedule import Rows
+from opskip_compile.models.prompts import Encoder
+from opskip_compile.schedule.schedule import Rows
 
 BATCH = 16  # at most; with fewer samples there are smaller batches, so that some of them can be held out
 

@@ -20,8 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from opskip_compile.api import decoder_of
 from opskip_compile.bench.dropping import Dropping
 from opskip_compile.errors import OpSkipError
-from opskip_compile.oracle import branch_modules, decoder_layers
-from opskip_compile.rows import token_mask, visual_tokens
+from opskip_compile.models.oracle import branch_modules, decoder_layers
+from opskip_compile.models.rows import token_mask, visual_tokens
 
 _NAME = "opskip_dropping"
 _ACTIVE: WeakKeyDictionary[nn.Module, tuple[_Drop, int]] = WeakKeyDictionary()

@@ -17,9 +17,9 @@ from opskip_compile.api import compile as compile_model
 from opskip_compile.api import decompiled, remove
 from opskip_compile.calibration import costs as costing
 from opskip_compile.calibration.calibrate import calibrate, evaluating
+from opskip_compile.calibration.files import FileSamples
 from opskip_compile.calibration.fingerprint import fingerprint, versions
 from opskip_compile.calibration.journal import Journal
-from opskip_compile.calibration.jsonl import FileSamples
 from opskip_compile.errors import OpSkipError, OptionError
 from opskip_compile.evaluation import speed as timing
 from opskip_compile.evaluation.contenders import CALIBRATED, Contender, Field, line_up
@@ -27,13 +27,13 @@ from opskip_compile.evaluation.dropping import dropping_tokens
 from opskip_compile.evaluation.measures import TaskRows, is_right
 from opskip_compile.evaluation.plan import Plan, checked_lines, task_rows
 from opskip_compile.evaluation.result import Evaluation, Outcome, outcome
-from opskip_compile.flops import Geometry
-from opskip_compile.greedy import greedy
-from opskip_compile.lines import Line
-from opskip_compile.oracle import decoder_layers
-from opskip_compile.progress import Step
-from opskip_compile.prompting import Encoder
-from opskip_compile.schedule import ROWS, Rows, Schedule
+from opskip_compile.models.generation import greedy
+from opskip_compile.models.jsonl import Line
+from opskip_compile.models.oracle import decoder_layers
+from opskip_compile.models.prompts import Encoder
+from opskip_compile.output.progress import Step
+from opskip_compile.schedule.flops import Geometry
+from opskip_compile.schedule.schedule import ROWS, Rows, Schedule
 
 CUTS = (0.2, 0.337, 0.5, 0.65)
 Source = str | os.PathLike[str] | Sequence[Line]

@@ -11,7 +11,7 @@ from typing import Any
 from opskip_compile.errors import OpSkipError, OptionError
 from opskip_compile.evaluation.contenders import CALIBRATED, METHODS, PLAIN, Contender, Field
 from opskip_compile.evaluation.measures import TaskRows
-from opskip_compile.lines import Line, read_lines, spread
+from opskip_compile.models.jsonl import Line, read_lines, spread
 
 LOWERINGS = ("inductor", "eager")
 

@@ -121,8 +121,8 @@ class Evaluation:
         Raises:
             OptionError: another suffix. OpSkipError: matplotlib is missing, or the file can't be written.
         """
-        from opskip_compile.evaluation.draw import figure
-        from opskip_compile.plots import write_figure
+        from opskip_compile.evaluation.plots import figure
+        from opskip_compile.output.plots import write_figure
 
         write_figure(lambda: figure(self), Path(path))
 

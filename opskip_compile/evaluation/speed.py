@@ -16,8 +16,8 @@ from opskip_compile.bench.prefill import Row, run_prefill
 from opskip_compile.calibration.batches import PromptRows
 from opskip_compile.errors import OpSkipError
 from opskip_compile.evaluation.contenders import DENSE, Contender
-from opskip_compile.flops import Geometry
-from opskip_compile.progress import Step
+from opskip_compile.output.progress import Step
+from opskip_compile.schedule.flops import Geometry
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from vqa.base import Task
-from vqa.tasks import (
+from benchmarks.vqa.base import Task
+from benchmarks.vqa.tasks import (
     charts,
     colors,
     comparison,

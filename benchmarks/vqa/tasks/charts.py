@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from PIL import ImageDraw
 
-from vqa.base import CANVAS, Example, Split, Task, fill, generator
-from vqa.draw import COLORS, INKS, Color, canvas, extent, note, pixels, tint, write
+from benchmarks.vqa.base import CANVAS, Example, Split, Task, fill, generator
+from benchmarks.vqa.draw import COLORS, INKS, Color, canvas, extent, note, pixels, tint, write
 
 NAME = "charts"
 SCALES = (1, 5, 10)

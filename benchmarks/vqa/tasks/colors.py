@@ -6,9 +6,9 @@ shape, or by its corner.
 
 from __future__ import annotations
 
-from vqa.base import Example, Split, Task, fill, generator
-from vqa.draw import COLORS, SHAPES
-from vqa.scene import BIG, SMALL, Item, Kind, cells, paint
+from benchmarks.vqa.base import Example, Split, Task, fill, generator
+from benchmarks.vqa.draw import COLORS, SHAPES
+from benchmarks.vqa.scene import BIG, SMALL, Item, Kind, cells, paint
 
 NAME = "colors"
 BY_SHAPE = "what color is the {shape}?"

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from vqa.base import Example, Split, Task, fill, generator
-from vqa.draw import COLORS, SHAPES
-from vqa.scene import BIG, Item, Kind, cells, other, paint, plural, scatter
+from benchmarks.vqa.base import Example, Split, Task, fill, generator
+from benchmarks.vqa.draw import COLORS, SHAPES
+from benchmarks.vqa.scene import BIG, Item, Kind, cells, other, paint, plural, scatter
 
 NAME = "comparison"
 BIGGER = "which {shape} is {bigger}, the {a} one or the {b} one?"

@@ -5,9 +5,9 @@ The count is drawn first; how many other objects there are does not depend on it
 
 from __future__ import annotations
 
-from vqa.base import Example, Split, Task, fill, generator
-from vqa.draw import COLORS, SHAPES
-from vqa.scene import KINDS, Kind, plural, scatter
+from benchmarks.vqa.base import Example, Split, Task, fill, generator
+from benchmarks.vqa.draw import COLORS, SHAPES
+from benchmarks.vqa.scene import KINDS, Kind, plural, scatter
 
 NAME = "counting"
 COUNTS = tuple("123456")

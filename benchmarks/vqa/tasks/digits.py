@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vqa.base import CANVAS, Example, Split, Task, fill, generator
-from vqa.draw import INKS, Color, canvas, note, pixels, tint
+from benchmarks.vqa.base import CANVAS, Example, Split, Task, fill, generator
+from benchmarks.vqa.draw import INKS, Color, canvas, note, pixels, tint
 
 NAME = "digits"
 DIGITS = tuple("0123456789")

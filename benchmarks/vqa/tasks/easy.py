@@ -12,8 +12,8 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
+from benchmarks.vqa.base import CANVAS, GENERATED, Example, Split, Task
 from opskip_compile.demo.data import Question, load_image, load_questions
-from vqa.base import CANVAS, GENERATED, Example, Split, Task
 
 NAME = "easy_vqa"
 COLORS = ("black", "gray", "red", "blue", "green", "yellow", "teal", "brown")

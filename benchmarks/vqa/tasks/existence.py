@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 
-from vqa.base import Example, Split, Task, fill, generator
-from vqa.draw import COLORS, SHAPES
-from vqa.scene import BIG, KINDS, SMALL, Item, Kind, cells, other, paint
+from benchmarks.vqa.base import Example, Split, Task, fill, generator
+from benchmarks.vqa.draw import COLORS, SHAPES
+from benchmarks.vqa.scene import BIG, KINDS, SMALL, Item, Kind, cells, other, paint
 
 NAME = "existence"
 THERE = "is there a {color} {shape}?"

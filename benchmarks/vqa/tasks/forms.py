@@ -10,8 +10,8 @@ import random
 
 from PIL import ImageDraw
 
-from vqa.base import CANVAS, Example, Split, Task, fill, generator
-from vqa.draw import INKS, canvas, extent, pixels, tint, write
+from benchmarks.vqa.base import CANVAS, Example, Split, Task, fill, generator
+from benchmarks.vqa.draw import INKS, canvas, extent, pixels, tint, write
 
 NAME = "forms"
 NUMBERS = tuple(map(str, range(10, 100)))

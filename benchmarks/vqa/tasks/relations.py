@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 
-from vqa.base import Example, Split, Task, fill, generator
-from vqa.draw import COLORS, SHAPES
-from vqa.scene import Cell, Item, Kind, cells, paint
+from benchmarks.vqa.base import Example, Split, Task, fill, generator
+from benchmarks.vqa.draw import COLORS, SHAPES
+from benchmarks.vqa.scene import Cell, Item, Kind, cells, paint
 
 NAME = "relations"
 STEPS: dict[str, Cell] = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}

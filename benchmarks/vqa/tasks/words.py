@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vqa.base import CANVAS, Example, Split, Task, fill, generator
-from vqa.draw import FONTS, INKS, canvas, extent, pixels, tint, write
-from vqa.vocabulary import WORDS
+from benchmarks.vqa.base import CANVAS, Example, Split, Task, fill, generator
+from benchmarks.vqa.draw import FONTS, INKS, canvas, extent, pixels, tint, write
+from benchmarks.vqa.vocabulary import WORDS
 
 NAME = "words"
 ALONE = "what word is written?"

@@ -1,0 +1,1 @@
+"""How the packaged demo model was made."""

@@ -1,0 +1,1 @@
+"""The backend that ``torch.compile`` calls: settings, rewriting, the hand-off between graphs, lowering."""

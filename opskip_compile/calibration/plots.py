@@ -1,0 +1,117 @@
+"""Plots of a calibration and of a diagnosis. Needs matplotlib; colours are Okabe and Ito's, as in all our plots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from opskip_compile.calibration.operators import Operator
+from opskip_compile.calibration.result import CalibrationResult, Choice
+from opskip_compile.schedule.schedule import OPERATORS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from opskip_compile.calibration.diagnose import Diagnosis
+
+_OURS, _EFFECT, _SIZE = "#0072B2", "#D55E00", "#009E73"
+_CONTROLS = {"whole layers": ("#D55E00", "s", "--"), "late": ("#CC79A7", "^", ":"), "random": ("0.55", "x", "")}
+_NOTHING = 1e-12  # nats: what is below it is drawn there
+
+
+def figure(result: CalibrationResult) -> Figure:
+    """Two panels: the scores by layer and operator, those of the chosen schedule framed; and the joint divergence over
+    the FLOPs cut, on held-out samples where there are any, with the controls."""
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(9.0, 8.0), dpi=150, layout="constrained")
+    cut = f"{result.chosen.cut:.1%} fewer FLOPs"
+    made.suptitle(f"Calibrated: {cut}", fontsize=13, fontweight="bold", x=0.02, ha="left")
+    heat, front = made.subplots(2, 1, height_ratios=(1, 2.4))
+    _draw_scores(made, heat, result)
+    _draw_front(front, result)
+    return made
+
+
+def _draw_scores(made: Figure, axes: Axes, result: CalibrationResult) -> None:
+    from matplotlib.patches import Rectangle
+
+    values = [
+        [result.scores.values.get(Operator(layer, kind), 0.0) for layer in range(result.num_layers)]
+        for kind in OPERATORS
+    ]
+    above = [value for row in values for value in row if value > _NOTHING]
+    least = min(above, default=1.0) / 10  # what is nothing at all is drawn one step below the smallest score
+    shown = [[math.log10(max(value, least)) for value in row] for row in values]
+    image = axes.imshow(shown, aspect="auto", cmap="cividis", interpolation="nearest")
+    for op in result.chosen.skipped:
+        corner = (op.layer - 0.5, OPERATORS.index(op.kind) - 0.5)
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#D55E00", lw=2.2, clip_on=False))
+    axes.set_yticks(range(len(OPERATORS)), ["attention", "FFN"])
+    stride = max(1, result.num_layers // 24)
+    axes.set_xticks(range(0, result.num_layers, stride))
+    axes.set_xlabel("layer; framed: skipped in the chosen schedule", fontsize=9)
+    bar = made.colorbar(image, ax=axes, fraction=0.025, pad=0.01)
+    bar.set_label(f"log10 of {result.scores.unit}", fontsize=8)
+    axes.set_title(f"Score of each operator, by {result.scores.method}", fontsize=10, loc="left")
+
+
+def _draw_front(axes: Axes, result: CalibrationResult) -> None:
+    for name, choices in result.controls.items():
+        color, marker, line = _CONTROLS[name]
+        axes.plot(*_points(choices), color=color, marker=marker, ls=line, ms=5, lw=1.3, label=name, gid=name)
+    axes.plot(*_points(result.front), color=_OURS, marker="o", ms=4.5, lw=2, label="calibrated", gid="front")
+    axes.plot(
+        *_points([result.chosen]), ls="", marker="o", ms=12, mfc="none", mec=_OURS, mew=2, label="chosen", gid="chosen"
+    )
+    axes.set_yscale("log")
+    axes.set_xlabel("FLOPs cut (% of the dense decoder)")
+    held = any(choice.heldout for choice in result.front)
+    axes.set_ylabel(f"KL(dense || skipped), nats, {'held-out' if held else 'calibration'} samples")
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    axes.set_title("What each cut does to the answers", fontsize=10, loc="left")
+
+
+def _points(choices: Sequence[Choice]) -> tuple[list[float], list[float]]:
+    found = [(choice.cut, choice.heldout or choice.calibration) for choice in choices]
+    known = [
+        (100 * cut, max(quality.divergence, _NOTHING)) for cut, quality in found if quality is not None and cut > 0
+    ]
+    return [x for x, _ in known], [y for _, y in known]
+
+
+def diagnosis_figure(diagnosis: Diagnosis) -> Figure:
+    """Size of each layer's visual update, and beneath it what leaving it out does to the answer rows."""
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(9.0, 6.5), dpi=150, layout="constrained")
+    made.suptitle(diagnosis.title, fontsize=13, fontweight="bold", x=0.02, ha="left", parse_math=False)
+    size, effect = made.subplots(2, 1, sharex=True)
+    layers = [row.layer for row in diagnosis.rows]
+    for name, marker, line in (("layer", "o", "-"), ("attention", "^", ":"), ("ffn", "s", "--")):
+        rows = [row.of(name) for row in diagnosis.rows]
+        label = "FFN" if name == "ffn" else name
+        shown = {"marker": marker, "ls": line, "ms": 4.5, "label": label}
+        size.plot(layers, [row.update for row in rows], color=_SIZE, gid=f"update-{name}", **shown)
+        effect.plot(
+            layers, [max(row.divergence, _NOTHING) for row in rows], color=_EFFECT, gid=f"effect-{name}", **shown
+        )
+    size.set_ylabel("|update| / |residual|,\nvisual rows")
+    size.set_ylim(bottom=0)
+    effect.set_yscale("log")
+    effect.set_ylabel("KL(dense || skipped)\nat the answer, nats")
+    effect.set_xlabel("layer (shaded: answer-silent)")
+    for axes in (size, effect):
+        for row in diagnosis.rows:
+            if row.silent:
+                axes.axvspan(row.layer - 0.5, row.layer + 0.5, color="0.92", zorder=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    stride = max(1, len(layers) // 24)
+    effect.set_xticks(layers[::stride])
+    return made

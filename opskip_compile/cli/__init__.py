@@ -1,0 +1,1 @@
+"""The command ``opskip``: one file for each subcommand."""

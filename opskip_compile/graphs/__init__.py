@@ -1,1 +1,0 @@
-"""Graphs as data: records of their nodes, and the difference of two of them. Knows torch.fx and no pass."""

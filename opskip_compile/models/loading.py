@@ -1,0 +1,51 @@
+"""The model that a command names, with what turns prompts into its inputs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opskip_compile.bench.machine import check_place
+from opskip_compile.demo.data import load_model, load_processor
+from opskip_compile.demo.samples import DemoEncoder
+from opskip_compile.models import inspection
+from opskip_compile.models.prompts import Encoder
+
+
+def check_target(device: str | None, dtype: str | None) -> str:
+    """The device; this process's GPU if none is given and there is one.
+
+    Raises:
+        OptionError: there is no such device, or no such dtype.
+    """
+    place = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    check_place(place, dtype or "float32")
+    return place
+
+
+def load_source(model: str, device: str | None, dtype: str | None, download: bool = False) -> tuple[Any, Encoder]:
+    """A model in evaluation mode on a device, and its encoder.
+
+    Args:
+        model: ``demo``, or a folder with weights and processor, or with ``download`` a name on a model hub.
+        dtype: the model's own if not given.
+
+    Raises:
+        OptionError: as `check_target`. OpSkipError: the model can't be loaded; says what is missing.
+    """
+    place = check_target(device, dtype)
+    encoder: Encoder
+    if model == inspection.DEMO:
+        whole, encoder = load_model(), DemoEncoder(load_processor())
+    else:
+        folder = Path(model)
+        if folder.exists() or not download:
+            inspection.read_config(folder, "model")
+            whole, processor = inspection.load_checkpoint(folder if folder.is_dir() else folder.parent)
+        else:
+            whole, processor = inspection.load_checkpoint(model, download=True)
+        encoder = Encoder.of(processor)
+    return whole.to(place) if dtype is None else whole.to(place, getattr(torch, dtype)), encoder

@@ -1,0 +1,1 @@
+"""Files, plots, tables and progress: how results reach a person."""

@@ -1,0 +1,1 @@
+"""Passes that only read: where the rows are, which operators there are, and what to skip."""

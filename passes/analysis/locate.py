@@ -1,0 +1,153 @@
+"""Where the visual rows of a graph come from.
+
+Three things name them: a call of `mark_visual`, the ``masked_scatter`` that merges image features into the
+embeddings, or a graph input that an earlier graph of the same forward has marked. The first found, in this order,
+gives the mask and the place where the residual stream starts. A merge into a marked input (videos after images, with a
+graph break between them) adds to its rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from opskip_compile._compat import same_size
+from opskip_compile.passes.analysis.dataflow import is_stream
+from opskip_compile.passes.ops.nodes import CASTS, op_name, tensor
+from opskip_compile.passes.runtime import NAMES_ROWS
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """The visual mask of a graph.
+
+    Attributes:
+        kind: ``"mark_visual"``, ``"masked_scatter"`` or ``"marked_input"``.
+        root: the first value of the residual stream, ``(batch, sequence, width)``.
+        masks: bool nodes, ``(batch, sequence)`` or with one more dimension; a row is visual where any is True.
+        marked: the input that an earlier graph has marked and the input that carries its mask, one of ``masks``.
+    """
+
+    kind: str
+    root: fx.Node
+    masks: tuple[fx.Node, ...]
+    marked: tuple[fx.Node, fx.Node] | None = None
+
+
+def locate_rows(graph: fx.Graph, marked_input: tuple[fx.Node, fx.Node] | None = None) -> RowSource | None:
+    """Find the row source of ``graph``, or None.
+
+    Args:
+        graph: a Dynamo graph with example values.
+        marked_input: the input that carries the stream and the input that carries its mask, where an earlier graph
+            has marked it.
+    """
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in NAMES_ROWS:
+            root = _first_ancestor(node)
+            return RowSource("mark_visual", root, (node.args[1],))
+    merges = _merges(graph)
+    if merges:
+        masks = tuple(_merge_mask(m) for m in merges)
+        if marked_input is None or not _same_rows(marked_input[0], merges[-1]):
+            return RowSource("masked_scatter", merges[-1], masks)
+        return RowSource("masked_scatter", merges[-1], (*masks, marked_input[1]), marked_input)
+    if marked_input is not None:
+        return RowSource("marked_input", marked_input[0], (marked_input[1],), marked_input)
+    return None
+
+
+def _same_rows(a: fx.Node, b: fx.Node) -> bool:
+    first, second = tensor(a), tensor(b)
+    return first is not None and second is not None and all(same_size(first.shape[d], second.shape[d]) for d in (0, 1))
+
+
+def row_mask(graph: fx.Graph, source: RowSource) -> fx.Node:
+    """Insert nodes that yield the bool ``(batch, sequence)`` mask, right after the last mask is known."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    flat = [_as_rows(graph, mask, order) for mask in source.masks]
+    result = flat[0]
+    for other in flat[1:]:
+        with graph.inserting_after(max((result, other), key=lambda n: _position(graph, n))):
+            result = graph.call_function(torch.logical_or, (result, other))
+    return result
+
+
+def _position(graph: fx.Graph, wanted: fx.Node) -> int:
+    return next(i for i, node in enumerate(graph.nodes) if node is wanted)
+
+
+def _as_rows(graph: fx.Graph, mask: fx.Node, order: dict[fx.Node, int]) -> fx.Node:
+    value = tensor(mask)
+    if value is not None and value.dim() == 2:
+        return mask
+    after = mask
+    if mask.op == "placeholder":
+        after = max(graph.find_nodes(op="placeholder"), key=order.__getitem__)
+    # A mask that is broadcast over the width is the same in every column; any other is reduced.
+    broadcast = value is not None and (value.shape[-1] == 1 or value.stride(-1) == 0)
+    with graph.inserting_after(after):
+        if broadcast:
+            return graph.call_method("select", (mask, -1, 0))
+        return graph.call_method("any", (mask, -1))
+
+
+def _merges(graph: fx.Graph) -> list[fx.Node]:
+    """The first merge, and those that go on from its result at once (images, then videos).
+
+    A scatter further down the stream adds features between layers; the stream does not start there.
+    """
+    found: list[fx.Node] = []
+    for node in graph.nodes:
+        if _is_merge(node) and (not found or _uncast(node.args[0]) is found[-1]):
+            found.append(node)
+    return found
+
+
+def _uncast(node: object) -> object:
+    while isinstance(node, fx.Node) and op_name(node) in CASTS:
+        node = node.args[0]
+    return node
+
+
+def _is_merge(node: fx.Node) -> bool:
+    if op_name(node) != "masked_scatter" or not is_stream(node):
+        return False
+    base, mask = node.args[0], _merge_mask(node)
+    value, out = tensor(mask), tensor(node)
+    if not isinstance(base, fx.Node) or value is None or out is None or value.dtype != torch.bool:
+        return False
+    # A mask that is broadcast over the rows names none of them.
+    if value.dim() != 3 or not all(same_size(value.shape[d], out.shape[d]) for d in (0, 1)):
+        return False
+    # Scattering into zeros adds features to the stream (DeepStack); it is not the merge itself.
+    return op_name(base) not in ("zeros_like", "zeros", "new_zeros")
+
+
+def _merge_mask(node: fx.Node) -> fx.Node:
+    return node.args[1] if len(node.args) > 1 else node.kwargs["mask"]  # type: ignore[return-value]
+
+
+def _first_ancestor(node: fx.Node) -> fx.Node:
+    """The earliest value of the same shape and kind that ``node`` is computed from: the start of its stream."""
+    want = tensor(node)
+    if want is None:
+        return node
+    first, seen, stack = node, {node}, [node]
+    order = {n: i for i, n in enumerate(node.graph.nodes)}
+    while stack:
+        for other in stack.pop().all_input_nodes:
+            if other in seen:
+                continue
+            seen.add(other)
+            stack.append(other)
+            value = tensor(other)
+            if is_stream(other) and value is not None and _same(value, want) and order[other] < order[first]:
+                first = other
+    return first
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return all(same_size(x, y) for x, y in zip(a.shape, b.shape, strict=True))

@@ -1,0 +1,87 @@
+"""Schedule times operators: what this graph skips, and what it can not.
+
+Nothing is rewritten here. Every (layer, operator) that the schedule names gets either a decision or a reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from opskip_compile._compat import same_size
+from opskip_compile.passes.analysis.locate import RowSource
+from opskip_compile.passes.analysis.match import Match, Miss, Operator
+from opskip_compile.passes.ops import known_operations
+from opskip_compile.passes.ops.nodes import is_inplace, mutated_nodes, tensor
+from opskip_compile.report.record import source_line
+from opskip_compile.schedule.schedule import LayerStates, Schedule
+
+
+@dataclass(frozen=True)
+class Skip:
+    """One operator to skip, and the row set: ``"visual"`` or ``"through_visual"``."""
+
+    operator: Operator
+    rows: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The layer states of the schedule, the skips that will be inserted and the operators that stay full."""
+
+    states: tuple[LayerStates, ...]
+    skips: tuple[Skip, ...]
+    misses: tuple[Miss, ...]
+
+
+def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
+    """Decide for every operator of the schedule.
+
+    Raises:
+        ScheduleError: the schedule is made for another number of layers.
+    """
+    states = schedule.resolve(match.num_layers)
+    order = {node: i for i, node in enumerate(source.root.graph.nodes)}
+    known = max(order[mask] for mask in source.masks)
+    mutated = mutated_nodes(source.root.graph, known_operations())
+    skips: list[Skip] = []
+    misses: list[Miss] = []
+    missed = {(m.layer, m.kind): m for m in match.misses}
+    for layer, state in enumerate(states):
+        for kind, rows in (("attention", state.attention), ("ffn", state.ffn)):
+            if rows is None or match.only not in (None, layer):
+                continue
+            operators = match.named(layer, kind)
+            if not operators:
+                reason = "no branch of this layer returns to the residual stream and holds such a product"
+                nearest = match.other_sums.get(layer, "")
+                misses.append(missed.get((layer, kind)) or Miss(layer, kind, "", "", reason, nearest))
+            for operator in operators:
+                unsafe = _unsafe(operator, source, order, known, mutated)
+                if unsafe is None:
+                    skips.append(Skip(operator, rows))
+                else:
+                    exit_ = operator.exit
+                    nearest = f"{operator.entry.name} -> {exit_.name}, matched, but not safe to skip"
+                    misses.append(Miss(layer, kind, exit_.name, source_line(exit_), unsafe, nearest))
+    return Plan(states, tuple(skips), tuple(misses))
+
+
+def _unsafe(
+    operator: Operator, source: RowSource, order: dict[fx.Node, int], known: int, mutated: frozenset[fx.Node]
+) -> str | None:
+    """Why this operator has to stay full, or None."""
+    entry, branch, stream = tensor(operator.entry), tensor(operator.branch), tensor(source.root)
+    if entry is None or branch is None or stream is None:
+        return "its shapes are not known"
+    for value in (entry, branch):
+        if value.dim() != 3 or not all(same_size(value.shape[d], stream.shape[d]) for d in (0, 1)):
+            return "its rows are not the rows of the residual stream"
+    if is_inplace(operator.exit):
+        return "it is added in place, and the same memory may be read under another name"
+    if len(operator.summands) > 2 and not mutated.isdisjoint(operator.summands):
+        return "one of its summands is mutated in place"
+    if order[operator.exit] < known:
+        return "it runs before the visual mask is known in this graph"
+    return None

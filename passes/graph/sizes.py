@@ -1,0 +1,89 @@
+"""Sizes of the nodes of a rewritten graph, worked out from those of the captured one.
+
+The captured graph has an example value at every node. A node that a pass made has the shape of a captured node,
+except for the one dimension that holds kept rows only (`Origin`), so no tensor has to be propagated again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from opskip_compile._compat import size_hint
+from opskip_compile.passes.graph.origin import origin
+
+Size = int | str
+Shape = tuple[Size, ...]
+KEPT = "n"  # a number of kept rows that is not known
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The rows of the call for which a graph was compiled.
+
+    Attributes:
+        batch, rows: size of the residual stream, without its width.
+        visual: visual rows of each element.
+        through_visual: rows of each element up to and including its last visual one.
+    """
+
+    batch: int
+    rows: int
+    visual: tuple[int, ...]
+    through_visual: tuple[int, ...]
+
+    def kept(self, row_set: str) -> int:
+        """Rows that an operator still updates: the most of any element, at least 1."""
+        left_out = self.through_visual if row_set == "through_visual" else self.visual
+        return max(self.rows - min(left_out, default=0), 1)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Looks up shapes.
+
+    Attributes:
+        captured: the example value of every node of the captured graph that is one tensor, by name.
+        prompt: gives the number of kept rows; None leaves it open.
+    """
+
+    captured: Mapping[str, torch.Tensor]
+    prompt: Prompt | None
+
+    @classmethod
+    def of(cls, graph: fx.Graph, prompt: Prompt | None) -> Sizes:
+        """Read the example values of the captured graph."""
+        values = ((node.name, node.meta.get("example_value")) for node in graph.nodes)
+        return cls({name: value for name, value in values if isinstance(value, torch.Tensor)}, prompt)
+
+    def value(self, node: fx.Node) -> torch.Tensor | None:
+        """The captured value that ``node`` is, or is shaped like."""
+        found = origin(node)
+        return self.captured.get(node.name if found is None else found.like)
+
+    def shape(self, node: fx.Node) -> Shape | None:
+        """The shape of what ``node`` yields; None if it is no tensor or not known."""
+        value, found = self.value(node), origin(node)
+        if value is None:
+            return None
+        shape: list[Size] = [size_hint(size) for size in value.shape]
+        if found is not None and found.dim is not None:
+            shape[found.dim] = KEPT if self.prompt is None else self._shrunk(shape[found.dim], found.rows, self.prompt)
+            if found.dim > 0 and self.prompt is not None:
+                shape[0] = self.prompt.batch  # the row index has one line for each element
+        return tuple(shape)
+
+    @staticmethod
+    def _shrunk(size: Size, row_set: str, prompt: Prompt) -> Size:
+        """``size``, rows or a multiple of them (flattened tokens, each for some experts), with kept rows only."""
+        times = size // prompt.rows if isinstance(size, int) and size % prompt.rows == 0 else 0
+        return times * prompt.kept(row_set) if times else KEPT
+
+
+def row_dim(node: fx.Node) -> int | None:
+    """The dimension of what ``node`` yields that holds kept rows only, or None."""
+    found = origin(node)
+    return None if found is None else found.dim

@@ -1,0 +1,1 @@
+"""Passes that bring a captured graph into one form, without changing what it computes."""

@@ -1,0 +1,1 @@
+"""Passes that write skipping into the graph and move the row selections towards the inputs."""

@@ -1,0 +1,114 @@
+"""Write the definition of skipping into the graph: ``h' = scatter(h, rows, select(h) + select(f(h)))``.
+
+This alone gives the oracle's result; it saves nothing yet, because ``f(h)`` is still computed for every row.
+"""
+
+from __future__ import annotations
+
+import operator as op
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from opskip_compile.passes.analysis.locate import RowSource, row_mask
+from opskip_compile.passes.analysis.plan import Plan, Skip
+from opskip_compile.passes.graph.origin import Origin, captured_name, set_origin
+from opskip_compile.passes.ops.nodes import op_name, tensor
+from opskip_compile.passes.runtime import KEPT_ROWS, scatter_rows, select_rows
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """The nodes of one row index: ``rows`` ``(batch, n)``, ``live`` ``(batch, n, 1)`` and the number ``n``."""
+
+    name: str
+    rows: fx.Node
+    live: fx.Node
+    n: fx.Node
+
+
+def insert_skips(graph: fx.Graph, plan: Plan, source: RowSource) -> dict[str, RowSet]:
+    """Replace the exit of every skipped operator by its definition; returns the row sets by name."""
+    sets: dict[str, RowSet] = {}
+    mask: fx.Node | None = None
+    for name in sorted({skip.rows for skip in plan.skips}):
+        mask = mask if mask is not None else row_mask(graph, source)
+        sets[name] = _row_set(graph, mask, name)
+    by_exit: dict[fx.Node, list[Skip]] = {}
+    for skip in plan.skips:
+        by_exit.setdefault(skip.operator.exit, []).append(skip)
+    streams: dict[fx.Node, fx.Node] = {}
+    for exit_, skips in by_exit.items():
+        entry = skips[0].operator.entry
+        streams[exit_] = _replace_exit(graph, exit_, streams.get(entry, entry), skips, sets)
+    return sets
+
+
+def copy_origin(new: Iterable[fx.Node], old: fx.Node) -> None:
+    """Let inserted nodes carry the source line and the module of the node they stand for."""
+    for node in new:
+        for key in ("nn_module_stack", "stack_trace", "source_fn_stack"):
+            if key in old.meta:
+                node.meta[key] = old.meta[key]
+
+
+def _row_set(graph: fx.Graph, mask: fx.Node, name: str) -> RowSet:
+    after = mask
+    if mask.op == "placeholder":
+        after = list(graph.find_nodes(op="placeholder"))[-1]
+    with graph.inserting_before(after.next):
+        both = graph.call_function(KEPT_ROWS, (mask, name == "through_visual"))
+        rows = graph.create_node("call_function", op.getitem, (both, 0), name=f"rows_{name}")
+        flags = graph.call_function(op.getitem, (both, 1))
+        live = graph.create_node("call_method", "unsqueeze", (flags, -1), name=f"live_{name}")
+        n = graph.create_node("call_method", "size", (rows, 1), name=f"kept_{name}")
+    for node in (both, rows, flags, live, n):
+        set_origin(node, Origin(mask.name))
+    return RowSet(name, rows, live, n)
+
+
+def _replace_exit(
+    graph: fx.Graph, exit_: fx.Node, entry: fx.Node, skips: list[Skip], sets: dict[str, RowSet]
+) -> fx.Node:
+    """The residual stream after the operators; ``entry`` is the stream before them."""
+    skipped = {skip.operator.branch: sets[skip.rows] for skip in skips}
+    out = tensor(exit_)
+    assert out is not None
+    made: list[fx.Node] = []
+
+    def call(target: object, *args: object, name: str | None = None, rows: str = "", twin: bool = False) -> fx.Node:
+        node = graph.create_node("call_function", target, args, name=name)  # type: ignore[arg-type]
+        set_origin(node, Origin(exit_.name, captured_name(exit_), 1 if rows else None, rows, twin))
+        made.append(node)
+        return node
+
+    with graph.inserting_before(exit_):
+        stream = entry
+        for term in skips[0].operator.summands:
+            if term is not skips[0].operator.entry and term not in skipped:
+                stream = call(op.add, stream, term)
+        base = stream
+        dtype = getattr(tensor(entry), "dtype", out.dtype)
+        if dtype != out.dtype:
+            base = graph.call_method("to", (stream, out.dtype))
+            set_origin(base, Origin(exit_.name, exit_.name))
+            made.append(base)
+        for branch, rows in skipped.items():
+            before = call(select_rows, base, rows.rows, 1, name=f"{base.name}_rows", rows=rows.name)
+            update = call(select_rows, branch, rows.rows, 1, rows=rows.name)
+            update = call(op.add, before, update, name=f"{exit_.name}_updated", rows=rows.name, twin=True)
+            kept = call(torch.where, rows.live, update, before, name=f"{exit_.name}_kept", rows=rows.name)
+            base = call(scatter_rows, base, rows.rows, kept, name=f"{exit_.name}_all")
+    copy_origin(made, exit_)
+    base.meta["example_value"] = out
+    exit_.replace_all_uses_with(base)
+    # An inner sum is not needed any more, and would go on reading its branch in full.
+    dead = [exit_]
+    while dead:
+        node = dead.pop()
+        if not node.users and op_name(node) == "add":
+            dead += node.all_input_nodes
+            graph.erase_node(node)
+    return base

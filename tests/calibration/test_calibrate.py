@@ -1,0 +1,378 @@
+"""`calibrate`, from samples to a schedule with evidence: planted truths, determinism, interrupts, several processes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import opskip_compile as opskip
+from opskip_compile.calibration import costs
+from opskip_compile.calibration.meter import Meter
+from opskip_compile.calibration.operators import Operator, skipped_by
+from opskip_compile.calibration.replay import Replay
+from opskip_compile.calibration.samples import Samples
+from opskip_compile.errors import OpSkipError, OptionError
+from opskip_compile.models.oracle import decoder_layers
+from tests.helpers.families import FAMILIES
+from tests.helpers.planted import deaf_after, meter, samples
+from tests.helpers.support import ZOO
+
+QUICK: dict[str, Any] = {"answer_tokens": 2, "controls": False, "stability": False}
+
+
+_CAPTURED: dict[Any, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Capturing a decoder takes seconds: models of one class, depth and prompt have one report."""
+    real = costs.compiled_report
+
+    def report(model: nn.Module, given: Samples) -> Any:
+        shape = tuple(given.inputs(0)["input_ids"].shape)
+        key = (type(model), len(decoder_layers(model)), next(model.parameters()).dtype, shape, given.rows)
+        if key not in _CAPTURED:
+            _CAPTURED[key] = real(model, given)
+        return copy.copy(_CAPTURED[key])
+
+    monkeypatch.setattr(costs, "compiled_report", report)
+
+
+@pytest.fixture(scope="module")
+def found() -> opskip.CalibrationResult:
+    """A calibration with everything in it."""
+    return opskip.calibrate(FAMILIES["qwen3_vl"].build(4), samples("qwen3_vl", 6), 0.4, answer_tokens=2)
+
+
+@pytest.mark.parametrize("method", ["probe", "fisher", "first_order"])
+def test_planted_operators_are_found_exactly(method: str) -> None:
+    """The most cut that leaves the answers as they are is the set that nobody reads."""
+    model, unread = deaf_after(3)
+    result = opskip.calibrate(model, samples("llava", 3), "kl<1e-9", method=method, **QUICK)
+    assert result.chosen.skipped == unread
+    assert result.chosen.heldout is not None
+    assert result.chosen.heldout.divergence < 1e-9
+    assert result.chosen.heldout.agreement == 1
+
+
+def test_the_control_is_fooled() -> None:
+    """By size alone, what nobody reads would be kept and what the answer needs would go."""
+    model, unread = deaf_after(3)
+    by_size, by_answer = (
+        opskip.calibrate(model, samples("llava", 3), 0.3, method=method, search="scores", **QUICK).chosen
+        for method in ("update_norm", "probe")
+    )
+    assert by_answer.skipped <= unread
+    assert not by_size.skipped <= unread
+    assert by_size.calibration is not None
+    assert by_size.calibration.divergence > 1e-4
+
+
+def test_the_evidence(found: opskip.CalibrationResult) -> None:
+    chosen = found.chosen
+    assert chosen.cut >= 0.4
+    assert chosen.cost <= 0.6 * found.dense_cost
+    assert skipped_by(found.schedule, 4) == chosen.skipped
+    assert set(found.scores.values) == {Operator(layer, kind) for layer in range(4) for kind in ("attention", "ffn")}
+    assert set(found.controls) == {"whole layers", "random", "late"}
+    assert len(found.controls["random"]) == 10
+    assert all(choice.cut >= chosen.cut - 1e-9 for choice in found.controls["random"])
+    assert found.front[0].cut < 0.4 < found.front[-1].cut
+    assert [c.cut for c in found.front] == sorted(c.cut for c in found.front)
+    divergences = [c.calibration.divergence for c in found.front if c.calibration is not None]
+    assert divergences == sorted(divergences)
+    assert all(c.heldout is not None for c in found.front)
+    assert found.stability is not None
+    assert 0 <= found.stability.overlap <= 1
+    assert found.full == ()
+    assert found.spent.flops > 0
+    assert found.spent.dense_prefills > 8
+
+
+def test_choices_are_measured_by_the_oracle(found: opskip.CalibrationResult) -> None:
+    """The divergence of the chosen schedule, computed again by hand on all its samples."""
+    model = FAMILIES["qwen3_vl"].build(4)
+    divergences = []
+    for inputs in samples("qwen3_vl", 6):
+        with torch.no_grad():
+            said = model.generate(**inputs, max_new_tokens=2, do_sample=False, suppress_tokens=[190, 191])
+            answer = said[:, inputs["input_ids"].shape[1] :]
+            more = {
+                **inputs,
+                "input_ids": said,
+                "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(answer)], 1),
+                "mm_token_type_ids": torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(answer)], 1),
+            }
+            dense = model(**more).logits[:, -3:-1].log_softmax(-1)
+            with opskip.oracle(model, found.schedule, said == 190):
+                skipped = model(**more).logits[:, -3:-1].log_softmax(-1)
+        divergences += (dense.exp() * (dense - skipped)).sum(-1).mean(-1).tolist()
+    calibration, heldout = found.chosen.calibration, found.chosen.heldout
+    assert calibration is not None
+    assert heldout is not None
+    total = calibration.divergence * calibration.samples + heldout.divergence * heldout.samples
+    assert total == pytest.approx(sum(divergences), rel=1e-3)
+
+
+def test_the_schedule_runs_compiled(found: opskip.CalibrationResult, fresh: None) -> None:
+    model, inputs = FAMILIES["qwen3_vl"].build(4), samples("qwen3_vl", 1)[0]
+    opskip.compile(model, found.schedule, options={"lower": "eager", "strict": True})
+    got = model(**inputs).logits
+    opskip.remove(model)
+    with opskip.oracle(model, found.schedule, inputs["input_ids"] == 190):
+        torch.testing.assert_close(got, model(**inputs).logits, atol=1e-4, rtol=1e-4)
+    assert len(opskip.last_report().skipped) == len(found.chosen.skipped)
+
+
+def test_provenance(found: opskip.CalibrationResult) -> None:
+    about = found.schedule.provenance
+    assert about["source"] == "opskip calibrate"
+    assert about["budget"] == "40.0% fewer FLOPs"
+    assert about["samples"] == 8  # two in each of the four batches that are not held out
+    assert about["heldout"]["samples"] == 4
+    assert about["visual_rows"] == 24
+    assert about["torch"] == torch.__version__
+    assert re.fullmatch("[0-9a-f]{16}", about["model"])
+    assert re.fullmatch("[0-9a-f]{16}", about["data"])
+    assert found.schedule.model["architecture"] == "qwen3_vl"
+    assert found.schedule.model["num_layers"] == 4
+
+
+def test_report_is_json_and_text_says_the_same(found: opskip.CalibrationResult) -> None:
+    report = json.loads(json.dumps(found.report))
+    assert report["schedule"] == found.schedule.to_dict()
+    assert len(report["front"]) == len(found.front)
+    assert report["scores"]["values"]["0.ffn"] == found.scores.values[Operator(0, "ffn")]
+    assert 0 < report["chosen"]["heldout"]["turned"] < 1
+    text = str(found)
+    assert f"{found.chosen.cut:.1%} fewer FLOPs" in text
+    assert found.schedule.to_spec() in text
+    assert "whole layers: " in text
+
+
+def test_two_runs_with_one_seed_write_the_same_bytes(found: opskip.CalibrationResult, tmp_path: Path) -> None:
+    again = opskip.calibrate(FAMILIES["qwen3_vl"].build(4), samples("qwen3_vl", 6), 0.4, answer_tokens=2)
+    found.schedule.save(tmp_path / "a.json")
+    again.schedule.save(tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert {k: v for k, v in again.report.items() if k != "spent"} == {
+        k: v for k, v in found.report.items() if k != "spent"
+    }
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupt_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped again and again: the measurements of all runs together are those of one, each made once."""
+    journal, model, given = tmp_path / "journal", FAMILIES["llava"].build(3), samples("llava", 5)
+    wanted = opskip.calibrate(model, given, 0.4, answer_tokens=2)
+    whole, ran = Replay.outcome, 0
+
+    def counted(self: Replay, skipped: Any) -> Any:
+        nonlocal ran
+        ran += 1
+        if ran % 61 == 0:
+            raise Interrupted
+        return whole(self, skipped)
+
+    monkeypatch.setattr(Replay, "outcome", counted)
+    for _ in range(40):
+        try:
+            result = opskip.calibrate(model, given, 0.4, answer_tokens=2, resume=journal)
+            break
+        except Interrupted:
+            continue
+    assert ran > 2 * 61
+    assert result.schedule.to_dict() == wanted.schedule.to_dict()
+    assert result.report["front"] == wanted.report["front"]
+    lines = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
+    keys = [(line["key"], line["item"]) for line in lines]
+    assert len(keys) == len(set(keys))
+    ran = 1
+    opskip.calibrate(model, given, 0.4, answer_tokens=2, resume=journal)
+    assert ran == 1  # everything was known
+
+
+def test_another_model_or_other_samples_need_another_journal(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    model = FAMILIES["llava"].build(2)
+    opskip.calibrate(model, samples("llava", 2), 0.2, resume=journal, **QUICK)
+    with pytest.raises(OpSkipError, match=r"resume: .* was written with data"):
+        opskip.calibrate(model, samples("llava", 3), 0.2, resume=journal, **QUICK)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    with pytest.raises(OpSkipError, match=r"resume: .* was written with model"):
+        opskip.calibrate(model, samples("llava", 2), 0.2, resume=journal, **QUICK)
+
+
+def test_the_model_stays_as_it_was(fresh: None) -> None:
+    """Compiled and in training mode, before and after; it is calibrated dense all the same."""
+    model, given = FAMILIES["llava"].build(3), samples("llava", 2)
+    plain = opskip.calibrate(model, given, 0.3, **QUICK)
+    opskip.compile(model, "silent:0-2", options={"lower": "eager"})
+    model.train()
+    model.model.vision_tower.eval()
+    forward = model.get_decoder().forward
+    result = opskip.calibrate(model, given, 0.3, **QUICK)
+    assert result.schedule == plain.schedule
+    assert result.report["front"] == plain.report["front"]
+    assert model.get_decoder().forward is forward
+    assert model.training
+    assert not model.model.vision_tower.training
+
+
+@pytest.mark.parametrize("level", ["operator", "layer"])
+@pytest.mark.parametrize("method", ["update_norm", "first_order", "fisher", "probe"])
+def test_every_way_to_choose_meets_the_budget(method: str, level: str) -> None:
+    result = opskip.calibrate(
+        FAMILIES["llava"].build(4), samples("llava", 2), "45%", method=method, level=level, whole_front=False, **QUICK
+    )
+    assert result.chosen.cut >= 0.45
+    if level == "layer":
+        assert {layer.state for layer in result.schedule.resolve(4)} == {"full", "silent"}
+
+
+def test_flops_and_floor_budgets() -> None:
+    model, given = FAMILIES["llava"].build(4), samples("llava", 2)
+    dense = opskip.calibrate(model, given, 0.2, whole_front=False, **QUICK).dense_cost
+    asked = opskip.calibrate(model, given, f"{0.7 * dense} FLOPs", whole_front=False, **QUICK)
+    assert asked.chosen.cost <= 0.7 * dense
+    floors = [opskip.calibrate(model, given, f"kl<{most}", **QUICK) for most in (1e-5, 1e-2)]
+    for result, most in zip(floors, (1e-5, 1e-2), strict=True):
+        assert result.chosen.calibration is not None
+        assert result.chosen.calibration.divergence < most
+    assert floors[0].chosen.cut < floors[1].chosen.cut
+
+
+def test_flops_are_those_of_the_prompts() -> None:
+    """The mean over prompts of different length, without their answers: as `count_flops` has it."""
+    model, given = FAMILIES["llava"].build(3), samples("llava", 2)
+    result = opskip.calibrate(model, given, 0.3, **{**QUICK, "answer_tokens": 7})
+    counted = [
+        opskip.count_flops(model, visual_tokens=visual, text_tokens=text, schedule=result.schedule)
+        for visual, text in ((16, 8), (32, 9)) * 2
+    ]
+    assert result.dense_cost == pytest.approx(sum(c.dense for c in counted) / 4)
+    assert result.chosen.cost == pytest.approx(sum(c.skipped for c in counted) / 4)
+
+
+def test_milliseconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By a table of the four layer states, timed once and kept in the journal."""
+    model, given = FAMILIES["llava"].build(3), samples("llava", 2)
+    timed: list[int] = []
+
+    def table(model: Any, batch: Any, candidates: Any, rows: Any, **more: Any) -> dict[str, float]:
+        timed.append(1)
+        return {"full": 30.0, "attend": 12.0, "transform": 24.0, "silent": 3.0}
+
+    monkeypatch.setattr(costs, "latency_table", table)
+    for _ in range(2):
+        result = opskip.calibrate(model, given, "20 ms", resume=tmp_path / "journal", **QUICK)
+    assert timed == [1]
+    assert result.unit == "ms"
+    assert result.dense_cost == 30
+    assert result.chosen.cost <= 20
+    assert "30 ms -> " in str(result)
+    with pytest.raises(OptionError, match="budget: 2 ms can't be met: with every operator skipped that can be, 3 ms"):
+        opskip.calibrate(model, given, "2ms", resume=tmp_path / "journal", **QUICK)
+
+
+def test_the_table_is_of_the_compiled_decoder(fresh: None) -> None:
+    """All four states are compiled and run; what is skipped is what the state says."""
+    model = FAMILIES["qwen3_vl"].build(2)
+    every = frozenset(Operator(layer, kind) for layer in range(2) for kind in ("attention", "ffn"))
+    with torch.no_grad():
+        batch = meter(model, samples("qwen3_vl", 1)).samples.batch(0)
+        found = costs.latency_table(model, batch, every - {Operator(0, "ffn")}, lower="eager", rounds=1)
+    assert set(found) == {"full", "attend", "transform", "silent"}
+    assert all(value > 0 for value in found.values())
+    assert {len(report.skipped) for report in opskip.reports() if report.operators} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(("family", "full"), [("qwen3_vl_moe", 0), ("lfm2_vl", 0), ("gemma4", 0)])
+def test_experts_recurrences_and_shared_keys(family: str, full: int) -> None:
+    """Where the formula does not describe the decoder, FLOPs are counted in the compiler's graphs."""
+    result = opskip.calibrate(ZOO[family].build(), [ZOO[family].inputs(seed=i) for i in range(2)], 0.15, **QUICK)
+    assert result.chosen.cut >= 0.15
+    assert len(result.full) == full
+
+
+def test_operators_that_the_compiler_leaves_full_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = costs.compiled_report
+
+    def partly(model: Any, given: Any) -> Any:
+        report = made(model, given)
+        report.operators = tuple(op if op.name != "3.ffn" else replace(op, rows=None) for op in report.operators)
+        return report
+
+    monkeypatch.setattr(costs, "compiled_report", partly)
+    result = opskip.calibrate(FAMILIES["llava"].build(4), samples("llava", 2), 0.4, **QUICK)
+    assert result.full == ("3.ffn",)
+    assert all(Operator(3, "ffn") not in choice.skipped for choice in result.front)
+    assert "left full by the compiler: 3.ffn" in str(result)
+
+
+def test_what_the_compiler_leaves_full_saves_nothing() -> None:
+    model = FAMILIES["llava"].build(2)
+    given = meter(model, samples("llava", 1)).samples
+    report = costs.compiled_report(model, given)
+    report.operators = tuple(op if op.name != "1.ffn" else replace(op, rows=None) for op in report.operators)
+    prices, candidates = costs.flops_costs(model, given, report)
+    assert candidates == {Operator(0, "attention"), Operator(0, "ffn"), Operator(1, "attention")}
+    assert prices.of(frozenset({Operator(1, "ffn")})) == prices.dense
+    assert prices.of(frozenset({Operator(0, "ffn")})) < prices.dense
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"budget": 0.95}, "budget: 95.0% fewer FLOPs can't be met"),
+        ({"budget": "soon"}, "budget: expected a share"),
+        ({"method": "magic"}, "method: expected one of probe"),
+        ({"level": "head"}, "level: expected one of operator, layer, got 'head'"),
+        ({"search": "x"}, "search: expected one of joint, scores"),
+        ({"rows": "all"}, "rows: expected one of visual, through_visual"),
+        ({"holdout": 1}, "holdout: expected a share"),
+        ({"seed": -1}, "seed: expected an integer of at least 0"),
+        ({"refresh": 0}, "refresh: expected an integer of at least 1"),
+        ({"answer_tokens": 0}, "answer_tokens: expected an integer of at least 1"),
+        ({"samples": "data.jsonl"}, "processor: needed to read samples from a file"),
+    ],
+)
+def test_bad_options_are_refused_before_the_model_answers(
+    more: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Meter, "measure", lambda *_: pytest.fail("measured"))
+    model = FAMILIES["llava"].build(2)
+    monkeypatch.setattr(model, "generate", lambda **_: pytest.fail("generated"))
+    given = {"samples": samples("llava", 2), "budget": 0.3, **more}
+    with pytest.raises(OptionError, match=re.escape(said)):
+        opskip.calibrate(model, **given)
+
+
+@pytest.mark.parametrize(("family", "why"), [("mllama", "cross-attention")])
+def test_a_decoder_in_which_nothing_can_be_skipped(family: str, why: str) -> None:
+    with pytest.raises(OpSkipError, match=f"model: the compiler can skip nothing in .*{why}"):
+        opskip.calibrate(ZOO[family].build(), [ZOO[family].inputs(seed=i) for i in range(2)], 0.2, **QUICK)
+
+
+def test_half_precision() -> None:
+    model = FAMILIES["llava"].build(3, torch.bfloat16)
+    result = opskip.calibrate(
+        model, samples("llava", 2), 0.3, **QUICK
+    )  # pictures in float32, as processors return them
+    assert result.chosen.cut >= 0.3
+    assert (
+        result.schedule.provenance["model"]
+        != opskip.calibrate(FAMILIES["llava"].build(3), samples("llava", 2), 0.3, **QUICK).schedule.provenance["model"]
+    )

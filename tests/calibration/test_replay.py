@@ -1,0 +1,165 @@
+"""Replays: any set of operators on a recorded batch is what the oracle says, and nothing computed before is computed
+again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import opskip_compile as opskip
+from opskip_compile.calibration.batches import Batch
+from opskip_compile.calibration.meter import compare
+from opskip_compile.calibration.operators import NOTHING, Operator, as_schedule, operators, skipped_by, spell
+from opskip_compile.calibration.replay import Outcome, Replay
+from opskip_compile.models.oracle import decoder_layers, oracle
+from tests.helpers.families import FAMILIES
+from tests.helpers.planted import meter, samples
+from tests.helpers.support import ZOO
+
+SPECS = ("attend:0", "transform:1 attend:2", "silent:2-3", "silent:3", "silent:0-3")
+
+
+def recorded(family: str, **more: Any) -> tuple[nn.Module, Batch]:
+    model = ZOO[family].build(4).eval()
+    return model, meter(model, [ZOO[family].inputs(((3, 5), (2, 4, 3)))], 3, **more).samples.batch(0)
+
+
+def by_oracle(model: nn.Module, batch: Batch, spec: str) -> Tensor:
+    with torch.no_grad(), oracle(model, opskip.Schedule.from_spec(spec), batch.visual):
+        logits: Tensor = model(**batch.inputs, use_cache=False).logits
+    return logits[batch.answers]
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava", "internvl", "gemma3", "qwen3_vl_moe", "qwen3_5", "gemma4"])
+def test_any_set_is_the_oracles(family: str) -> None:
+    """From the dense record, and from that of another set."""
+    model, batch = recorded(family)
+    replay = Replay(model, batch)
+    replay.reuse = replay.reproduces()
+    assert replay.reuse == (family != "gemma4")  # there, layers read keys and values of earlier ones
+    for base in ("none", "transform:1", "silent:2-3"):
+        replay.move(skipped_by(opskip.Schedule.from_spec(base), 4))
+        for spec in SPECS:
+            got = replay.outcome(skipped_by(opskip.Schedule.from_spec(spec), 4))
+            assert torch.equal(got.logits, by_oracle(model, batch, spec)), (base, spec)
+
+
+def test_layers_before_the_first_difference_do_not_run() -> None:
+    model, batch = recorded("qwen3_vl")
+    replay = Replay(model, batch)
+    ran: list[int] = []
+    for i, layer in enumerate(decoder_layers(model)):
+        layer.mlp.register_forward_hook(lambda m, a, o, i=i: ran.append(i))
+    model.model.visual.register_forward_hook(lambda m, a, o: ran.append(-1))
+    for skipped, expected in (({Operator(2, "ffn")}, [2, 3]), (set(), []), ({Operator(0, "attention")}, [0, 1, 2, 3])):
+        ran.clear()
+        replay.outcome(frozenset(skipped))
+        assert ran == expected
+    replay.move(frozenset({Operator(0, "ffn")}))
+    ran.clear()
+    replay.outcome(frozenset({Operator(0, "ffn"), Operator(3, "ffn")}))
+    assert ran == [3]
+
+
+def test_work_is_counted() -> None:
+    model, batch = recorded("llava")
+    replay = Replay(model, batch)
+    before = replay.layer_runs
+    assert before == 2 * 4  # two prompts through four layers
+    replay.outcome(frozenset({Operator(3, "ffn")}))
+    assert replay.layer_runs - before == 2
+
+
+class Counting(nn.Module):
+    """An FFN whose result depends on how often it was called."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.calls = inner, 0
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.calls += 1
+        out: Tensor = self.inner(hidden) * self.calls
+        return out
+
+
+def test_a_model_that_is_more_than_its_layers_is_run_whole() -> None:
+    model, batch = recorded("llava")
+    layer = decoder_layers(model)[3]
+    layer.mlp = Counting(layer.mlp)
+    assert not Replay(model, batch).reproduces()
+    found = meter(model, [ZOO["llava"].inputs()])
+    found.measure([frozenset({Operator(3, "attention")})], [0])
+    assert found.reuse is False
+
+
+def test_recording_leaves_the_model_as_it_was() -> None:
+    model, batch = recorded("qwen3_vl")
+    before = [dict(vars(module)) for module in model.modules()]
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+    replay = Replay(model, batch)
+    replay.reproduces()
+    replay.move(frozenset({Operator(1, "ffn")}))
+    replay.outcome(frozenset({Operator(2, "ffn")}))
+    assert [set(vars(module)) for module in model.modules()] == [set(values) for values in before]
+    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == hooks
+
+
+def test_compared_row_by_row() -> None:
+    """KL, cosine and agreement by hand: one element with one answer row, one with two."""
+    answers = torch.tensor([[False, True, False], [True, True, False]])
+    dense = Outcome(torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 3.0]]), torch.eye(3))
+    other = Outcome(
+        torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 2.0]])
+    )
+    got = compare(dense, other, answers)
+    p = torch.tensor([2.0, 0.0]).softmax(0), torch.tensor([0.0, 3.0]).softmax(0)
+    q = torch.tensor([0.0, 1.0]).softmax(0)
+    kl = [float((one * (one / q).log()).sum()) for one in p]
+    assert got[0].tolist() == pytest.approx([0, 0, 1], abs=1e-12)
+    assert got[1].tolist() == pytest.approx([sum(kl) / 2, (1 - 0.5**0.5) / 2, 0], abs=1e-6)
+
+
+def test_of_logits_that_overflow_in_half() -> None:
+    """16-bit logits are compared in float64: no NaN from large values."""
+    dense = Outcome(torch.tensor([[60000.0, -60000.0]]).half().float(), torch.ones(1, 2))
+    other = Outcome(torch.tensor([[-60000.0, 60000.0]]).half().float(), torch.ones(1, 2))
+    (found,) = compare(dense, other, torch.tensor([[True]]))
+    assert found[0] == pytest.approx(120000, rel=1e-3)
+    assert found[2] == 0
+
+
+def test_sets_are_spelled_one_way() -> None:
+    some = frozenset({Operator(2, "ffn"), Operator(1, "attention"), Operator(1, "ffn")})
+    assert spell(some) == "silent:1 attend:2"
+    assert skipped_by(as_schedule(some), 4) == some
+    assert spell(NOTHING) == "none"
+    assert operators(1) == (Operator(0, "attention"), Operator(0, "ffn"))
+    assert Operator(17, "ffn").name == "17.ffn"
+
+
+def test_through_visual_is_the_oracles() -> None:
+    model, batch = recorded("llava")
+    replay = Replay(model, batch, rows="through_visual")
+    some = frozenset({Operator(1, "ffn"), Operator(2, "attention")})
+    with torch.no_grad(), oracle(model, as_schedule(some, "through_visual"), batch.visual):
+        want = model(**batch.inputs, use_cache=False).logits[batch.answers]
+    assert torch.equal(replay.outcome(some).logits, want)
+    assert not torch.equal(Replay(model, batch).outcome(some).logits, want)
+
+
+def test_batches_that_do_not_fit_are_run_again() -> None:
+    """The same figures with and without memory for recorded batches; with it, the dense forward runs once."""
+    model = FAMILIES["llava"].build(3)
+    given = samples("llava", 2)
+    sets = [frozenset({op}) for op in operators(3)]
+    kept, dropped = meter(model, given), meter(model, given, kept_bytes=0)
+    for found in (kept, dropped):
+        found.measure(sets[:3], [0, 1])
+    assert kept.measure(sets, [0, 1]) == dropped.measure(sets, [0, 1])
+    assert len(kept._replays) == 2
+    assert not dropped._replays
+    assert dropped.layer_runs > kept.layer_runs

@@ -1,0 +1,14 @@
+"""The support matrix: families x forms in which people run them; each cell is measured against the oracle.
+
+`ZOO` holds the families, `FORMS` the forms; the modules imported here register the forms.
+"""
+
+from __future__ import annotations
+
+from tests.helpers.support import basic, calls, compiled, inputs, numerics, outputs, turns, videos  # noqa: F401
+from tests.helpers.support.forms import COLUMNS, REGISTERED, Form
+from tests.helpers.support.zoo import ZOO
+
+__all__ = ["COLUMNS", "FORMS", "ZOO"]
+
+FORMS: dict[str, Form] = dict(sorted(REGISTERED.items(), key=lambda item: COLUMNS.index(item[1].column)))
