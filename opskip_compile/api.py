@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from opskip_compile import _compat
 from opskip_compile.backend import capture
-from opskip_compile.backend.entry import REPORTS, DecoderReached
+from opskip_compile.backend.entry import DecoderReached
+from opskip_compile.backend.reports import REPORTS
 from opskip_compile.backend.settings import Settings
 from opskip_compile.errors import NothingSkippedWarning, OpSkipError, OptionError
 from opskip_compile.models.rows import carry_marks, token_mask, visual_tokens, without_plain_tokens

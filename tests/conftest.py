@@ -11,7 +11,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool of process
 import pytest
 import torch
 
-from opskip_compile.backend.entry import REPORTS
+from opskip_compile.backend.reports import REPORTS
 from tests.helpers.browser import browser, page  # noqa: F401
 
 

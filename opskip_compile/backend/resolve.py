@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from torch import fx
 
 from opskip_compile.errors import ScheduleError, UncalibratedScheduleWarning
-from opskip_compile.passes.analysis.match import Match
-from opskip_compile.passes.ops.nodes import op_name, tensor
-from opskip_compile.passes.pipeline import Resolved
+from opskip_compile.passes.analysis.operators import Match
+from opskip_compile.passes.ops import op_name, tensor
+from opskip_compile.passes.state import Resolved
 from opskip_compile.schedule.presets import match_preset
 from opskip_compile.schedule.schedule import Schedule
 

@@ -117,7 +117,7 @@ def first_call(job: Mapping[str, Any]) -> Start:
     import torch
 
     from opskip_compile import _compat
-    from opskip_compile.backend.entry import REPORTS
+    from opskip_compile.backend.reports import REPORTS
     from opskip_compile.passes.runtime import mark_visual
 
     decoder = DECODERS[job["model"]].cut(job["layers"])

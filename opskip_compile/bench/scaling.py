@@ -21,15 +21,16 @@ from networkx.algorithms.isomorphism import DiGraphMatcher
 from torch import Tensor, fx, nn
 
 from opskip_compile import _compat
-from opskip_compile.backend import lowering
 from opskip_compile.bench.decoders import Decoder
 from opskip_compile.output.progress import Step
 from opskip_compile.passes.analysis.locate import locate_rows
 from opskip_compile.passes.analysis.match import match_operators
 from opskip_compile.passes.normalize.cleanup import copy_graph
-from opskip_compile.passes.ops.nodes import op_name
-from opskip_compile.passes.pipeline import Resolved, rewrite
+from opskip_compile.passes.ops import op_name
+from opskip_compile.passes.pipeline import rewrite
 from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.passes.state import Options, Resolved
+from opskip_compile.report.build import make_report
 from opskip_compile.schedule.flops import Geometry
 from opskip_compile.schedule.schedule import Schedule
 
@@ -91,12 +92,12 @@ def _measure(gm: fx.GraphModule, inputs: Sequence[Any], layers: int, runs: int, 
     passes: dict[str, list[float]] = {}
     after = 0
     for _ in range(runs):
-        result = rewrite(gm, lambda match, graph: schedule, inputs=inputs, causal=True)
+        owner = fx.GraphModule({}, captured)
+        result = rewrite(owner, Options(lambda match, graph: schedule, causal=True, onednn=True, regions=True))
         assert result.graph is not None
-        shared = lowering.with_regions(fx.GraphModule({}, fx.Graph()), captured, result.graph, result)
-        for done in result.report.passes:
+        for done in make_report(result, inputs).passes:
             passes.setdefault(done.name, []).append(done.milliseconds)
-        after = len((shared or result.graph).nodes)
+        after = len((result.state.regions or result.graph).nodes)
     found = {}
     if matchers:
         graph = copy_graph(captured)

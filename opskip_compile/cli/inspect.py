@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,5 +107,5 @@ def _explained(request: Request, plan: Schedule | None, step: Step) -> tuple[str
     for text in dict.fromkeys(str(item.message) for item in found if item.category.__module__.startswith("opskip")):
         note(text.removeprefix("opskip: "))
     if plan is None and target.schedule is not None:
-        report.schedule_origin = target.origin
+        report = replace(report, schedule_origin=target.origin)
     return target.about, report

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from opskip_compile import api
-from opskip_compile.backend.entry import REPORTS
+from opskip_compile.backend.reports import REPORTS
 from opskip_compile.demo import contenders, data
 from opskip_compile.demo.contenders import Contender
 from opskip_compile.demo.result import Answers, DemoResult, Example

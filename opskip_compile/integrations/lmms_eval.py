@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from opskip_compile import api
-from opskip_compile.backend.entry import REPORTS
+from opskip_compile.backend.reports import REPORTS
 from opskip_compile.bench.machine import check_place
 from opskip_compile.demo import data
 from opskip_compile.demo.run import SCHEDULE_FILE

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 from torch import fx
 
-from opskip_compile.passes.analysis.match import operator_name
+from opskip_compile.passes.analysis.operators import operator_name
 from opskip_compile.passes.graph.sizes import Sizes
+from opskip_compile.passes.pipeline import Rewritten
 from opskip_compile.report.diff import GraphDiff
 from opskip_compile.report.record import record_graph
 from opskip_compile.report.report import OperatorReport, Report
 from opskip_compile.schedule.schedule import OPERATORS
 
 
-class _Rewritten(Protocol):
-    graph: fx.Graph | None
-    owners: Mapping[str, str]
-
-
-def compare(captured: fx.Graph, rewritten: _Rewritten, report: Report) -> GraphDiff:
+def compare(captured: fx.Graph, rewritten: Rewritten, report: Report) -> GraphDiff:
     """The diff of ``captured`` against ``rewritten.graph``, which is None where nothing was changed."""
     sizes = Sizes.of(captured, report.prompt)
     before = record_graph(captured, sizes)
     after = before if rewritten.graph is None else record_graph(rewritten.graph, sizes)
-    return GraphDiff.compare(before, after, rewritten.owners, report_facts(report))
+    return GraphDiff.compare(before, after, rewritten.state.match.owners(), report_facts(report))
 
 
 def report_facts(report: Report) -> dict[str, Any]:
@@ -55,7 +50,7 @@ def _operators(report: Report, layer: int) -> list[dict[str, Any]]:
 
 
 def _cell(name: str, kind: str, op: OperatorReport | None, report: Report) -> dict[str, Any]:
-    miss = next((miss for miss in report.misses if operator_name(miss.layer, miss.kind) == name.split("/")[0]), None)
+    miss = next((miss for miss in report.misses if miss.operator == name.split("/")[0]), None)
     missed = miss is not None and (op is None or not op.skipped)
     facts = {} if op is None else asdict(op)
     names = ("rows", "rows_before", "rows_after", "flops_before", "flops_after", "entry", "exit")

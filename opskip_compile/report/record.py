@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from opskip_compile.passes.graph.origin import captured_place, origin
+from opskip_compile.passes.graph.origin import captured_place, origin, source_line
 from opskip_compile.passes.graph.sizes import Shape, Sizes, row_dim
 
 _INFIX = {
@@ -75,12 +75,6 @@ def record_graph(graph: fx.Graph, sizes: Sizes) -> tuple[NodeRecord, ...]:
     """A record of every node of ``graph``, in order."""
     labels = {node: _label(node) for node in graph.nodes}
     return tuple(_record(node, labels, sizes) for node in graph.nodes)
-
-
-def source_line(node: fx.Node) -> str:
-    """``file.py:line`` of the model code that made the node, without its folder; empty if unknown."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    return f"{frames[-1][0].rsplit('/', 1)[-1]}:{frames[-1][1]}" if frames else ""
 
 
 def _record(node: fx.Node, labels: Mapping[fx.Node, str], sizes: Sizes) -> NodeRecord:

@@ -1,20 +1,21 @@
 """What one compile did: every operator with its state, everything that stayed full with its reason, and the cost.
 
-`Report` is made by the pipeline and is plain data, the same whether the graph was lowered or only explained. The
-graphs behind it are read again only if somebody asks for `Report.diff`.
+`Report` is plain, frozen data, made of what the passes return, the same whether the graph was lowered or only
+explained. The graphs behind it are read again only if somebody asks for `Report.diff`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from opskip_compile.errors import OpSkipError
-from opskip_compile.passes.analysis.match import Miss, operator_name
+from opskip_compile.passes.analysis.operators import operator_name
 from opskip_compile.passes.graph.sizes import Prompt
-from opskip_compile.passes.rewrite.pushdown import Stop
+from opskip_compile.passes.refusal import Refusal
+from opskip_compile.passes.state import PassReport
 from opskip_compile.report.diff import GraphDiff
 
 _STATES = {(False, False): "full", (False, True): "attend", (True, False): "transform", (True, True): "silent"}
@@ -69,20 +70,11 @@ class OperatorReport:
 
 
 @dataclass(frozen=True)
-class PassReport:
-    """Name, wall-clock milliseconds and changed nodes of one pass."""
-
-    name: str
-    milliseconds: float
-    changed: int
-
-
-@dataclass
 class Report:
     """Result of the passes on one graph.
 
     Attributes:
-        reason: why nothing was rewritten; empty if something was.
+        refusal: why nothing was rewritten; None if something was.
         recompile: why Dynamo compiled this function again: the guard that failed; empty for the first time.
         schedule: the schedule's name or spec text; ``schedule_origin`` says where it came from.
         row_source: how the visual rows are known.
@@ -95,7 +87,7 @@ class Report:
         number: of the graph, counted in this process; 0 if it did not come from the backend.
     """
 
-    reason: str = ""
+    refusal: Refusal | None = None
     recompile: str = ""
     schedule: str = ""
     schedule_origin: str = ""
@@ -103,13 +95,18 @@ class Report:
     prompt: Prompt | None = None
     num_layers: int = 0
     operators: tuple[OperatorReport, ...] = ()
-    misses: tuple[Miss, ...] = ()
-    stops: tuple[Stop, ...] = ()
+    misses: tuple[Refusal, ...] = ()
+    stops: tuple[Refusal, ...] = ()
     passes: tuple[PassReport, ...] = ()
     nodes_before: int = 0
     nodes_after: int = 0
     number: int = field(default=0, compare=False)
     make_diff: Callable[[Report], GraphDiff] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def reason(self) -> str:
+        """Why nothing was rewritten; empty if something was."""
+        return "" if self.refusal is None else self.refusal.reason
 
     @property
     def rewritten(self) -> bool:
@@ -120,15 +117,6 @@ class Report:
     def skipped(self) -> tuple[str, ...]:
         """Names of the skipped operators, such as ``"17.ffn"``."""
         return tuple(op.name for op in self.operators if op.skipped)
-
-    def add_pass(self, name: str, milliseconds: float, changed: int) -> None:
-        """Note a pass that ran after this report was made."""
-        *passes, making = self.passes
-        self.passes = (*passes, PassReport(name, milliseconds, changed), making)
-
-    def change_pass(self, name: str, changed: int) -> None:
-        """Correct how much a pass changed, where that could not be kept."""
-        self.passes = tuple(replace(done, changed=changed) if done.name == name else done for done in self.passes)
 
     @property
     def milliseconds(self) -> float:
@@ -180,8 +168,8 @@ class Report:
             "prompt": None if self.prompt is None else asdict(self.prompt),
             "layer_states": list(self.layer_states()),
             "operators": [op.to_dict() for op in self.operators],
-            "misses": [asdict(miss) for miss in self.misses],
-            "stops": [asdict(stop) for stop in self.stops],
+            "misses": [_miss(miss) for miss in self.misses],
+            "stops": [stop.to_dict() for stop in self.stops],
             "nodes_before": self.nodes_before,
             "nodes_after": self.nodes_after,
             "flops_before": self.flops_before,
@@ -209,12 +197,16 @@ class Report:
         lines += [f"  compiled again: {self.recompile}"] if self.recompile else []
         lines += [f"  layer {i:3d}  {state}" for i, state in enumerate(self.layer_states()) if state != "full"]
         for m in self.misses:
-            lines.append(f"  stays full: {m.layer}.{m.kind} at {m.node or '-'} {m.source}: {m.reason}")
+            lines.append(f"  stays full: {m.operator} at {m.node or '-'} {m.source}: {m.reason}")
             lines += [f"    nearest match: {m.nearest}"] if m.nearest else []
         for s in self.stops:
             place = f"in {s.operator} " if s.operator else ""
             lines.append(f"  computed in full: {s.node} ({s.operation}) {place}{s.source}: {s.reason}")
         return "\n".join(lines)
+
+
+def _miss(miss: Refusal) -> dict[str, Any]:
+    return {"layer": miss.layer, "kind": miss.kind, **miss.to_dict()}
 
 
 def _total(counts: list[int | None]) -> int | None:

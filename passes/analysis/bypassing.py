@@ -7,11 +7,11 @@ it takes no part in the stream itself; its later readers have it as they have a 
 from __future__ import annotations
 
 import networkx as nx
-from torch import Tensor, fx
+from torch import fx
 
-from opskip_compile._compat import same_size
-from opskip_compile.passes.analysis.dataflow import is_stream
-from opskip_compile.passes.ops.nodes import CASTS, op_name, tensor
+from opskip_compile.passes.ops import op_name
+from opskip_compile.passes.ops.operation import same_sizes
+from opskip_compile.passes.ops.streams import is_as_wide, is_stream, summands, uncast
 
 
 def without_side_values(root: fx.Node, flow: nx.DiGraph, mixers: frozenset[fx.Node]) -> nx.DiGraph | None:
@@ -35,7 +35,7 @@ def without_side_values(root: fx.Node, flow: nx.DiGraph, mixers: frozenset[fx.No
         before = list(flow.predecessors(node))
         stage[node] = own = max(stage[other] for other in before)
         passing = [other for other in before if stage[other] < own]
-        if any(other in mixed or _as_wide(other, root) for other in passing):
+        if any(other in mixed or is_as_wide(other, root) for other in passing):
             return None
         cut += [(other, node) for other in passing]
         branch = _branch(node, last, flow)
@@ -62,35 +62,21 @@ def gated_from_outside(entry: fx.Node, region: tuple[fx.Node, ...]) -> bool:
     """
     inside = {entry, *region}
     for node in region:
-        factors = [tensor(arg) for arg in node.args if isinstance(arg, fx.Node) and arg not in inside]
-        if op_name(node) == "mul" and is_stream(node) and not _as_wide(node, entry):
-            own, stream = tensor(node), tensor(entry)
-            assert own is not None and stream is not None
-            rows = all(same_size(own.shape[d], stream.shape[d]) for d in (0, 1))
-            if rows and any(f is not None and _same_shape(f, own) for f in factors):
-                return True
+        if (
+            op_name(node) != "mul"
+            or not is_stream(node)
+            or is_as_wide(node, entry)
+            or not same_sizes(node, entry, 0, 1)
+        ):
+            continue
+        if any(same_sizes(factor, node) for factor in node.all_input_nodes if factor not in inside):
+            return True
     return False
-
-
-def _same_shape(a: Tensor, b: Tensor) -> bool:
-    return a.dim() == b.dim() and all(same_size(x, y) for x, y in zip(a.shape, b.shape, strict=True))
 
 
 def _branch(node: fx.Node, last: fx.Node, flow: nx.DiGraph) -> fx.Node | None:
     """The other summand, if ``node`` adds something made of the stream to its last value."""
-    if op_name(node) != "add" or not is_stream(node) or node.kwargs:
-        return None
-    terms = [arg for arg in node.args if isinstance(arg, fx.Node) and arg in flow]
-    others = [term for term in terms if _uncast(term) is not last]
+    both = summands(node) if is_stream(node) else None
+    terms = [term for term in both or () if term in flow]
+    others = [term for term in terms if uncast(term) is not last]
     return others[0] if len(terms) == 2 and len(others) == 1 else None
-
-
-def _as_wide(node: fx.Node, root: fx.Node) -> bool:
-    value, stream = tensor(node), tensor(root)
-    return is_stream(node) and value is not None and stream is not None and same_size(value.shape[-1], stream.shape[-1])
-
-
-def _uncast(node: fx.Node) -> fx.Node:
-    while op_name(node) in CASTS and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-    return node

@@ -1,19 +1,14 @@
-"""What is computed from what: the data flow of a graph, the residual streams in it and its attention products."""
+"""What is computed from what: the data flow of a graph and the attention products in it."""
 
 from __future__ import annotations
 
 import networkx as nx
-import torch
 from torch import fx
 
-from opskip_compile._compat import same_size
-from opskip_compile.passes.ops.nodes import CASTS, SHAPE_ONLY, VIEWS, is_inplace, op_name, tensor
-
-
-def is_stream(node: fx.Node) -> bool:
-    """True if the value can be a residual stream: floating point ``(batch, sequence, width)``."""
-    value = tensor(node)
-    return value is not None and value.dim() == 3 and value.is_floating_point()
+from opskip_compile._compat_operations import is_higher_order
+from opskip_compile.passes.ops import Trait, call_of, having, op_name, operand, tensor
+from opskip_compile.passes.ops.memory import readers_after
+from opskip_compile.passes.ops.operation import same_sizes
 
 
 def dataflow(root: fx.Node) -> nx.DiGraph:
@@ -25,10 +20,11 @@ def dataflow(root: fx.Node) -> nx.DiGraph:
     flow.add_node(root)
     stack = [root]
     order = {node: i for i, node in enumerate(root.graph.nodes)}
+    shapes_only = having(Trait.SHAPE_ONLY)
     while stack:
         node = stack.pop()
-        for user in (*node.users, *_readers_of_write(node, order)):
-            if user.op == "output" or op_name(user) in SHAPE_ONLY:
+        for user in (*node.users, *readers_after(node, order)):
+            if user.op == "output" or op_name(user) in shapes_only:
                 continue
             if user not in flow:
                 stack.append(user)
@@ -36,23 +32,7 @@ def dataflow(root: fx.Node) -> nx.DiGraph:
     return flow
 
 
-def _readers_of_write(node: fx.Node, order: dict[fx.Node, int]) -> list[fx.Node]:
-    """Who reads, after ``node``, the memory that it writes to in place; none if it writes nothing."""
-    target = node.kwargs.get("out", node.args[0] if node.args else None) if is_inplace(node) else None
-    if not isinstance(target, fx.Node):
-        return []
-    base = target
-    while op_name(base) in VIEWS and base.args and isinstance(base.args[0], fx.Node):
-        base = base.args[0]
-    family, stack = {base}, [base]
-    while stack:
-        views = [u for u in stack.pop().users if op_name(u) in VIEWS and u not in family]
-        family.update(views)
-        stack += views
-    return [u for member in family for u in member.users if order[u] > order[node]]
-
-
-PRODUCTS = ("matmul", "einsum")  # of two tensors, as the scores of an attention are computed
+SCORES = ("matmul", "einsum")  # products of two tensors, as the scores of an attention are computed
 _GIVEN = ("placeholder", "get_attr")
 _KERNELS = ("flex_attention", "flash_attn", "flash_attention")
 
@@ -60,43 +40,80 @@ _KERNELS = ("flex_attention", "flash_attn", "flash_attention")
 def is_attention_product(node: fx.Node) -> bool:
     """True for an attention kernel, or a softmax whose result, or a slice of it, goes into a matrix product."""
     name = op_name(node)
-    if name == "scaled_dot_product_attention":
+    if name in ("scaled_dot_product_attention", "flex_attention"):
         return True
     if name is None and node.op == "call_function":
         target = str(node.target).lower()
         return any(word in target for word in _KERNELS) or _takes_queries_keys_values(node)
-    if name != "softmax":
-        return False
-    ahead, seen = list(node.users), {node}
+    return name == "softmax" and product_with_values(node) is not None
+
+
+def product_with_values(softmax: fx.Node) -> fx.Node | None:
+    """The product that reads the probabilities, or a slice of them that leaves the sinks out; None if there is none."""
+    through = having(Trait.CAST, Trait.LOOSE) | {"getitem"}
+    ahead, seen = list(softmax.users), {softmax}
     while ahead:
         user = ahead.pop()
-        if op_name(user) in PRODUCTS:
-            return True
-        if user not in seen and op_name(user) in CASTS | {"dropout", "getitem"}:  # a slice leaves the sinks out
+        if op_name(user) in SCORES:
+            return user
+        if user not in seen and op_name(user) in through:
             seen.add(user)
             ahead.extend(user.users)
-    return False
+    return None
+
+
+def scores_of(softmax: fx.Node) -> fx.Node | None:
+    """The product that the scores come from, under scales, masks, casts and sinks beside the keys; None if none."""
+    scores = operand(softmax)
+    for _ in range(16):
+        if scores is None or op_name(scores) in SCORES:
+            return scores
+        call = call_of(scores)
+        parts = None if call is None else call["tensors"]
+        first = parts[0] if isinstance(parts, list | tuple) and parts else scores.args[0] if scores.args else None
+        scores = first if isinstance(first, fx.Node) else None
+    return None
 
 
 def _takes_queries_keys_values(node: fx.Node) -> bool:
     """True for an operation that nothing is known of, if its first three operands fit each other as an attention's."""
-    given = [
-        tensor(arg)
+    operands = [
+        arg
         for arg in [*node.args, *node.kwargs.values()][:3]
-        if isinstance(arg, fx.Node) and arg.op not in _GIVEN
+        if isinstance(arg, fx.Node) and arg.op not in _GIVEN and _has_heads(arg)
     ]
-    found = [x for x in given if x is not None and x.dim() == 4 and x.is_floating_point()]
-    if len(found) < 3 or isinstance(node.target, torch._ops.HigherOrderOperator):
+    if len(operands) < 3 or is_higher_order(node.target):
         return False
-    query, key, value = found
-    same = [same_size(query.shape[0], key.shape[0]), same_size(query.shape[3], key.shape[3])]
-    return all([*same, *(same_size(key.shape[d], value.shape[d]) for d in range(3))])
+    query, key, value = operands
+    return same_sizes(query, key, 0, 3) and same_sizes(key, value, 0, 1, 2)
+
+
+def _has_heads(node: fx.Node) -> bool:
+    value = tensor(node)
+    return value is not None and value.dim() == 4 and value.is_floating_point()
 
 
 def factors(product: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
-    """The two operands of one of `PRODUCTS`, as far as they are written as such."""
-    given = list(product.args[op_name(product) == "einsum" :]) + list(product.kwargs.values())
-    if len(given) == 1 and isinstance(given[0], list | tuple):
-        given = list(given[0])
-    left, right = given if len(given) == 2 else (None, None)
+    """The two operands of one of `SCORES`, as far as they are written as such."""
+    call = call_of(product)
+    if call is None:
+        return None, None
+    given = call["operands"] if call.operation.name == "einsum" else [call["input"], call["other"]]
+    left, right = given if isinstance(given, list | tuple) and len(given) == 2 else (None, None)
     return (left if isinstance(left, fx.Node) else None), (right if isinstance(right, fx.Node) else None)
+
+
+def queries_keys_values(product: fx.Node) -> tuple[fx.Node | None, fx.Node | None, fx.Node | None]:
+    """The operands of an attention product, as far as they can be told."""
+    if op_name(product) == "softmax":
+        scores, values = scores_of(product), product_with_values(product)
+        queries, keys = (None, None) if scores is None else factors(scores)
+        return queries, keys, None if values is None else factors(values)[1]
+    call = call_of(product)
+    names = ("query", "key", "value")
+    if call is not None:
+        operands = [call[name] for name in names]
+    else:  # a kernel of somebody else: its first three operands, or those of these names
+        operands = [*product.args, *(product.kwargs[name] for name in names if name in product.kwargs)]
+    nodes = [value if isinstance(value, fx.Node) else None for value in [*operands, None, None, None][:3]]
+    return nodes[0], nodes[1], nodes[2]

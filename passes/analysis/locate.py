@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from opskip_compile._compat import same_size
-from opskip_compile.passes.analysis.dataflow import is_stream
-from opskip_compile.passes.ops.nodes import CASTS, op_name, tensor
+from opskip_compile.passes.ops import argument, op_name, operand, tensor
+from opskip_compile.passes.ops.operation import same_sizes
+from opskip_compile.passes.ops.streams import is_stream, uncast
 from opskip_compile.passes.runtime import NAMES_ROWS
 
 
@@ -46,22 +46,18 @@ def locate_rows(graph: fx.Graph, marked_input: tuple[fx.Node, fx.Node] | None = 
     """
     for node in graph.nodes:
         if node.op == "call_function" and node.target in NAMES_ROWS:
-            root = _first_ancestor(node)
-            return RowSource("mark_visual", root, (node.args[1],))
+            mask = operand(node, "visual_mask")
+            if mask is not None:
+                return RowSource("mark_visual", _first_ancestor(node), (mask,))
     merges = _merges(graph)
     if merges:
         masks = tuple(_merge_mask(m) for m in merges)
-        if marked_input is None or not _same_rows(marked_input[0], merges[-1]):
+        if marked_input is None or not same_sizes(marked_input[0], merges[-1], 0, 1):
             return RowSource("masked_scatter", merges[-1], masks)
         return RowSource("masked_scatter", merges[-1], (*masks, marked_input[1]), marked_input)
     if marked_input is not None:
         return RowSource("marked_input", marked_input[0], (marked_input[1],), marked_input)
     return None
-
-
-def _same_rows(a: fx.Node, b: fx.Node) -> bool:
-    first, second = tensor(a), tensor(b)
-    return first is not None and second is not None and all(same_size(first.shape[d], second.shape[d]) for d in (0, 1))
 
 
 def row_mask(graph: fx.Graph, source: RowSource) -> fx.Node:
@@ -99,41 +95,36 @@ def _merges(graph: fx.Graph) -> list[fx.Node]:
 
     A scatter further down the stream adds features between layers; the stream does not start there.
     """
-    found: list[fx.Node] = []
+    merges: list[fx.Node] = []
     for node in graph.nodes:
-        if _is_merge(node) and (not found or _uncast(node.args[0]) is found[-1]):
-            found.append(node)
-    return found
-
-
-def _uncast(node: object) -> object:
-    while isinstance(node, fx.Node) and op_name(node) in CASTS:
-        node = node.args[0]
-    return node
+        base = operand(node) if _is_merge(node) else None
+        if base is not None and (not merges or uncast(base) is merges[-1]):
+            merges.append(node)
+    return merges
 
 
 def _is_merge(node: fx.Node) -> bool:
     if op_name(node) != "masked_scatter" or not is_stream(node):
         return False
-    base, mask = node.args[0], _merge_mask(node)
-    value, out = tensor(mask), tensor(node)
-    if not isinstance(base, fx.Node) or value is None or out is None or value.dtype != torch.bool:
+    base, mask = operand(node), operand(node, "mask")
+    value = tensor(mask)
+    if base is None or value is None or value.dtype != torch.bool:
         return False
     # A mask that is broadcast over the rows names none of them.
-    if value.dim() != 3 or not all(same_size(value.shape[d], out.shape[d]) for d in (0, 1)):
+    if value.dim() != 3 or not same_sizes(mask, node, 0, 1):
         return False
     # Scattering into zeros adds features to the stream (DeepStack); it is not the merge itself.
     return op_name(base) not in ("zeros_like", "zeros", "new_zeros")
 
 
 def _merge_mask(node: fx.Node) -> fx.Node:
-    return node.args[1] if len(node.args) > 1 else node.kwargs["mask"]  # type: ignore[return-value]
+    mask: fx.Node = argument(node, "mask")
+    return mask
 
 
 def _first_ancestor(node: fx.Node) -> fx.Node:
     """The earliest value of the same shape and kind that ``node`` is computed from: the start of its stream."""
-    want = tensor(node)
-    if want is None:
+    if tensor(node) is None:
         return node
     first, seen, stack = node, {node}, [node]
     order = {n: i for i, n in enumerate(node.graph.nodes)}
@@ -143,11 +134,6 @@ def _first_ancestor(node: fx.Node) -> fx.Node:
                 continue
             seen.add(other)
             stack.append(other)
-            value = tensor(other)
-            if is_stream(other) and value is not None and _same(value, want) and order[other] < order[first]:
+            if is_stream(other) and same_sizes(other, node) and order[other] < order[first]:
                 first = other
     return first
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return all(same_size(x, y) for x, y in zip(a.shape, b.shape, strict=True))

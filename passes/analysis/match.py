@@ -11,7 +11,7 @@ product is an FFN.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -20,83 +20,17 @@ import torch
 from torch import fx
 
 from opskip_compile._compat import same_size
+from opskip_compile._compat_operations import is_higher_order
 from opskip_compile.passes.analysis.bypassing import gated_from_outside, without_side_values
 from opskip_compile.passes.analysis.cross_attention import crossing
-from opskip_compile.passes.analysis.dataflow import dataflow, is_attention_product, is_stream
+from opskip_compile.passes.analysis.dataflow import dataflow, is_attention_product
 from opskip_compile.passes.analysis.near_misses import nearest_sum, sum_without_product
-from opskip_compile.passes.ops import known_operations
-from opskip_compile.passes.ops.nodes import CASTS, is_inplace, op_name, tensor
+from opskip_compile.passes.analysis.operators import Match, Operator, operator_name
+from opskip_compile.passes.graph.origin import source_line
+from opskip_compile.passes.ops import Trait, argument, having, is_inplace, name_of, op_name, operand, products, tensor
+from opskip_compile.passes.ops.streams import is_stream, summands
+from opskip_compile.passes.refusal import Refusal, Why
 from opskip_compile.passes.runtime import NAMES_ROWS
-from opskip_compile.report.record import source_line
-
-MATRIX_PRODUCTS = frozenset({"linear", "matmul", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"})
-# Hybrid decoders mix rows by a short convolution (and a recurrence after it) where others have an attention.
-CONVOLUTIONS = frozenset({"conv1d", "causal_conv1d"})
-_PASSES_STREAM = frozenset({"add", "sub", "mul", "to", "float", "half", "bfloat16", "clone", "contiguous", "detach"})
-
-
-@dataclass(frozen=True)
-class Operator:
-    """One operator of one layer: ``exit = entry + branch``.
-
-    Attributes:
-        layer: zero-based layer number.
-        kind: ``"attention"`` or ``"ffn"``.
-        entry: the residual operand of the addition, ``(batch, sequence, width)``.
-        branch: the operator's output, the other operand.
-        exit: the addition.
-        summands: everything that the exit adds up, the entry and the branch among them, in order.
-        region: every node that is computed from the entry for the branch.
-        number: 1, or more where a layer has several of the kind, one after the other.
-    """
-
-    layer: int
-    kind: str
-    entry: fx.Node
-    branch: fx.Node
-    exit: fx.Node
-    summands: tuple[fx.Node, ...]
-    region: tuple[fx.Node, ...]
-    number: int = 1
-
-    @property
-    def name(self) -> str:
-        """``"17.ffn"`` and the like; ``"17.ffn/2"`` for a second one."""
-        return operator_name(self.layer, self.kind, self.number)
-
-
-def operator_name(layer: int, kind: str, number: int = 1) -> str:
-    """How reports and commands name an operator."""
-    return f"{layer}.{kind}" if number == 1 else f"{layer}.{kind}/{number}"
-
-
-@dataclass(frozen=True)
-class Miss:
-    """An operator that stays full: the node, its source line, the reason, and what comes nearest to a match."""
-
-    layer: int
-    kind: str
-    node: str
-    source: str
-    reason: str
-    nearest: str = ""
-
-
-@dataclass
-class Match:
-    """The operators of a graph, in order, and what was not matched."""
-
-    operators: list[Operator] = field(default_factory=list)
-    unmatched: list[Operator] = field(default_factory=list)  # those of the misses; never rewritten
-    misses: list[Miss] = field(default_factory=list)
-    num_layers: int = 0
-    doubt: str = ""  # why the layer numbers may be wrong, unless the schedule confirms their count
-    other_sums: dict[int, str] = field(default_factory=dict)  # layer -> an addition to the stream that is no operator
-    only: int | None = None  # the one layer of the decoder that this graph holds
-
-    def named(self, layer: int, kind: str) -> list[Operator]:
-        """All operators of that layer and kind."""
-        return [op for op in self.operators if op.layer == layer and op.kind == kind]
 
 
 def part_without_rows(graph: fx.Graph) -> bool:
@@ -105,7 +39,12 @@ def part_without_rows(graph: fx.Graph) -> bool:
     if not any(_is_causal(node) for node in graph.nodes):
         return False
     matches = (match_operators(stream) for stream in streams[:4])  # the stream, tables of positions
-    return any(match.doubt == PART and any(op.kind == "attention" for op in match.operators) for match in matches)
+    return any(
+        match.doubt is not None
+        and match.doubt.why is Why.PART
+        and any(op.kind == "attention" for op in match.operators)
+        for match in matches
+    )
 
 
 def _may_be_prompt(stream: fx.Node) -> bool:
@@ -118,31 +57,29 @@ def _is_causal(node: fx.Node) -> bool:
     """True for an attention of decoders: one with a mask or a causal one. Vision towers have neither."""
     if op_name(node) != "scaled_dot_product_attention":
         return False
-    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
-    return mask is not None or bool(node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False))
+    return argument(node, "attn_mask") is not None or bool(argument(node, "is_causal"))
 
 
-NESTED = "the layers are in subgraphs"
-
-
-def _nested(flow: nx.DiGraph) -> str:
-    """Why there is no operator if the layers are captured as graphs of their own; else an empty text."""
+def _nested(flow: nx.DiGraph) -> Refusal | None:
+    """Why there is no operator if the layers are captured as graphs of their own."""
     for node in flow:
         held = any(arg.op == "get_attr" for arg in node.all_input_nodes)
-        if held and isinstance(node.target, torch._ops.HigherOrderOperator) and not is_attention_product(node):
-            return f"{NESTED} (of {node.target}, {source_line(node)}), and nothing is rewritten inside of them"
-    return ""
+        if held and is_higher_order(node.target) and not is_attention_product(node):
+            where = f"of {node.target}, {source_line(node)}"
+            text = f"the layers are in subgraphs ({where}), and nothing is rewritten inside of them"
+            return Refusal(Why.NESTED, text).at(node)
+    return None
 
 
 def as_layer(match: Match, layer: int, num_layers: int) -> Match:
     """The match of a graph that holds layer ``layer`` of ``num_layers`` alone, numbered as in the whole decoder."""
-    if match.num_layers != 1 or match.doubt not in ("", PART):
-        found = match.doubt or f"the graph of one layer holds {match.num_layers} attentions"
-        return Match(doubt=found)
+    if match.num_layers != 1 or (match.doubt is not None and match.doubt.why is not Why.PART):
+        several = Refusal(Why.UNCERTAIN_LAYERS, f"the graph of one layer holds {match.num_layers} attentions")
+        return Match(doubt=match.doubt or several)
     return Match(
         operators=[replace(op, layer=layer) for op in match.operators],
         unmatched=[replace(op, layer=layer) for op in match.unmatched],
-        misses=[replace(miss, layer=layer) for miss in match.misses],
+        misses=[replace(miss, operator=operator_name(layer, miss.kind)) for miss in match.misses],
         num_layers=num_layers,
         other_sums=dict.fromkeys([layer] if match.other_sums else [], "".join(list(match.other_sums.values())[-1:])),
         only=layer,
@@ -155,8 +92,8 @@ def match_operators(root: fx.Node) -> Match:
     Linear in the size of the graph: one dominator tree, and each region is walked once.
     """
     flow = dataflow(root)
-    crosses = crossing(root.graph, flow, known_operations())
-    if crosses:
+    crosses = crossing(root.graph, flow)
+    if crosses is not None:
         return Match(doubt=crosses)
     best = _match_flow(root, flow)
     if not best.operators or best.misses:
@@ -191,51 +128,57 @@ def _match_flow(root: fx.Node, flow: nx.DiGraph) -> Match:
     return best
 
 
-PART = (
+UNCOUNTED = "and the schedule does not say how many layers there are"
+PART = Refusal(
+    Why.PART,
     "the graph returns the residual stream with no final norm after it, so it may hold a part of the decoder only, "
-    "and the schedule does not say how many layers there are"
+    + UNCOUNTED,
 )
 
 
-def _doubt(match: Match, flow: nx.DiGraph) -> str:
-    """Why counting layers by their attention may go wrong here, or an empty text."""
+def _doubt(match: Match, flow: nx.DiGraph) -> Refusal | None:
+    """Why counting layers by their attention may go wrong here, if it may."""
     if _returns_stream(match.operators[-1].exit, flow):
         return PART
     doubled = _doubled_mixer(match)
-    if doubled:
+    if doubled is not None:
         return doubled
     exits: dict[tuple[int, str], set[fx.Node]] = {}
     for operator in match.operators:
         exits.setdefault((operator.layer, operator.kind), set()).add(operator.exit)
     for (layer, kind), found in exits.items():
         if len(found) > 1:
-            return (
+            return Refusal(
+                Why.UNCERTAIN_LAYERS,
                 f"{len(found)} operators of kind {kind} follow each other in layer {layer}, so attention does not tell "
-                "where a layer begins, and the schedule does not say how many layers there are"
+                f"where a layer begins, {UNCOUNTED}",
             )
-    return ""
+    return None
 
 
-def _doubled_mixer(match: Match) -> str:
+def _doubled_mixer(match: Match) -> Refusal | None:
     """A convolution tells where a layer begins only if every layer has one mixer and an FFN after it."""
     mixers = [op for op in match.operators if op.kind == "attention"]
     plain = [op for op in mixers if not any(is_attention_product(node) for node in op.region)]
     if not plain or {op.layer for op in match.operators if op.kind == "ffn"} == set(range(match.num_layers)):
-        return ""
-    return (
-        f"{plain[0].exit.name} ({source_line(plain[0].exit)}) mixes rows by a convolution, and not every such operator "
-        "has an FFN after it, so layers can't be counted, and the schedule does not say how many there are"
-    )
+        return None
+    exit_ = plain[0].exit
+    return Refusal(
+        Why.UNCERTAIN_LAYERS,
+        f"{exit_.name} ({source_line(exit_)}) mixes rows by a convolution, and not every such operator "
+        "has an FFN after it, so layers can't be counted, and the schedule does not say how many there are",
+    ).at(exit_)
 
 
 def _returns_stream(last: fx.Node, flow: nx.DiGraph) -> bool:
     """True if the graph returns ``last``, or what sums, scalings and casts with other values make of it: no norm."""
     stream, stack = {last}, [last]
+    passing = having(Trait.CAST) | {"add", "sub", "mul", "detach"}
     while stack:
         for user in stack.pop().users:
             if user.op == "output":
                 return True
-            passes = op_name(user) in _PASSES_STREAM or user.target in NAMES_ROWS
+            passes = op_name(user) in passing or user.target in NAMES_ROWS
             if passes and user not in stream and all(p in stream for p in flow.predecessors(user)):
                 stream.add(user)
                 stack.append(user)
@@ -263,9 +206,8 @@ def _match_chain(chain: tuple[fx.Node, ...], flow: nx.DiGraph) -> Match:
         if any(kind == "attention" for _, kind, _ in parts):
             layer += 1
         elif layer < 0:
-            match.doubt = (
-                f"{exit_.name} ({source_line(exit_)}) adds an operator to the stream before the first attention"
-            )
+            text = f"{exit_.name} ({source_line(exit_)}) adds an operator to the stream before the first attention"
+            match.doubt = Refusal(Why.UNCERTAIN_LAYERS, text).at(exit_)
             continue
         for branch, kind, region in parts:
             # Several summands of one addition, such as routed and shared experts, are one operator.
@@ -274,14 +216,16 @@ def _match_chain(chain: tuple[fx.Node, ...], flow: nx.DiGraph) -> Match:
             if branch is None:
                 mixers = sum(_mixes_rows(node) for node in region)
                 if mixers > 1:
-                    match.doubt = (
+                    match.doubt = Refusal(
+                        Why.UNCERTAIN_LAYERS,
                         f"values pass the residual stream by between {entry.name} and {exit_.name} "
-                        f"({source_line(exit_)}), which hold {mixers} attentions, so layers can't be counted"
-                    )
+                        f"({source_line(exit_)}), which hold {mixers} attentions, so layers can't be counted",
+                    ).at(exit_)
                 match.unmatched.append(Operator(layer, kind, entry, exit_, exit_, (), region, number))
-                reason = f"{op_name(exit_) or exit_.target} does not add the operator to its own input"
+                reason = f"{name_of(exit_)} does not add the operator to its own input"
                 nearest = nearest_sum(entry, exit_, region, partial(_path, entry=entry, flow=flow))
-                match.misses.append(Miss(layer, kind, exit_.name, source_line(exit_), reason, nearest))
+                miss = Refusal(Why.NOT_RESIDUAL, reason, nearest=nearest)
+                match.misses.append(miss.at(exit_, name_of(exit_), operator_name(layer, kind)))
             else:
                 residual = _residual_term(entry, exit_, flow)
                 assert residual is not None
@@ -313,10 +257,10 @@ def _branches(
 
 
 def _residual_term(entry: fx.Node, exit_: fx.Node, flow: nx.DiGraph) -> fx.Node | None:
-    if op_name(exit_) != "add" or exit_.kwargs.get("alpha", 1) != 1 or not is_stream(exit_):
+    if not is_stream(exit_) or summands(exit_) is None:
         return None
-    found = [term for term in _terms(entry, exit_, flow) if _is_cast_of(term, entry)]
-    return found[0] if len(found) == 1 else None
+    residuals = [term for term in _terms(entry, exit_, flow) if _is_cast_of(term, entry)]
+    return residuals[0] if len(residuals) == 1 else None
 
 
 def _terms(entry: fx.Node, exit_: fx.Node, flow: nx.DiGraph) -> list[fx.Node]:
@@ -325,17 +269,11 @@ def _terms(entry: fx.Node, exit_: fx.Node, flow: nx.DiGraph) -> list[fx.Node]:
     stack = [exit_]
     while stack:
         node = stack.pop()
-        opened = node is exit_ or (
-            op_name(node) == "add"
-            and node in flow
-            and node is not entry
-            and len(node.users) == 1
-            and is_stream(node)
-            and not node.kwargs
-            and not is_inplace(node)
+        is_inner = (
+            node in flow and node is not entry and len(node.users) == 1 and is_stream(node) and not is_inplace(node)
         )
-        operands = [a for a in node.args if isinstance(a, fx.Node)]
-        if opened and len(operands) == 2 and all(is_stream(a) for a in operands):
+        operands = summands(node) if node is exit_ or is_inner else None
+        if operands is not None and all(is_stream(a) for a in operands):
             stack += operands[::-1]
         else:
             terms.append(node)
@@ -343,10 +281,11 @@ def _terms(entry: fx.Node, exit_: fx.Node, flow: nx.DiGraph) -> list[fx.Node]:
 
 
 def _is_cast_of(term: fx.Node, entry: fx.Node) -> bool:
+    # The entry may be a cast itself.
     while term is not entry:
-        if op_name(term) not in CASTS or not isinstance(term.args[0], fx.Node):
+        if op_name(term) not in having(Trait.CAST) or (source := operand(term)) is None:
             return False
-        term = term.args[0]
+        term = source
     return True
 
 
@@ -369,9 +308,9 @@ def _path(node: fx.Node, entry: fx.Node, flow: nx.DiGraph) -> tuple[fx.Node, ...
 def _kind(region: tuple[fx.Node, ...]) -> str | None:
     if any(_mixes_rows(node) for node in region):
         return "attention"
-    products = [node for node in region if op_name(node) in MATRIX_PRODUCTS]
-    return "ffn" if products else None
+    return "ffn" if any(op_name(node) in products() for node in region) else None
 
 
 def _mixes_rows(node: fx.Node) -> bool:
-    return is_attention_product(node) or op_name(node) in CONVOLUTIONS
+    """True for attention products and for short convolutions, by which hybrid decoders mix rows."""
+    return is_attention_product(node) or op_name(node) == "conv1d"

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable
 
 from torch import fx
 
-from opskip_compile._compat import same_size
-from opskip_compile.passes.analysis.dataflow import is_stream
-from opskip_compile.passes.ops.nodes import op_name, tensor
-from opskip_compile.report.record import source_line
+from opskip_compile.passes.graph.origin import source_line
+from opskip_compile.passes.ops import name_of, op_name
+from opskip_compile.passes.ops.streams import is_as_wide
 
 _SHOWN = 4
 
@@ -28,10 +27,10 @@ def nearest_sum(
     """
     best: tuple[int, str] | None = None
     for node in (exit_, *region):
-        if op_name(node) != "add" or not _as_wide(node, entry):
+        if op_name(node) != "add" or not is_as_wide(node, entry):
             continue
         for operand in node.all_input_nodes:
-            if not _as_wide(operand, entry):
+            if not is_as_wide(operand, entry):
                 continue
             steps = between(operand) if operand is not entry else ()
             if steps is None or (best is not None and len(steps) >= best[0]):
@@ -42,26 +41,16 @@ def nearest_sum(
 
 def sum_without_product(exit_: fx.Node, branch: fx.Node) -> str:
     """An addition to the stream in whose branch no matrix product is known."""
-    what = op_name(branch) or _target(branch)
     return (
-        f"{exit_.name} ({source_line(exit_)}) adds {branch.name} ({what}) to the stream, "
+        f"{exit_.name} ({source_line(exit_)}) adds {branch.name} ({name_of(branch)}) to the stream, "
         "but no matrix product is known in it"
     )
-
-
-def _as_wide(node: fx.Node, entry: fx.Node) -> bool:
-    value, stream = tensor(node), tensor(entry)
-    return is_stream(node) and value is not None and stream is not None and same_size(value.shape[-1], stream.shape[-1])
 
 
 def _words(node: fx.Node, operand: fx.Node, entry: fx.Node, steps: tuple[fx.Node, ...]) -> str:
     where = f"{node.name} ({source_line(node)})"
     if not steps:
         return f"{where} adds to {entry.name}, but its sum does not reach the stream unchanged"
-    names = [op_name(step) or _target(step) for step in steps]
+    names = [name_of(step) for step in steps]
     through = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     return f"{where} adds to {operand.name}, which is {entry.name} through {through}"
-
-
-def _target(node: fx.Node) -> str:
-    return str(getattr(node.target, "__name__", node.target))

@@ -11,10 +11,9 @@ from torch import fx
 
 from opskip_compile._compat import same_size
 from opskip_compile.passes.analysis.locate import RowSource
-from opskip_compile.passes.analysis.match import Match, Miss, Operator
-from opskip_compile.passes.ops import known_operations
-from opskip_compile.passes.ops.nodes import is_inplace, mutated_nodes, tensor
-from opskip_compile.report.record import source_line
+from opskip_compile.passes.analysis.operators import Match, Operator, operator_name
+from opskip_compile.passes.ops import is_inplace, mutated_nodes, name_of, tensor
+from opskip_compile.passes.refusal import Refusal, Why
 from opskip_compile.schedule.schedule import LayerStates, Schedule
 
 
@@ -32,7 +31,7 @@ class Plan:
 
     states: tuple[LayerStates, ...]
     skips: tuple[Skip, ...]
-    misses: tuple[Miss, ...]
+    misses: tuple[Refusal, ...]
 
 
 def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
@@ -44,9 +43,9 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
     states = schedule.resolve(match.num_layers)
     order = {node: i for i, node in enumerate(source.root.graph.nodes)}
     known = max(order[mask] for mask in source.masks)
-    mutated = mutated_nodes(source.root.graph, known_operations())
+    mutated = mutated_nodes(source.root.graph)
     skips: list[Skip] = []
-    misses: list[Miss] = []
+    misses: list[Refusal] = []
     missed = {(m.layer, m.kind): m for m in match.misses}
     for layer, state in enumerate(states):
         for kind, rows in (("attention", state.attention), ("ffn", state.ffn)):
@@ -56,7 +55,8 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
             if not operators:
                 reason = "no branch of this layer returns to the residual stream and holds such a product"
                 nearest = match.other_sums.get(layer, "")
-                misses.append(missed.get((layer, kind)) or Miss(layer, kind, "", "", reason, nearest))
+                absent = Refusal(Why.NO_OPERATOR, reason, operator=operator_name(layer, kind), nearest=nearest)
+                misses.append(missed.get((layer, kind)) or absent)
             for operator in operators:
                 unsafe = _unsafe(operator, source, order, known, mutated)
                 if unsafe is None:
@@ -64,7 +64,8 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
                 else:
                     exit_ = operator.exit
                     nearest = f"{operator.entry.name} -> {exit_.name}, matched, but not safe to skip"
-                    misses.append(Miss(layer, kind, exit_.name, source_line(exit_), unsafe, nearest))
+                    miss = Refusal(Why.UNSAFE, unsafe, nearest=nearest)
+                    misses.append(miss.at(exit_, name_of(exit_), operator_name(layer, kind)))
     return Plan(states, tuple(skips), tuple(misses))
 
 

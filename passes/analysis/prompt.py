@@ -15,9 +15,8 @@ from torch.fx.node import map_arg
 
 from opskip_compile._compat import is_fake, size_hint
 from opskip_compile.passes.analysis.locate import RowSource
-from opskip_compile.passes.analysis.match import MATRIX_PRODUCTS
 from opskip_compile.passes.graph.sizes import Prompt
-from opskip_compile.passes.ops.nodes import is_inplace, op_name, tensor
+from opskip_compile.passes.ops import is_inplace, op_name, products, tensor
 
 _MOST_NODES = 64
 
@@ -50,7 +49,7 @@ def _needed(source: RowSource) -> set[fx.Node] | None:
     wanted, stack = set(source.masks), list(source.masks)
     while stack:
         node = stack.pop()
-        if is_inplace(node) or op_name(node) in MATRIX_PRODUCTS or len(wanted) > _MOST_NODES:
+        if is_inplace(node) or op_name(node) in products() or len(wanted) > _MOST_NODES:
             return None
         for other in node.all_input_nodes:
             if other not in wanted:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from opskip_compile.passes.analysis.dataflow import PRODUCTS, factors, is_attention_product
-from opskip_compile.passes.analysis.match import MATRIX_PRODUCTS, Operator
-from opskip_compile.passes.ops.nodes import is_inplace, op_name
+from opskip_compile.passes.analysis.dataflow import is_attention_product, queries_keys_values
+from opskip_compile.passes.analysis.operators import Operator
+from opskip_compile.passes.ops import Trait, having, is_inplace, op_name, products
 
-_NORM_STEPS = frozenset({"mean", "var", "rsqrt", "layer_norm", "rms_norm"})
-_ACTIVATIONS = frozenset({"silu", "gelu", "relu", "sigmoid", "tanh", "softmax", "mish", "quick_gelu"})
-COSTLY = MATRIX_PRODUCTS | _NORM_STEPS | _ACTIVATIONS
+
+def costly_operations() -> frozenset[str]:
+    """Products, norms and activations: what a skipped operator should not go on doing for every row."""
+    return products() | having(Trait.NORM_STEP, Trait.ACTIVATION)
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class Leftover:
             if node not in excused:
                 excused.add(node)
                 stack.extend(other for other in node.all_input_nodes if other in region)
+        costly = costly_operations()
         left = (op_name(node) for node in operator.region if node in alive and node not in excused)
-        return tuple(sorted(name for name in left if name in COSTLY))
+        return tuple(sorted(name for name in left if name in costly))
 
 
 def _rows_needed_in_full(operator: Operator) -> tuple[fx.Node, ...]:
@@ -64,30 +66,8 @@ def _rows_needed_in_full(operator: Operator) -> tuple[fx.Node, ...]:
 
     These are keys, values, other outputs, and what is written into memory that outlives the operator (a static cache).
     """
-    keys_and_values = [n for node in operator.region if is_attention_product(node) for n in _right_operands(node)]
+    attentions = [node for node in operator.region if is_attention_product(node)]
+    keys_and_values = [operand for node in attentions for operand in queries_keys_values(node)[1:]]
     outputs = [node for node in operator.region if any(user.op == "output" for user in node.users)]
     writes = [user for node in operator.region for user in node.users if is_inplace(user)]
-    return (*keys_and_values, *outputs, *writes)
-
-
-def _right_operands(product: fx.Node) -> list[fx.Node]:
-    if op_name(product) != "softmax":
-        return [a for a in product.args[1:3] if isinstance(a, fx.Node)] + [
-            a for name, a in product.kwargs.items() if name in ("key", "value") and isinstance(a, fx.Node)
-        ]
-    found = [factors(m)[1] for m in (_product(product, True), _product(product, False)) if m is not None]
-    return [right for right in found if right is not None]
-
-
-def _product(node: fx.Node, forward: bool) -> fx.Node | None:
-    """The nearest matrix product after or before ``node`` along first operands."""
-    for _ in range(16):
-        following = next(iter(node.users), None) if forward else node.args[0]
-        if isinstance(following, list | tuple) and following:  # sinks are joined to the scores
-            following = following[0]
-        if not isinstance(following, fx.Node):
-            return None
-        if op_name(following) in PRODUCTS:
-            return following
-        node = following
-    return None
+    return (*(node for node in keys_and_values if node is not None), *outputs, *writes)

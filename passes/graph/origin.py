@@ -6,6 +6,7 @@ and differences are worked out from the origins when somebody asks.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from torch import fx
@@ -53,3 +54,9 @@ def captured_place(node: fx.Node) -> str:
     """The name of the captured node on whose behalf ``node`` was made, or its own."""
     found = origin(node)
     return node.name if found is None else found.at
+
+
+def source_line(node: fx.Node) -> str:
+    """``file.py:line`` of the model code that made the node, without its folder; empty if unknown."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return f"{frames[-1][0].rsplit('/', 1)[-1]}:{frames[-1][1]}" if frames else ""

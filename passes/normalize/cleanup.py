@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from torch import fx
 
-from opskip_compile.passes.ops import known_operations
-from opskip_compile.passes.ops.nodes import FACTORIES, is_inplace, op_name
+from opskip_compile.passes.ops import Trait, having, is_inplace, known_operations, op_name
 from opskip_compile.passes.runtime import KEPT_ROWS, causal_mask, scatter_rows, select_rows
 
 # Exported programs check the data type of every cast: what the trace has shown already.
@@ -22,7 +21,7 @@ def is_removable(node: fx.Node) -> bool:
     if node.target in _OURS or getattr(node.target, "__name__", "") in _NOISE:
         return True
     name = op_name(node)
-    return name in known_operations() or name in FACTORIES or name == "size"
+    return name in known_operations() or name in having(Trait.FACTORY) or name == "size"
 
 
 def remove_dead(graph: fx.Graph) -> int:

@@ -1,8 +1,8 @@
 """Write in-place updates of fresh values out of place, so that they are plain operations for every later pass.
 
 ``x /= s`` on a value that this graph has just made, and that no view shares, gives the same numbers as ``y = x / s``
-with ``y`` in place of ``x`` from then on. Routers of experts are written like that; without it a whole FFN would count
-as mutated.
+with ``y`` in place of ``x`` from then on. Routers of experts are written like that, and activations with ``inplace``;
+without it a whole FFN would count as mutated.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import torch
 from torch import fx
 
 from opskip_compile.passes.graph.origin import Origin, set_origin
-from opskip_compile.passes.ops import known_operations
-from opskip_compile.passes.ops.elementwise import POINTWISE
-from opskip_compile.passes.ops.nodes import FACTORIES, VIEWS, is_inplace, op_name, tensor
+from opskip_compile.passes.ops import Trait, call_of, effects, op_name, tensor
+from opskip_compile.passes.ops.operation import Arguments, Call
 
-_TUPLES = frozenset({"topk", "sort"})
-_METHODS = frozenset(POINTWISE.split()) | {"scatter"}
+_PARTS_ARE_NEW = frozenset({"topk", "sort"})
+Pure = tuple[str, str | Callable[..., Any], Arguments]
 
 
 def write_out_of_place(graph: fx.Graph) -> int:
@@ -28,13 +27,16 @@ def write_out_of_place(graph: fx.Graph) -> int:
     order = {node: i for i, node in enumerate(graph.nodes)}
     changed = 0
     for node in list(graph.nodes):
-        made = _pure(node)
-        target = node.args[0] if made is not None and node.args else None
-        if made is None or not isinstance(target, fx.Node) or not _is_private(target, node, order):
+        written = effects(node).written
+        call = call_of(node) if len(written) == 1 else None
+        if call is None or call["input"] is not written[0] or not _is_private(written[0], node, order):
             continue
-        kind, function, args = made
+        pure = _pure(call)
+        if pure is None:
+            continue
+        (kind, function, (args, kwargs)), target = pure, written[0]
         with graph.inserting_after(node):
-            new = graph.create_node(kind, function, args, dict(node.kwargs))
+            new = graph.create_node(kind, function, args, kwargs)
         new.meta = {**target.meta, **{key: value for key, value in node.meta.items() if key != "example_value"}}
         set_origin(new, _origin(node, target))
         order[new] = order[node]
@@ -54,47 +56,62 @@ def _origin(node: fx.Node, target: fx.Node) -> Origin:
     return Origin(node.name, like=node.name, twin=True)
 
 
-def _pure(node: fx.Node) -> tuple[str, str | Callable[..., Any], tuple[Any, ...]] | None:
-    """The operation that gives what ``node`` writes, if it writes a whole value of the same type; or None."""
-    base = tensor(node.args[0]) if node.args else None
-    if base is None or not is_inplace(node) or any(isinstance(value, fx.Node) for value in node.kwargs.values()):
+def _pure(call: Call) -> Pure | None:
+    """The operation that gives what the call writes, if it writes a whole value of the same type; or None."""
+    node, base = call.node, tensor(call["input"])
+    if base is None:
         return None
-    if node.target is operator.setitem:
-        index, value = tensor(node.args[1]), tensor(node.args[2])
+    if call.operation.name == "setitem":
+        index, value = tensor(call["index"]), tensor(call["value"])
         if index is None or value is None or base.dtype != value.dtype or index.dtype != torch.int64 or node.users:
             return None
-        return "call_method", "index_put", (node.args[0], (node.args[1],), node.args[2])
-    if op_name(node) not in _METHODS or not _keeps_type(node, base):
+        return "call_method", "index_put", ((call["input"], (call["index"],), call["value"]), {})
+    if call.operation.name != "scatter" and Trait.POINTWISE not in call.operation.traits:
         return None
-    name = str(getattr(node.target, "__name__", node.target))
+    if not _keeps_type(call, base) or (Trait.LOGICAL in call.operation.traits and base.dtype != torch.bool):
+        return None
+    if not call.in_place:  # by its argument ``inplace``
+        return node.op, node.target, call.replaced("inplace", False)
+    arguments = node.args, dict(node.kwargs)
     if node.op == "call_method":
-        return "call_method", name.removesuffix("_"), node.args
-    function = getattr(operator, name.removeprefix("i"), None)
-    is_operator = node.target is getattr(operator, name, None) and name.startswith("i")
-    return ("call_function", function, node.args) if is_operator and function is not None else None
+        name = str(node.target)
+        plain = f"__{name[3:]}" if name.startswith("__i") else name.removesuffix("_")
+        return "call_method", plain, arguments
+    name = str(getattr(node.target, "__name__", ""))
+    function = getattr(operator, name.removeprefix("i"), getattr(operator, f"{name.removeprefix('i')}_", None))
+    is_operator = node.target is getattr(operator, name, None)
+    return ("call_function", function, arguments) if is_operator and function is not None else None
 
 
-def _keeps_type(node: fx.Node, base: torch.Tensor) -> bool:
+def _keeps_type(call: Call, base: torch.Tensor) -> bool:
     """True if the operation does not promote: in place, the result is cast back to the type of ``base``."""
-    if node.target in ("masked_fill_", "scatter_"):
+    if call.operation.name in ("masked_fill", "scatter"):
         return True
-    others: list[Any] = [tensor(arg) if isinstance(arg, fx.Node) else arg for arg in node.args[1:]]
-    return all(isinstance(other, torch.Tensor | int | float) for other in others) and all(
-        torch.result_type(base, other) == base.dtype for other in others
+    others = [value for name, value in call.arguments.items() if name not in ("input", "inplace")]
+    values: list[Any] = [tensor(value) if isinstance(value, fx.Node) else value for value in others]
+    return all(
+        value is None
+        or isinstance(value, str)
+        or (isinstance(value, torch.Tensor | int | float) and torch.result_type(base, value) == base.dtype)
+        for value in values
     )
 
 
 def _is_private(value: fx.Node, writer: fx.Node, order: dict[fx.Node, int]) -> bool:
     """True if ``value`` is new memory of this graph that nothing made before ``writer`` shares."""
-    name, fresh = op_name(value), known_operations() - VIEWS
-    if name == "getitem":
+    if op_name(value) == "getitem":
         whole = value.args[0]
-        if not isinstance(whole, fx.Node) or op_name(whole) not in _TUPLES:
+        if not isinstance(whole, fx.Node) or op_name(whole) not in _PARTS_ARE_NEW:
             return False
         same = [user for user in whole.users if user.args[1] == value.args[1]]
         if len(same) != 1:
             return False
-    elif is_inplace(value) or (name not in fresh and name not in FACTORIES):
+    elif value.op not in ("call_function", "call_method") or _touches_memory(value):
         return False
     before = [user for user in value.users if user is not writer and order[user] < order[writer]]
-    return all(op_name(user) in fresh and not is_inplace(user) for user in before)
+    return not any(value in effects(user).shared or value in effects(user).written for user in before)
+
+
+def _touches_memory(node: fx.Node) -> bool:
+    effect = effects(node)
+    return bool(effect.shared or effect.written)

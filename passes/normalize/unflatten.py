@@ -6,14 +6,14 @@ number. Decoders that flatten batch and sequence before an FFN add on the flat s
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import fx
 
 from opskip_compile._compat import same_size
-from opskip_compile.passes.analysis.dataflow import is_stream
-from opskip_compile.passes.ops import known_operations
-from opskip_compile.passes.ops.nodes import is_inplace, mutated_nodes, op_name, tensor
-
-_VIEWS = ("view", "reshape", "flatten")
+from opskip_compile.passes.ops import Trait, having, is_inplace, mutated_nodes, op_name, operand, tensor
+from opskip_compile.passes.ops.operation import same_sizes
+from opskip_compile.passes.ops.streams import is_stream, summands
 
 
 def add_unflattened(graph: fx.Graph) -> int:
@@ -21,17 +21,17 @@ def add_unflattened(graph: fx.Graph) -> int:
     found = [(node, flat, x) for node in graph.nodes for flat, x in _flattened_operand(node)]
     if not found:
         return 0
-    mutated = mutated_nodes(graph, known_operations())
+    mutated = mutated_nodes(graph)
     changed = 0
     for end, flat, x in found:
-        total = end.args[0]
-        assert isinstance(total, fx.Node)
-        if mutated.intersection((end, total, flat, x, *total.all_input_nodes)):
+        total = operand(end)
+        terms = summands(total) if total is not None else None
+        if total is None or terms is None or mutated.intersection((end, total, flat, x, *terms)):
             continue
-        branch = total.args[1] if total.args[0] is flat else total.args[0]
+        branch = terms[1] if terms[0] is flat else terms[0]
         with graph.inserting_before(end):
-            back = graph.create_node(end.op, end.target, (branch, *end.args[1:]), dict(end.kwargs))
-            order = (x, back) if total.args[0] is flat else (back, x)
+            back = graph.node_copy(end, partial(_instead, total, branch))
+            order = (x, back) if terms[0] is flat else (back, x)
             new = graph.create_node(total.op, total.target, order)
         back.meta, new.meta = dict(end.meta), {**total.meta, "example_value": end.meta["example_value"]}
         end.replace_all_uses_with(new)
@@ -41,18 +41,21 @@ def add_unflattened(graph: fx.Graph) -> int:
     return changed
 
 
+def _instead(old: fx.Node, new: fx.Node, node: fx.Node) -> fx.Node:
+    return new if node is old else node
+
+
 def _flattened_operand(end: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
     """``[(flat, x)]`` if ``end`` views a sum with ``flat``, which is ``x`` with its first two dimensions merged."""
-    total = end.args[0] if end.args else None
-    if op_name(end) not in ("view", "reshape") or not is_stream(end) or not isinstance(total, fx.Node):
+    if op_name(end) not in ("view", "reshape") or not is_stream(end) or "example_value" not in end.meta:
         return []
-    plain = op_name(total) == "add" and not is_inplace(total) and not total.kwargs and len(total.args) == 2
-    if not plain or len(total.users) != 1 or "example_value" not in end.meta:
+    total = operand(end)
+    terms = summands(total) if total is not None else None
+    if total is None or terms is None or is_inplace(total) or len(total.users) != 1:
         return []
-    for flat, branch in (total.args, total.args[::-1]):
-        x = flat.args[0] if isinstance(flat, fx.Node) and op_name(flat) in _VIEWS and flat.args else None
-        if isinstance(x, fx.Node) and is_stream(x) and _same_shape(x, end) and _alike(total, flat, branch):
-            assert isinstance(flat, fx.Node)
+    for flat, branch in (terms, terms[::-1]):
+        x = operand(flat) if op_name(flat) in having(Trait.RESHAPES) else None
+        if x is not None and is_stream(x) and same_sizes(x, end) and _alike(total, flat, branch):
             return [(flat, x)]
     return []
 
@@ -68,10 +71,3 @@ def _alike(*nodes: object) -> bool:
         and all(same_size(a, b) for a, b in zip(value.shape, first.shape, strict=True))
         for value in values
     )
-
-
-def _same_shape(a: fx.Node, b: fx.Node) -> bool:
-    first, second = tensor(a), tensor(b)
-    assert first is not None
-    assert second is not None
-    return all(same_size(i, j) for i, j in zip(first.shape, second.shape, strict=True))

@@ -1,17 +1,53 @@
-"""The rules of selection pushdown: which operand dimension carries the rows of an operation's result."""
+"""The table of operations: what every pass knows of what a node computes.
 
-from opskip_compile.passes.ops import attention, elementwise, lookups, products, reductions, shapes
-from opskip_compile.passes.ops.registry import RULES, Decline, Rule, known_operations
+One entry an operation, whatever its spelling: `table` leads from a node to its entry and its arguments by name,
+`memory` says what it writes to and shares, `families` are the kinds of rules, and the other files hold the entries.
+"""
+
+from opskip_compile.passes.ops import attention, elementwise, indexing, ours, reductions, shapes
+from opskip_compile.passes.ops.memory import effects, is_inplace, mutated_nodes
+from opskip_compile.passes.ops.operation import Call, Dims, Operation, Trait, shape, tensor
+from opskip_compile.passes.ops.table import (
+    TABLE,
+    argument,
+    call_of,
+    declare,
+    having,
+    known_operations,
+    name_of,
+    names,
+    op_name,
+    operand,
+    products,
+    rows_of,
+)
 
 __all__ = [
-    "RULES",
-    "Decline",
-    "Rule",
+    "TABLE",
+    "Call",
+    "Dims",
+    "Operation",
+    "Trait",
+    "argument",
     "attention",
+    "call_of",
+    "declare",
+    "effects",
     "elementwise",
+    "having",
+    "indexing",
+    "is_inplace",
     "known_operations",
-    "lookups",
+    "mutated_nodes",
+    "name_of",
+    "names",
+    "op_name",
+    "operand",
+    "ours",
     "products",
     "reductions",
+    "rows_of",
+    "shape",
     "shapes",
+    "tensor",
 ]

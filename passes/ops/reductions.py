@@ -2,65 +2,72 @@
 
 from __future__ import annotations
 
-from torch import fx
-
-from opskip_compile.passes.ops.registry import Decline, Dims, all_tensors, argument, broadcast, operand, rule, shape
-
-
-def _reduced(node: fx.Node, rank: int) -> tuple[int, ...] | None:
-    dims = argument(node, 1, "dim", node.kwargs.get("axis"))
-    if dims is None:
-        return None
-    dims = (dims,) if isinstance(dims, int) else tuple(dims)
-    return tuple(d % rank for d in dims)
+from opskip_compile.passes.ops.families import along, broadcast, reduced, reduction
+from opskip_compile.passes.ops.operation import Call, Dims, Operation, Trait, declined, shape
+from opskip_compile.passes.ops.table import declare
+from opskip_compile.passes.refusal import Refusal
 
 
-@rule("mean", "sum", "amax", "amin", "var", "std", "prod", "logsumexp", "all", "any")
-def reduce(node: fx.Node, dim: int) -> Dims | Decline:
-    """A reduction over other dimensions; without ``keepdim`` the later ones move up."""
-    x = operand(node)
-    rank = len(shape(x))
-    reduced = _reduced(node, rank)
-    if reduced is None:
-        return Decline("it reduces over all dimensions")
-    left = [d for d in range(rank) if d not in reduced]
-    source = dim if len(shape(node)) == rank else left[dim]
-    if source in reduced:
-        return Decline("it reduces over the rows")
-    return {x: source}
-
-
-@rule("max", "min")
-def extreme(node: fx.Node, dim: int) -> Dims | Decline:
+def extreme(call: Call, dim: int) -> Dims | Refusal:
     """Of two tensors, or along a dimension: `getitem` takes the values and the indices apart."""
-    x, along = operand(node), argument(node, 1, "other", node.kwargs.get("dim"))
-    if isinstance(along, fx.Node):
-        return broadcast(node, dim, all_tensors(node), len(shape(node)))
-    if not isinstance(along, int):
-        return Decline("it reduces over all dimensions")
-    along %= len(shape(x))
-    if not argument(node, 2, "keepdim", False):
-        return {x: dim + (dim >= along)}
-    return Decline("it reduces over the rows") if along == dim else {x: dim}
+    if call["other"] is not None:
+        return broadcast(call.node, dim, call.tensors("input", "other"))
+    if call["dim"] is None:
+        return declined("it reduces over all dimensions")
+    x, over = call.operand(), call.dimension()
+    if not call["keepdim"]:
+        return {x: dim + (dim >= over)}
+    return declined("it reduces over the rows") if over == dim else {x: dim}
 
 
-@rule("softmax", "log_softmax", "cumsum", "cumprod")
-def along_one_dimension(node: fx.Node, dim: int) -> Dims | Decline:
-    """Works along one dimension and keeps the shape."""
-    x = operand(node)
-    along = argument(node, 1, "dim")
-    if not isinstance(along, int):
-        return Decline("the dimension it works along is not one number")
-    if along % len(shape(x)) == dim:
-        return Decline("it works along the rows")
-    return {x: dim}
-
-
-@rule("layer_norm", "rms_norm")
-def layer_norm(node: fx.Node, dim: int) -> Dims | Decline:
+def layer_norm(call: Call, dim: int) -> Dims | Refusal:
     """Normalises over the last dimensions."""
-    x = operand(node)
-    normalized = argument(node, 1, "normalized_shape")
+    x, normalized = call.operand(), call["normalized_shape"]
     if dim >= len(shape(x)) - len(normalized):
-        return Decline("it normalises over the rows")
+        return declined("it normalises over the rows")
     return {x: dim}
+
+
+def normalize(call: Call, dim: int) -> Dims | Refusal:
+    """Divided by its norm over some dimensions."""
+    x = call.operand()
+    over = reduced(call, len(shape(x)))
+    return declined("it normalises over the rows") if over is None or dim in over else {x: dim}
+
+
+_SPREAD = (
+    "input, dim, unbiased, keepdim=False",
+    "input, dim=None, *, correction=1, keepdim=False",
+)
+_NORM = "input, p='fro', dim=None, keepdim=False, dtype=None"
+_PARTS = (Trait.PARTS,)
+declare(
+    reduction("mean", traits=(Trait.NORM_STEP,)),
+    reduction("var", *_SPREAD, traits=(Trait.NORM_STEP,)),
+    reduction("std", *_SPREAD),
+    *(reduction(name) for name in "sum prod nansum nanmean".split()),
+    *(reduction(name, "input, dim=None, keepdim=False") for name in "amax amin logsumexp all any".split()),
+    reduction("count_nonzero", "input, dim=None"),
+    reduction("norm", _NORM, "input, p='fro', dim=None, keepdim=False"),
+    reduction("vector_norm", "input, ord=2, dim=None, keepdim=False, *, dtype=None", synonyms=("linalg_vector_norm",)),
+    Operation("max", ("input, other:T", "input, dim=None, keepdim=False"), rows=extreme, traits=frozenset(_PARTS)),
+    Operation("min", ("input, other:T", "input, dim=None, keepdim=False"), rows=extreme, traits=frozenset(_PARTS)),
+    along("softmax", "input, dim, dtype=None", synonyms=("_softmax",), traits=(Trait.ACTIVATION,)),
+    along("log_softmax", "input, dim, dtype=None", synonyms=("_log_softmax",)),
+    along("softmin", "input, dim, dtype=None"),
+    *(along(name) for name in ("cumsum", "cumprod")),
+    along("logcumsumexp", "input, dim"),
+    Operation(
+        "layer_norm",
+        ("input, normalized_shape, weight=None, bias=None, eps=1e-05, cudnn_enable=True",),
+        rows=layer_norm,
+        traits=frozenset({Trait.NORM_STEP}),
+    ),
+    Operation(
+        "rms_norm",
+        ("input, normalized_shape, weight=None, eps=None",),
+        rows=layer_norm,
+        traits=frozenset({Trait.NORM_STEP}),
+    ),
+    Operation("normalize", ("input, p=2.0, dim=1, eps=1e-12",), rows=normalize),
+)

@@ -1,4 +1,4 @@
-"""Views: follow the row dimension through reshapes, permutations, slices and concatenations."""
+"""Views, cuts and joins: follow the row dimension through reshapes, permutations, slices and concatenations."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 from torch import fx
 
 from opskip_compile._compat import same_size
-from opskip_compile.passes.ops.lookups import table_lookup
-from opskip_compile.passes.ops.nodes import op_name, tensor
-from opskip_compile.passes.ops.registry import Decline, Dims, argument, name_of, operand, rule, shape
+from opskip_compile.passes.ops.families import plain, view
+from opskip_compile.passes.ops.operation import Arguments, Call, Dims, Operation, Trait, declined, shape
+from opskip_compile.passes.ops.table import declare
+from opskip_compile.passes.refusal import Refusal
 
 _Size = int | torch.SymInt
-_CUTS = ("chunk", "split", "unbind", "tensor_split")
+NEW_DIMENSION = declined("the rows are the new dimension")
 
 
 def _product(sizes: Sequence[_Size]) -> _Size:
@@ -25,39 +26,17 @@ def _product(sizes: Sequence[_Size]) -> _Size:
     return result
 
 
-def _sizes(node: fx.Node, first: int = 1) -> tuple[list[Any], bool]:
-    """The size arguments and whether they came as one sequence."""
-    given = node.args[first] if len(node.args) > first else None
-    if isinstance(given, list | tuple):
-        return list(given), True
-    whole = given.meta.get("example_value") if isinstance(given, fx.Node) else None
-    if isinstance(whole, tuple):  # another tensor's shape, as one value
-        return [(given, i) for i in range(len(whole))], True
-    for name in ("shape", "size"):
-        if name in node.kwargs:
-            return list(node.kwargs[name]), True  # type: ignore[arg-type]
-    return list(node.args[first:]), False
+def sizes_of(call: Call) -> list[Any]:
+    """The size arguments; a pair of a shape and a place for each where they came as another tensor's shape."""
+    given = call["size"]
+    if isinstance(given, fx.Node):
+        whole = given.meta.get("example_value")
+        return [(given, i) for i in range(len(whole))] if isinstance(whole, tuple) else [given]
+    return list(given) if isinstance(given, list | tuple) else [given]
 
 
-def _with_sizes(node: fx.Node, sizes: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    kwargs = {k: v for k, v in node.kwargs.items() if k not in ("input", "shape", "size")}
-    return (operand(node), tuple(sizes)), kwargs
-
-
-def resize_view(node: fx.Node, dim: int, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same view with ``n`` in the row dimension.
-
-    A -1 elsewhere is written out where its size is fixed: Inductor 2.13 works out a wrong one next to a size that is
-    only known when the graph runs.
-    """
-    sizes, _ = _sizes(node)
-    known = shape(node)
-    sizes = [
-        known[i] if isinstance(s, int) and s == -1 and isinstance(known[i], int) else s for i, s in enumerate(sizes)
-    ]
-    if sizes.count(-1) != 1 or sizes[dim] != -1:
-        sizes[dim] = n
-    return _with_sizes(node, [_one_size(size) for size in sizes])
+def _with_sizes(call: Call, sizes: list[Any]) -> Arguments:
+    return (call.operand(), tuple(_one_size(size) for size in sizes)), {}
 
 
 def _one_size(size: Any) -> Any:
@@ -65,169 +44,212 @@ def _one_size(size: Any) -> Any:
     return size[0].graph.call_function(operator.getitem, size) if isinstance(size, tuple) else size
 
 
-@rule("view", "reshape", resize=resize_view)
-def view(node: fx.Node, dim: int) -> Dims | Decline:
+def resize_view(call: Call, dim: int, n: fx.Node) -> Arguments:
+    """The same view with ``n`` in the row dimension.
+
+    A -1 elsewhere is written out where its size is fixed: Inductor 2.13 works out a wrong one next to a size that is
+    only known when the graph runs.
+    """
+    known = shape(call.node)
+    sizes = [
+        known[i] if isinstance(s, int) and s == -1 and isinstance(known[i], int) else s
+        for i, s in enumerate(sizes_of(call))
+    ]
+    if sizes.count(-1) != 1 or sizes[dim] != -1:
+        sizes[dim] = n
+    return _with_sizes(call, sizes)
+
+
+def reshape(call: Call, dim: int) -> Dims | Refusal:
     """A view keeps a dimension if the sizes before it multiply to the same number and it has the same size."""
-    x = operand(node)
-    sizes, _ = _sizes(node)
-    if len(sizes) != len(shape(node)) or any(isinstance(s, torch.dtype) for s in sizes):
-        return Decline("it reinterprets the data type")
-    before = _product(shape(node)[:dim])
-    for own in range(len(shape(x))):
-        if same_size(_product(shape(x)[:own]), before) and same_size(shape(x)[own], shape(node)[dim]):
-            return {x: own}
-    return Decline("the view splits or merges the rows")
+    x, sizes, result = call.operand(), sizes_of(call), shape(call.node)
+    if len(sizes) != len(result) or any(isinstance(s, torch.dtype) for s in sizes):
+        return declined("it reinterprets the data type")
+    before = _product(result[:dim])
+    for at in range(len(shape(x))):
+        if same_size(_product(shape(x)[:at]), before) and same_size(shape(x)[at], result[dim]):
+            return {x: at}
+    return declined("the view splits or merges the rows")
 
 
-@rule("flatten", "unflatten")
-def flatten(node: fx.Node, dim: int) -> Dims | Decline:
-    """Merging or splitting dimensions on one side of the rows."""
-    x = operand(node)
-    if op_name(node) == "unflatten":
-        split = argument(node, 1, "dim") % len(shape(x))
-        extra = len(shape(node)) - len(shape(x))
-        if split <= dim <= split + extra:
-            return Decline("the rows are split")
-        return {x: dim if dim < split else dim - extra}
-    start = argument(node, 1, "start_dim", 0) % len(shape(x))
-    merged = len(shape(x)) - len(shape(node))
+def unflatten(call: Call, dim: int) -> Dims | Refusal:
+    """Splitting a dimension on one side of the rows."""
+    x = call.operand()
+    split, extra = call.dimension(), call.rank - len(shape(x))
+    if split <= dim <= split + extra:
+        return declined("the rows are split")
+    return {x: dim if dim < split else dim - extra}
+
+
+def flatten(call: Call, dim: int) -> Dims | Refusal:
+    """Merging dimensions on one side of the rows."""
+    x = call.operand()
+    start, merged = call.dimension("start_dim"), len(shape(x)) - call.rank
     if dim == start and merged:
-        return Decline("the rows are merged with another dimension")
+        return declined("the rows are merged with another dimension")
     return {x: dim if dim < start else dim + merged}
 
 
-@rule("transpose", "swapaxes", "t", "mT")
-def transpose(node: fx.Node, dim: int) -> Dims | Decline:
+def transpose(call: Call, dim: int) -> Dims | Refusal:
     """Two dimensions change places."""
-    x = operand(node)
+    a, b = call.dimension("dim0"), call.dimension("dim1")
+    return {call.operand(): {a: b, b: a}.get(dim, dim)}
+
+
+def transpose_last(call: Call, dim: int) -> Dims | Refusal:
+    """The last two dimensions change places; of a vector none."""
+    x = call.operand()
     rank = len(shape(x))
-    a, b = rank - 2, rank - 1
-    if op_name(node) not in ("t", "mT"):
-        a = argument(node, 1, "dim0", node.kwargs.get("axis0")) % rank
-        b = argument(node, 2, "dim1", node.kwargs.get("axis1")) % rank
-    return {x: {a: b, b: a}.get(dim, dim)}
+    if rank < 2:
+        return {x: dim}
+    return {x: {rank - 2: rank - 1, rank - 1: rank - 2}.get(dim, dim)}
 
 
-@rule("permute")
-def permute(node: fx.Node, dim: int) -> Dims | Decline:
+def permute(call: Call, dim: int) -> Dims | Refusal:
     """Any order of dimensions."""
-    x = operand(node)
-    order: Any = node.kwargs.get("dims")
-    if order is None:
-        order = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
+    x, order = call.operand(), call["dims"]
     return {x: order[dim] % len(shape(x))}
 
 
-@rule("unsqueeze")
-def unsqueeze(node: fx.Node, dim: int) -> Dims | Decline:
+def movedim(call: Call, dim: int) -> Dims | Refusal:
+    """Some dimensions move to other places, the others keep their order."""
+    x = call.operand()
+    rank = len(shape(x))
+    pairs = [call[name] for name in ("source", "destination")]
+    source, destination = ([d % rank for d in ([p] if isinstance(p, int) else p)] for p in pairs)
+    others = iter(d for d in range(rank) if d not in source)
+    order = [source[destination.index(d)] if d in destination else next(others) for d in range(rank)]
+    return {x: order[dim]}
+
+
+def unsqueeze(call: Call, dim: int) -> Dims | Refusal:
     """One dimension of size 1 more."""
-    x = operand(node)
-    new = argument(node, 1, "dim") % len(shape(node))
-    if dim == new:
-        return Decline("the rows are the new dimension")
-    return {x: dim - (dim > new)}
+    new = call.dimension(rank=call.rank)
+    return NEW_DIMENSION if dim == new else {call.operand(): dim - (dim > new)}
 
 
-@rule("squeeze")
-def squeeze(node: fx.Node, dim: int) -> Dims | Decline:
+def squeeze(call: Call, dim: int) -> Dims | Refusal:
     """One named dimension of size 1 less."""
-    x = operand(node)
-    gone = argument(node, 1, "dim")
-    if not isinstance(gone, int) or len(node.args) > 2:
-        return Decline("it does not name one dimension")
-    if len(shape(x)) == len(shape(node)):
+    x, dims = call.operand(), call["dim"]
+    if not isinstance(dims, list) or len(dims) != 1 or not isinstance(dims[0], int) or not len(shape(x)):
+        return declined("it does not name one dimension")
+    gone = dims[0] % len(shape(x))
+    if len(shape(x)) == call.rank:
         # One kept row would make it a dimension of size 1.
-        return Decline("it squeezes the rows") if gone % len(shape(x)) == dim else {x: dim}
-    return {x: dim + (dim >= gone % len(shape(x)))}
+        return declined("it squeezes the rows") if gone == dim else {x: dim}
+    return {x: dim + (dim >= gone)}
 
 
-def resize_expand(node: fx.Node, dim: int, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def resize_expand(call: Call, dim: int, n: fx.Node) -> Arguments:
     """The same expansion with ``n`` rows."""
-    sizes, _ = _sizes(node)
+    sizes = sizes_of(call)
     sizes[dim] = n
-    return _with_sizes(node, [_one_size(size) for size in sizes])
+    return _with_sizes(call, sizes)
 
 
-@rule("expand", "broadcast_to", resize=resize_expand)
-def expand(node: fx.Node, dim: int) -> Dims | Decline:
+def expand(call: Call, dim: int) -> Dims | Refusal:
     """An expansion keeps the rows of its operand, or repeats one row for all."""
-    x = operand(node)
-    own = dim - (len(shape(node)) - len(shape(x)))
-    if own < 0 or same_size(shape(x)[own], 1):
-        return Decline("all rows are copies of one")
-    return {x: own}
+    x = call.operand()
+    at = dim - (call.rank - len(shape(x)))
+    if at < 0 or same_size(shape(x)[at], 1):
+        return declined("all rows are copies of one")
+    return {x: at}
 
 
-@rule("cat", "stack")
-def cat(node: fx.Node, dim: int) -> Dims | Decline:
+def cat(call: Call, dim: int) -> Dims | Refusal:
     """Joined along another dimension."""
-    parts = argument(node, 0, "tensors")
-    along = argument(node, 1, "dim", node.kwargs.get("axis", 0)) % len(shape(node))
-    if along == dim:
-        return Decline("it joins along the rows")
-    new = op_name(node) == "stack"
-    dims: dict[fx.Node, int] = {}
-    for part in parts:
-        if not new and len(shape(part)) != len(shape(node)):
-            return Decline("an operand has another rank")
-        dims[part] = dim - (new and dim > along)
-    return dims
+    if call.dimension(rank=call.rank) == dim:
+        return declined("it joins along the rows")
+    if any(len(shape(part)) != call.rank for part in call["tensors"]):
+        return declined("an operand has another rank")
+    return dict.fromkeys(call["tensors"], dim)
 
 
-@rule(*_CUTS)
-def split(node: fx.Node, dim: int) -> Dims | Decline:
+def stack(call: Call, dim: int) -> Dims | Refusal:
+    """Joined along a new dimension."""
+    new = call.dimension(rank=call.rank)
+    if new == dim:
+        return declined("it joins along the rows")
+    return dict.fromkeys(call["tensors"], dim - (dim > new))
+
+
+def cut(call: Call, dim: int) -> Dims | Refusal:
     """Cut along another dimension; `getitem` asks in the numbering of one part."""
-    x = operand(node)
-    default = 0
-    position = 1 if op_name(node) == "unbind" else 2
-    along = argument(node, position, "dim", default) % len(shape(x))
-    if op_name(node) == "unbind":
-        return {x: dim + (dim >= along)}
-    if along == dim:
-        return Decline("it cuts along the rows")
+    return declined("it cuts along the rows") if call.dimension() == dim else {call.operand(): dim}
+
+
+def unbind(call: Call, dim: int) -> Dims | Refusal:
+    """Cut along another dimension, which the parts do not have."""
+    return {call.operand(): dim + (dim >= call.dimension())}
+
+
+def slice_(call: Call, dim: int) -> Dims | Refusal:
+    """A slice along another dimension, as exported programs spell an index."""
+    return declined("it slices the rows") if call.dimension() == dim else {call.operand(): dim}
+
+
+def select(call: Call, dim: int) -> Dims | Refusal:
+    """One entry of another dimension."""
+    return {call.operand(): dim + (dim >= call.dimension())}
+
+
+def flip(call: Call, dim: int) -> Dims | Refusal:
+    """The other way round along other dimensions."""
+    x, dims = call.operand(), call["dims"]
+    return declined("it turns the rows round") if dim in [d % len(shape(x)) for d in dims] else {x: dim}
+
+
+def roll(call: Call, dim: int) -> Dims | Refusal:
+    """Moved along other dimensions."""
+    x, dims = call.operand(), call["dims"]
+    dims = [dims] if isinstance(dims, int) else list(dims)
+    if not dims or dim in [d % len(shape(x)) for d in dims]:
+        return declined("it moves the rows")
     return {x: dim}
 
 
-@rule("getitem")
-def getitem(node: fx.Node, dim: int) -> Dims | Decline:
-    """One part of a split, or slices, integers, None and Ellipsis that leave the rows whole."""
-    x, index = operand(node), node.args[1]
-    if tensor(x) is None:
-        # x is a tuple of parts; the pushdown pass takes the selection through the operation that made it.
-        return (
-            {x: dim}
-            if isinstance(index, int) and op_name(x) in (*_CUTS, "topk", "sort", "max", "min")
-            else Decline(f"it takes a part of {name_of(x)}, which has no rule")
-        )
-    if isinstance(index, fx.Node) and tensor(index) is not None:
-        return table_lookup(node, dim)
-    items = list(index) if isinstance(index, tuple) else [index]
-    if any(isinstance(i, bool) or not (i is None or i is Ellipsis or isinstance(i, int | slice)) for i in items):
-        return Decline("it indexes with a tensor or a computed number")
-    if Ellipsis in items:
-        at = items.index(Ellipsis)
-        missing = len(shape(x)) - sum(item is not None and item is not Ellipsis for item in items)
-        items[at : at + 1] = [slice(None)] * missing
-    source = out = 0
-    for item in items:
-        if item is None:
-            if out == dim:
-                return Decline("the rows are the new dimension")
-            out += 1
-            continue
-        if isinstance(item, slice):
-            if out == dim:
-                return {x: source} if item == slice(None) else Decline("it slices the rows")
-            out += 1
-        source += 1
-    return {x: source + dim - out}
-
-
-@rule("slice")
-def slice_(node: fx.Node, dim: int) -> Dims | Decline:
-    """``aten.slice`` along another dimension, as exported programs spell an index."""
-    x = operand(node)
-    along = argument(node, 1, "dim", 0)
-    if not isinstance(along, int):
-        return Decline("the dimension it works along is not one number")
-    return Decline("it slices the rows") if along % len(shape(x)) == dim else {x: dim}
+_RESHAPES = (Trait.RESHAPES,)
+_CUT = (Trait.PARTS,)
+declare(
+    # x.view(torch.int32) and aten.view.dtype give other sizes
+    view("view", "input, *size", rows=reshape, resize=resize_view, renamed={"dtype": "size"}, traits=_RESHAPES),
+    view("reshape", "input, *size", rows=reshape, resize=resize_view, renamed={"shape": "size"}, traits=_RESHAPES),
+    view("flatten", "input, start_dim=0, end_dim=-1", rows=flatten, traits=_RESHAPES),
+    view("unflatten", "input, dim, sizes", rows=unflatten),
+    view("transpose", "input, dim0, dim1", rows=transpose),
+    view("swapaxes", "input, dim0, dim1", rows=transpose, synonyms=("swapdims",)),
+    view("t", rows=transpose_last),
+    view("mT", rows=transpose_last),
+    view("adjoint", rows=transpose_last, synonyms=("mH",)),
+    view("permute", "input, *dims", rows=permute),
+    view("movedim", "input, source, destination", rows=movedim, synonyms=("moveaxis",)),
+    view("unsqueeze", "input, dim", rows=unsqueeze),
+    view("squeeze", "input, *dim", rows=squeeze),
+    view("expand", "input, *size", rows=expand, resize=resize_expand, renamed={"shape": "size"}),
+    view("broadcast_to", "input, *size", rows=expand, resize=resize_expand, renamed={"shape": "size"}),
+    view("chunk", "input, chunks, dim=0", rows=cut, traits=_CUT),
+    view("split", "input, split_size, dim=0", rows=cut, synonyms=("split_with_sizes", "unsafe_split"), traits=_CUT),
+    view("tensor_split", "input, indices_or_sections, dim=0", rows=cut, traits=_CUT),
+    view("unbind", "input, dim=0", rows=unbind, traits=_CUT),
+    view("slice", "input, dim=0, start=None, end=None, step=1", rows=slice_),
+    view("narrow", "input, dim, start, length", rows=slice_),
+    view("select", "input, dim, index", rows=select),
+    Operation("cat", ("tensors, dim=0",), ("concat", "concatenate"), rows=cat),
+    Operation("stack", ("tensors, dim=0",), rows=stack),
+    Operation("flip", ("input, *dims",), rows=flip),
+    Operation("roll", ("input, shifts, dims=()",), rows=roll),
+    # Views without a rule.
+    plain("expand_as", "input, other", aliases=("input",)),
+    plain("view_as", "input, other", aliases=("input",)),
+    plain("reshape_as", "input, other", aliases=("input",)),
+    plain("ravel", aliases=("input",)),
+    plain("identity", aliases=("input",)),
+    plain("lift_fresh", aliases=("input",)),
+    plain("T", aliases=("input",)),
+    plain("H", aliases=("input",)),
+    plain("data", aliases=("input",)),
+    plain("diagonal", "input, offset=0, dim1=0, dim2=1", aliases=("input",)),
+    plain("unfold", "input, dimension, size, step", aliases=("input",)),
+    plain("repeat", "input, *repeats"),
+    plain("tile", "input, *dims"),
+)

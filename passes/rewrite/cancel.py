@@ -8,22 +8,20 @@ from __future__ import annotations
 
 from torch import fx
 
-from opskip_compile.passes.ops import known_operations
-from opskip_compile.passes.ops.nodes import mutated_nodes
-from opskip_compile.passes.rewrite.pushdown import is_selection
-from opskip_compile.passes.runtime import scatter_rows
+from opskip_compile.passes.ops import mutated_nodes
+from opskip_compile.passes.rewrite.selection import is_scatter, is_selection
 
 
 def cancel(graph: fx.Graph) -> int:
     """Apply both rules everywhere; returns how often. Sound because `kept_rows` names no row twice."""
     count = 0
     # A stream that the model writes to in place is not what the scatter made any more.
-    mutated = mutated_nodes(graph, known_operations())
+    mutated = mutated_nodes(graph)
     for node in list(graph.nodes):
-        if not (is_selection(node) or _is_scatter(node)):
+        if not (is_selection(node) or is_scatter(node)):
             continue
         inner = node.args[0]
-        if not (isinstance(inner, fx.Node) and _is_scatter(inner) and inner.args[1] is node.args[1]):
+        if not (isinstance(inner, fx.Node) and is_scatter(inner) and inner.args[1] is node.args[1]):
             continue
         if inner in mutated or inner.args[0] in mutated:
             continue
@@ -36,7 +34,3 @@ def cancel(graph: fx.Graph) -> int:
             node.update_arg(0, inner.args[0])
         count += 1
     return count
-
-
-def _is_scatter(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target is scatter_rows

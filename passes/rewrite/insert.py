@@ -6,8 +6,6 @@ This alone gives the oracle's result; it saves nothing yet, because ``f(h)`` is 
 from __future__ import annotations
 
 import operator as op
-from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -15,18 +13,9 @@ from torch import fx
 from opskip_compile.passes.analysis.locate import RowSource, row_mask
 from opskip_compile.passes.analysis.plan import Plan, Skip
 from opskip_compile.passes.graph.origin import Origin, captured_name, set_origin
-from opskip_compile.passes.ops.nodes import op_name, tensor
+from opskip_compile.passes.ops import op_name, tensor
+from opskip_compile.passes.rewrite.selection import RowSet, copy_origin
 from opskip_compile.passes.runtime import KEPT_ROWS, scatter_rows, select_rows
-
-
-@dataclass(frozen=True)
-class RowSet:
-    """The nodes of one row index: ``rows`` ``(batch, n)``, ``live`` ``(batch, n, 1)`` and the number ``n``."""
-
-    name: str
-    rows: fx.Node
-    live: fx.Node
-    n: fx.Node
 
 
 def insert_skips(graph: fx.Graph, plan: Plan, source: RowSource) -> dict[str, RowSet]:
@@ -44,14 +33,6 @@ def insert_skips(graph: fx.Graph, plan: Plan, source: RowSource) -> dict[str, Ro
         entry = skips[0].operator.entry
         streams[exit_] = _replace_exit(graph, exit_, streams.get(entry, entry), skips, sets)
     return sets
-
-
-def copy_origin(new: Iterable[fx.Node], old: fx.Node) -> None:
-    """Let inserted nodes carry the source line and the module of the node they stand for."""
-    for node in new:
-        for key in ("nn_module_stack", "stack_trace", "source_fn_stack"):
-            if key in old.meta:
-                node.meta[key] = old.meta[key]
 
 
 def _row_set(graph: fx.Graph, mask: fx.Node, name: str) -> RowSet:

@@ -8,7 +8,7 @@ been decided.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -18,30 +18,16 @@ from torch.fx.node import map_arg
 
 from opskip_compile._compat import same_size
 from opskip_compile.passes.graph.origin import Origin, captured_name, captured_place, set_origin
-from opskip_compile.passes.ops import RULES, Decline, Rule, known_operations
-from opskip_compile.passes.ops.nodes import mutated_nodes, op_name, tensor
-from opskip_compile.passes.ops.registry import name_of
-from opskip_compile.passes.rewrite.insert import RowSet, copy_origin
-from opskip_compile.passes.rewrite.token_rebuild import build_flat, erase_flat, unsafe_to_build
-from opskip_compile.passes.rewrite.token_regions import FlatRegion, Stopped, prove_flat
-from opskip_compile.passes.runtime import scatter_rows, select_rows
-from opskip_compile.report.record import source_line
+from opskip_compile.passes.ops import call_of, known_operations, mutated_nodes, name_of, rows_of, tensor
+from opskip_compile.passes.ops.state import is_switch
+from opskip_compile.passes.refusal import Refusal, Why
+from opskip_compile.passes.rewrite.selection import RowSet, copy_origin, is_selection, is_source
+from opskip_compile.passes.rewrite.token_rebuild import build_flat, erase_flat
+from opskip_compile.passes.rewrite.token_regions import FlatRegion, prove_flat
+from opskip_compile.passes.runtime import select_rows
 
-
-@dataclass(frozen=True)
-class Stop:
-    """A selection that stopped early: at which node, of which operation, in which operator, and why."""
-
-    node: str
-    operation: str
-    source: str
-    reason: str
-    operator: str = ""
-
-
-def is_selection(node: fx.Node) -> bool:
-    """True for a row selection that these passes inserted."""
-    return node.op == "call_function" and node.target is select_rows
+MUTATED = Refusal(Why.MUTATED, "it is mutated in place, or may share memory with something that is")
+TOO_EARLY = Refusal(Why.TOO_EARLY, "it runs before the rows are known, in a graph with autocast or gradient regions")
 
 
 class Pushdown:
@@ -57,15 +43,15 @@ class Pushdown:
         self.graph, self.owners = graph, owners
         self.stream = stream  # an example of the residual stream, (batch, sequence, width)
         self.sets = {s.rows: s for s in row_sets.values()}
-        self.mutated = mutated_nodes(graph, known_operations())
+        self.mutated = mutated_nodes(graph)
         self.order = {node: i for i, node in enumerate(graph.nodes)}
-        self.regions = any(_opens_region(node) for node in graph.nodes)
+        self.regions = any(is_switch(node) for node in graph.nodes)
         # With a batch of one element, the batch dimension needs no proof.
         self.one_element = same_size(stream.shape[0], 1)
-        self.stops: list[Stop] = []
+        self.stops: list[Refusal] = []
         self.pushed = 0
 
-    def run(self) -> list[Stop]:
+    def run(self) -> list[Refusal]:
         """Push every selection as far as it goes; returns where some stopped early."""
         for node in reversed(list(self.graph.nodes)):
             selections = self._merged([u for u in node.users if is_selection(u) and u.args[0] is node], node)
@@ -77,72 +63,79 @@ class Pushdown:
         asked = []
         for selection in selections:
             answer = self._ask(node, int(selection.args[2]), self.sets[selection.args[1]])  # type: ignore[arg-type,index]
-            if isinstance(answer, Decline):
+            if isinstance(answer, Refusal):
                 self._push_region(node, selections, answer)
                 return
             asked.append((selection, answer))
-        for selection, (rule, dims) in asked:
+        for selection, dims in asked:
             rows = self.sets[selection.args[1]]  # type: ignore[index]
-            selection.replace_all_uses_with(self._build(node, int(selection.args[2]), rows, rule, dims))  # type: ignore[arg-type]
+            selection.replace_all_uses_with(self._build(node, int(selection.args[2]), rows, dims))  # type: ignore[arg-type]
             self.graph.erase_node(selection)
             self.pushed += 1
         self._erase(node)
 
-    def _push_region(self, node: fx.Node, selections: list[fx.Node], declined: Decline) -> None:
+    def _push_region(self, node: fx.Node, selections: list[fx.Node], refusal: Refusal) -> None:
         """Where no rule moves the selection above ``node``: a region of flattened tokens that ends there may."""
-        stopped = Stopped(node, declined.reason)
         proved: list[tuple[fx.Node, int, RowSet, FlatRegion]] = []
         for selection in selections:
             dim: Any = selection.args[2]
             rows = self.sets[selection.args[1]]  # type: ignore[index]
-            found = prove_flat(node, dim, self.stream) if node not in self.mutated else None
-            if isinstance(found, FlatRegion):
-                found = unsafe_to_build(found, rows.n, self.order, self.mutated, self.regions) or found
-            if not isinstance(found, FlatRegion):
-                at = found or stopped
-                owner = self.owners.get(captured_place(at.node), "")
-                self.stops.append(Stop(at.node.name, name_of(at.node), source_line(at.node), at.reason, owner))
+            region = prove_flat(node, dim, self.stream, self._at) if node not in self.mutated else None
+            if isinstance(region, FlatRegion):
+                region = self._unsafe_to_build(region, rows.n) or region
+            if not isinstance(region, FlatRegion):
+                self.stops.append(region or self._at(refusal, node))
                 return
-            proved.append((selection, dim, rows, found))
+            proved.append((selection, dim, rows, region))
         for selection, dim, rows, region in proved:
             selection.replace_all_uses_with(build_flat(self.graph, region, node, dim, rows, self.order))
             self.graph.erase_node(selection)
             self.pushed += len(region.orders)
         erase_flat(self.graph, [region for *_, region in proved], self.order)
 
-    def _ask(self, node: fx.Node, dim: int, rows: RowSet) -> tuple[Rule, dict[fx.Node, int]] | Decline:
-        """The rule and the operand dimensions that carry the rows, or why not."""
+    def _at(self, refusal: Refusal, node: fx.Node) -> Refusal:
+        """A refusal with its place: the node where a selection stopped, and the operator that it belongs to."""
+        return refusal.at(node, name_of(node), self.owners.get(captured_place(node), ""))
+
+    def _unsafe_to_build(self, region: FlatRegion, known: fx.Node) -> Refusal | None:
+        """Why a region can't be built again where it stands, or where the rows are known if that is later."""
+        for node in sorted(region.nodes(), key=self.order.__getitem__):
+            if any(value in self.mutated for value in (node, *node.all_input_nodes)):
+                return self._at(MUTATED, node)
+            if self.regions and self.order[node] < self.order[known]:
+                return self._at(TOO_EARLY, node)
+        return None
+
+    def _ask(self, node: fx.Node, dim: int, rows: RowSet) -> dict[fx.Node, int] | Refusal:
+        """The operand dimensions that carry the rows, or why there are none."""
         if node in self.mutated:
-            return Decline("it is mutated in place, or may share memory with something that is")
-        rule = RULES.get(name_of(node))
-        if rule is None:
-            return Decline(f"no rule for {node.target if _is_custom(node) else name_of(node)}")
-        dims = rule.ask(node, dim)
-        if isinstance(dims, Decline):
+            return MUTATED
+        dims = rows_of(node, dim)
+        if isinstance(dims, Refusal):
             return dims
         late = self.order[node] < self.order[rows.n]
         if late and self.regions:
-            return Decline("it runs before the rows are known, in a graph with autocast or gradient regions")
+            return TOO_EARLY
         for operand in node.all_input_nodes if late else ():
             if operand in self.mutated:
-                return Decline(f"operand {operand.name} is mutated before the rows are known")
+                return Refusal(Why.MUTATED, f"operand {operand.name} is mutated before the rows are known")
         for operand, own in dims.items():
             if tensor(operand) is None:  # a tuple of parts: the operation that made it has to agree too
                 inner = self._ask(operand, own, rows)
-                if isinstance(inner, Decline):
+                if isinstance(inner, Refusal):
                     return inner
         if not self.one_element:
-            by_element = rule.ask(node, 0)
-            if isinstance(by_element, Decline):
-                return Decline(f"elements of the batch: {by_element.reason}")
+            by_element = rows_of(node, 0)
+            if isinstance(by_element, Refusal):
+                return replace(by_element, reason=f"elements of the batch: {by_element.reason}")
             for operand in dims:
                 value = tensor(operand)
                 alone = value is not None and operand not in by_element and same_size(value.shape[0], 1)
                 if by_element.get(operand) != 0 and not (alone and value.dim() == _rank(node)):  # type: ignore[union-attr]
-                    return Decline(f"operand {operand.name} has no batch dimension in front")
-        return rule, dict(dims)
+                    return Refusal(Why.BATCH, f"operand {operand.name} has no batch dimension in front")
+        return dict(dims)
 
-    def _build(self, node: fx.Node, dim: int, rows: RowSet, rule: Rule, dims: Mapping[fx.Node, int]) -> fx.Node:
+    def _build(self, node: fx.Node, dim: int, rows: RowSet, dims: Mapping[fx.Node, int]) -> fx.Node:
         """``op(select(x))`` right where ``op(x)`` stands, or where the rows are known if that is later."""
         at = node if self.order[node] > self.order[rows.n] else rows.n
         made: list[fx.Node] = []
@@ -151,8 +144,8 @@ class Pushdown:
             for operand, own in dims.items():
                 if tensor(operand) is None:
                     inner = self._ask(operand, own, rows)
-                    assert not isinstance(inner, Decline)
-                    selected[operand] = self._build(operand, own, rows, *inner)
+                    assert not isinstance(inner, Refusal)  # it was asked before
+                    selected[operand] = self._build(operand, own, rows, inner)
                     continue
                 selected[operand] = self.graph.create_node(
                     "call_function", select_rows, (operand, rows.rows, own), name=f"{operand.name}_rows"
@@ -161,8 +154,9 @@ class Pushdown:
                 made.append(selected[operand])
             args: tuple[Any, ...] = node.args
             kwargs: dict[str, Any] = dict(node.kwargs)
-            if rule.resize is not None:
-                args, kwargs = rule.resize(node, dim, rows.n)
+            call = call_of(node)
+            if call is not None and call.operation.resize is not None:
+                args, kwargs = call.operation.resize(call, dim, rows.n)
             # Selected rows are contiguous in the order of the operand, so a view may have to copy.
             new = self.graph.create_node(
                 node.op,
@@ -180,7 +174,11 @@ class Pushdown:
         inputs = node.all_input_nodes
         self.graph.erase_node(node)
         for parts in inputs:
-            if not parts.users and isinstance(parts.meta.get("example_value"), tuple) and name_of(parts) in RULES:
+            if (
+                not parts.users
+                and isinstance(parts.meta.get("example_value"), tuple)
+                and name_of(parts) in known_operations()
+            ):
                 self.graph.erase_node(parts)
 
     def _merged(self, selections: list[fx.Node], node: fx.Node) -> list[fx.Node]:
@@ -201,22 +199,6 @@ class Pushdown:
         return list(kept.values())
 
 
-def is_source(node: fx.Node) -> bool:
-    """A value that is not computed in this graph, or one that a scatter made: selections end here as intended."""
-    return node.op in ("placeholder", "get_attr") or node.target is scatter_rows
-
-
 def _rank(node: fx.Node) -> int:
     value = tensor(node)
     return value.dim() if value is not None else -1
-
-
-def _opens_region(node: fx.Node) -> bool:
-    """True for autocast and gradient switches, between which an operation must stay."""
-    name = str(getattr(node.target, "__name__", node.target))
-    return node.op == "call_function" and ("autocast" in name or "grad_enabled" in name)
-
-
-def _is_custom(node: fx.Node) -> bool:
-    """True for an operator of another library, which is named with its library."""
-    return isinstance(node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket) and op_name(node) is None

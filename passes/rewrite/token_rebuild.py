@@ -10,24 +10,11 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from opskip_compile.passes.graph.origin import Origin, captured_name, captured_place, set_origin
-from opskip_compile.passes.ops import RULES
-from opskip_compile.passes.ops.nodes import op_name, tensor
+from opskip_compile.passes.ops import call_of, op_name, tensor
 from opskip_compile.passes.ops.shapes import resize_view
-from opskip_compile.passes.rewrite.insert import RowSet, copy_origin
-from opskip_compile.passes.rewrite.token_regions import FlatRegion, Order, Stopped
+from opskip_compile.passes.rewrite.selection import RowSet, copy_origin
+from opskip_compile.passes.rewrite.token_regions import FlatRegion, Order
 from opskip_compile.passes.runtime import select_rows
-
-
-def unsafe_to_build(
-    region: FlatRegion, known: fx.Node, order: Mapping[fx.Node, int], mutated: frozenset[fx.Node], switches: bool
-) -> Stopped | None:
-    """Why the region can't be built again where it stands, or where the rows are known if that is later."""
-    for node in sorted(region.nodes(), key=order.__getitem__):
-        if any(value in mutated for value in (node, *node.all_input_nodes)):
-            return Stopped(node, "it is mutated in place, or may share memory with something that is")
-        if switches and order[node] < order[known]:
-            return Stopped(node, "it runs before the rows are known, in a graph with autocast or gradient regions")
-    return None
 
 
 def build_flat(
@@ -92,14 +79,13 @@ def _arguments(
     node: fx.Node, region: FlatRegion, end: fx.Node | None, rows: RowSet, count: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of ``node`` with the number of kept rows wherever they spell sizes."""
-    name = op_name(node)
-    if node is end:
-        return resize_view(node, 1, rows.n) if name != "flatten" else (node.args, dict(node.kwargs))
+    call = call_of(node)
+    if node is end and call is not None:
+        return resize_view(call, 1, rows.n) if call.operation.name != "flatten" else (node.args, dict(node.kwargs))
     around: Order | None = region.around.get(node)
-    if name == "arange" and around is not None:
-        return (count(around.k),), dict(node.kwargs)
-    rule = RULES.get(name or "")
-    if node in region.orders and rule is not None and rule.resize is not None:
+    if op_name(node) == "arange" and around is not None:
+        return (count(around.k),), {name: value for name, value in node.kwargs.items() if name != "end"}
+    if node in region.orders and call is not None and call.operation.resize is not None:
         rows_of = region.orders[node]
-        return rule.resize(node, rows_of.dim, count(rows_of.k * rows_of.copies))
+        return call.operation.resize(call, rows_of.dim, count(rows_of.k * rows_of.copies))
     return node.args, dict(node.kwargs)

@@ -17,19 +17,18 @@ sorted its rows, are all that is added to the rules of pushdown.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
 
 from opskip_compile._compat import same_size
-from opskip_compile.passes.ops import RULES, Decline
-from opskip_compile.passes.ops.nodes import CASTS, op_name, tensor
-from opskip_compile.passes.ops.registry import argument, name_of, operand, shape
+from opskip_compile.passes.ops import Trait, call_of, having, name_of, op_name, operand, rows_of, shape, tensor
+from opskip_compile.passes.ops.operation import Call
+from opskip_compile.passes.refusal import Refusal, Refused, Why
 
-_VIEWS = ("view", "reshape", "flatten")
-_GROUPED = ("grouped_mm", "_grouped_mm", "grouped_mm_fallback")
+At = Callable[[Refusal, fx.Node], Refusal]
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,6 @@ class Order:
 
 
 TOKENS = Order()
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """Where and why the proof of a region ended."""
-
-    node: fx.Node
-    reason: str
 
 
 @dataclass
@@ -92,39 +83,56 @@ class FlatRegion:
         return frozenset(self.orders) | frozenset(self.around)
 
 
-class _NotProved(Exception):
-    def __init__(self, node: fx.Node, reason: str) -> None:
-        super().__init__(reason)
-        self.stopped = Stopped(node, reason)
+class _NotProved(Refused):
+    """Where and why the proof of a region ended."""
+
+    def __init__(self, node: fx.Node, reason: str, why: Why = Why.MIXES_ROWS) -> None:
+        super().__init__(Refusal(why, reason))
+        self.node = node
 
 
-def prove_flat(end: fx.Node, dim: int, stream: torch.Tensor) -> FlatRegion | Stopped | None:
+def _source(node: fx.Node, name: str = "input") -> fx.Node:
+    """An operand that the proof can't do without."""
+    value = operand(node, name)
+    if value is None:
+        raise _NotProved(node, f"its argument {name} is not a tensor of the graph", Why.ARGUMENTS)
+    return value
+
+
+def prove_flat(end: fx.Node, dim: int, stream: torch.Tensor, at: At) -> FlatRegion | Refusal | None:
     """Prove the region that ends in ``end``, whose dimension ``dim`` carries the rows; None if it is not of this kind.
 
     Args:
         end: the view back to ``(batch, sequence, ...)``, or, with a batch of one element, any value of tokens.
         dim: 1 for the former; 0 for the latter, or 1 for a view in which the tokens come second.
         stream: an example of the residual stream, ``(batch, sequence, width)``.
+        at: gives a refusal its place.
     """
     region = FlatRegion(stream.shape[0], stream.shape[1])
     if tensor(end) is None:
         return None
     try:
-        is_view = op_name(end) in _VIEWS
-        if dim == 1 and is_view and _leads_with_rows(region, end):
-            if not region.holds(operand(end), TOKENS):
-                return None
-            region.orders[end] = TOKENS
-            _demand(region, operand(end), TOKENS)
-        elif not (dim == 0 or (dim == 1 and is_view)) or not same_size(region.batch, 1):
-            return None
-        elif region.holds(end, Order(dim=dim)):
-            _demand(region, end, Order(dim=dim))
-        else:
-            return None
+        return region if _prove(region, end, dim) else None
     except _NotProved as ended:
-        return ended.stopped
-    return region
+        return at(ended.refusal, ended.node)
+    except Refused as refused:
+        return at(refused.refusal, end)
+
+
+def _prove(region: FlatRegion, end: fx.Node, dim: int) -> bool:
+    is_view = op_name(end) in having(Trait.RESHAPES)
+    if dim == 1 and is_view and _leads_with_rows(region, end):
+        if not region.holds(_source(end), TOKENS):
+            return False
+        region.orders[end] = TOKENS
+        _demand(region, _source(end), TOKENS)
+        return True
+    if not (dim == 0 or (dim == 1 and is_view)) or not same_size(region.batch, 1):
+        return False
+    if not region.holds(end, Order(dim=dim)):
+        return False
+    _demand(region, end, Order(dim=dim))
+    return True
 
 
 def _leads_with_rows(region: FlatRegion, node: fx.Node) -> bool:
@@ -150,39 +158,41 @@ def _demand(region: FlatRegion, node: fx.Node, order: Order) -> None:
 
 
 def _operands(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
-    name = name_of(node)
-    if name in _VIEWS:
+    call, name = call_of(node), op_name(node)
+    if name in having(Trait.RESHAPES):
         return _through_view(region, node, order) if order.is_plain else _through_view_of_copies(region, node, order)
+    if call is None:
+        return _by_rule(node, order)
     if name == "repeat" and order.sort is None and order.dim == 0:
-        return _through_copies(node, order)
+        return _through_copies(call, order)
     if not order.is_plain:
         return _by_rule(node, order)
-    if name == "repeat_interleave" and order.sort is None and argument(node, 2, "dim") == 0:
-        return _through_repeat(region, node, order)
+    if name == "repeat_interleave" and order.sort is None and call["dim"] == 0:
+        return _through_repeat(call, order)
     if order.sort is not None and _is_part(node, order.sort, 0):
         region.around[order.sort] = order
-        return {operand(order.sort): Order(order.k)}
-    if name == "getitem" and isinstance(node.args[1], fx.Node):
-        return _through_index(region, node, node.args[1], order)
-    if name in _GROUPED and order.sort is not None:
-        return _through_groups(region, node, order)
+        return {_source(order.sort): Order(order.k)}
+    if name == "getitem" and isinstance(call["index"], fx.Node):
+        return _through_index(region, call, order)
+    if name == "grouped_mm" and order.sort is not None:
+        return _through_groups(region, call, order)
     return _by_rule(node, order)
 
 
 def _by_rule(node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
-    rule = RULES.get(name_of(node))
-    if rule is None or name_of(node) == "scaled_dot_product_attention":
-        raise _NotProved(node, f"no rule for {name_of(node)}")
-    dims = rule.ask(node, order.dim)
-    if isinstance(dims, Decline):
-        raise _NotProved(node, dims.reason)
+    if op_name(node) == "scaled_dot_product_attention":
+        raise _NotProved(node, f"no rule for {name_of(node)}", Why.NO_RULE)
+    dims = rows_of(node, order.dim)
+    if isinstance(dims, Refusal):
+        raise _NotProved(node, dims.reason, dims.why)
     if order.sort is not None and any(own != 0 for own in dims.values()):
         raise _NotProved(node, "the tokens leave the first dimension")
     return {other: replace(order, dim=own) for other, own in dims.items()}
 
 
 def _through_view(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
-    x, sizes, given = operand(node), shape(node), shape(operand(node))
+    x, sizes = _source(node), shape(node)
+    given = shape(x)
     if region.holds(x, order):
         return _by_rule(node, order)
     if order.sort is None:
@@ -201,9 +211,9 @@ def _through_view(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx
 
 def _through_view_of_copies(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
     """``(c, tokens, ...)`` and ``(c * tokens, ...)`` are the same numbers in the same order."""
-    x, sizes, given = operand(node), shape(node), shape(operand(node))
-    kept = RULES[name_of(node)].ask(node, order.dim)
-    if not isinstance(kept, Decline):
+    x, sizes = _source(node), shape(node)
+    given, kept = shape(x), rows_of(node, order.dim)
+    if not isinstance(kept, Refusal):
         return {x: replace(order, dim=kept[x])}
     if order.k == 1 and order.sort is None:
         if order.dim == 1 and order.copies == 1 and isinstance(sizes[0], int) and sizes[0] > 0:
@@ -216,87 +226,93 @@ def _through_view_of_copies(region: FlatRegion, node: fx.Node, order: Order) -> 
     raise _NotProved(node, "the view splits or merges the tokens")
 
 
-def _through_copies(node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
+def _through_copies(call: Call, order: Order) -> Mapping[fx.Node, Order]:
     """``x.repeat(c, ...)``: all rows, c times over."""
-    x, given = operand(node), node.args[1:]
-    times = list(given[0]) if len(given) == 1 and isinstance(given[0], list | tuple) else list(given)
+    x, times = call.operand(), call["repeats"]
+    times = times if isinstance(times, list) else []
     numbers = [time for time in times if isinstance(time, int) and time > 0]
-    if len(numbers) != len(shape(x)) or len(numbers) != len(times) or order.copies % numbers[0]:
-        raise _NotProved(node, "it does not repeat all tokens a fixed number of times")
+    if not numbers or not len(shape(x)) == len(numbers) == len(times) or order.copies % numbers[0]:
+        raise _NotProved(call.node, "it does not repeat all tokens a fixed number of times")
     return {x: replace(order, copies=order.copies // numbers[0])}
 
 
-def _through_repeat(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
-    times = argument(node, 1, "repeats")
+def _through_repeat(call: Call, order: Order) -> Mapping[fx.Node, Order]:
+    times = call["repeats"]
     if not isinstance(times, int) or times < 1 or order.k % times:
-        raise _NotProved(node, "it does not repeat every token equally often")
-    return {operand(node): Order(order.k // times)}
+        raise _NotProved(call.node, "it does not repeat every token equally often")
+    return {call.operand(): Order(order.k // times)}
 
 
-def _through_index(region: FlatRegion, node: fx.Node, index: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
+def _through_index(region: FlatRegion, call: Call, order: Order) -> Mapping[fx.Node, Order]:
     """``x[index]``: the permutation of a sort, its inverse, or a lookup in a table that every row may read."""
-    x = operand(node)
+    x, index = call.operand(), call.operand("index")
     if order.sort is not None:
         permutation, times = index, 1
-        if op_name(index) == "floordiv" and isinstance(index.args[0], fx.Node) and isinstance(index.args[1], int):
-            permutation, times = index.args[0], index.args[1]
+        division = call_of(index) if op_name(index) == "floordiv" else None
+        if division is not None and isinstance(division["other"], int):
+            permutation, times = division.operand(), division["other"]
         if _is_part(permutation, order.sort, 1):
             if times < 1 or order.k % times:
                 raise _NotProved(index, "the permutation is divided by another number than that of rows for a token")
             region.around.update({index: order, permutation: order, order.sort: order})
-            return {x: Order(order.k // times), operand(order.sort): Order(order.k)}
+            return {x: Order(order.k // times), _source(order.sort): Order(order.k)}
     else:
         sort = _inverted(region, index, order)
         if sort is not None:
-            return {x: Order(order.k, sort), operand(sort): order}
+            return {x: Order(order.k, sort), _source(sort): order}
     numbers = tensor(index)
     if numbers is None or numbers.dtype == torch.bool or not numbers.dim():
-        raise _NotProved(node, "it does not look up whole numbers for each row")
+        raise _NotProved(call.node, "it does not look up whole numbers for each row")
     return {index: order}
 
 
-def _through_groups(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
+def _through_groups(region: FlatRegion, call: Call, order: Order) -> Mapping[fx.Node, Order]:
     """A product of sorted rows with one matrix for each group; the groups have to be those of the same sort."""
-    x, offsets = operand(node), argument(node, 2, "offs")
-    others = [*node.args[3:], *(value for name, value in node.kwargs.items() if name != "offs")]  # bias, out_dtype
-    matrices = next((tensor(a) for a in node.args[1:2]), None)
-    if matrices is None or matrices.dim() != 3 or len(shape(x)) != 2 or any(value is not None for value in others):
-        raise _NotProved(node, "it is not a plain product of rows with one matrix for each group")
+    x, offsets, matrices = call.operand(), call["offs"], tensor(call["mat2"])
+    plain = call["bias"] is None and call["out_dtype"] is None
+    if matrices is None or matrices.dim() != 3 or len(shape(x)) != 2 or not plain:
+        raise _NotProved(call.node, "it is not a plain product of rows with one matrix for each group")
     if not isinstance(offsets, fx.Node) or not _counts(region, offsets, order):
-        raise _NotProved(node, "its groups are not counted from the values that sorted its rows")
+        raise _NotProved(call.node, "its groups are not counted from the values that sorted its rows")
     assert order.sort is not None
-    return {x: order, operand(order.sort): Order(order.k)}
+    return {x: order, _source(order.sort): Order(order.k)}
 
 
 def _is_part(node: fx.Node, sort: fx.Node, part: int) -> bool:
     """True if ``node`` is the values (0) or the permutation (1) of ``sort``."""
-    return op_name(node) == "getitem" and node.args[0] is sort and bool(node.args[1] == part)
+    call = call_of(node) if op_name(node) == "getitem" else None
+    return call is not None and call["input"] is sort and call["index"] in (part,)
 
 
 def _inverted(region: FlatRegion, index: fx.Node, order: Order) -> fx.Node | None:
     """The sort whose permutation ``index`` inverts: ``index_put(new, permutation, arange(rows))``."""
-    if op_name(index) != "index_put" or len(index.args) != 3 or index.kwargs:
+    call = call_of(index) if op_name(index) == "index_put" else None
+    if call is None or call["accumulate"]:
         return None
-    base, places, numbers = index.args
+    base, places, numbers = call["input"], call["indices"], call["values"]
     permutation = places[0] if isinstance(places, list | tuple) and len(places) == 1 else None
     if not isinstance(base, fx.Node) or not isinstance(numbers, fx.Node) or not isinstance(permutation, fx.Node):
         return None
-    sort = permutation.args[0] if op_name(permutation) == "getitem" else None
-    if not isinstance(sort, fx.Node) or not _is_part(permutation, sort, 1) or not _sorts_one_list(sort):
+    sort = operand(permutation) if op_name(permutation) == "getitem" else None
+    if sort is None or not _is_part(permutation, sort, 1) or not _sorts_one_list(sort):
         return None
-    counted = op_name(numbers) == "arange" and len(numbers.args) == 1 and {*numbers.kwargs} <= {"device", "dtype"}
-    if not counted or op_name(base) not in ("empty_like", "zeros_like") or base.args[0] is not permutation:
+    if not _counts_from_zero(numbers) or op_name(base) not in ("empty_like", "zeros_like"):
         return None
-    if not all(region.holds(node, order) for node in (permutation, numbers)):
+    if operand(base) is not permutation or not all(region.holds(node, order) for node in (permutation, numbers)):
         return None
     region.around.update(dict.fromkeys((index, base, numbers, permutation, sort), order))
     return sort
 
 
+def _counts_from_zero(numbers: fx.Node) -> bool:
+    """True for ``arange(n)`` and nothing else."""
+    call = call_of(numbers) if op_name(numbers) == "arange" else None
+    return call is not None and "start" not in call.arguments and {*numbers.kwargs} <= {"end", "device", "dtype"}
+
+
 def _sorts_one_list(sort: fx.Node) -> bool:
-    ids = sort.args[0] if sort.args else None
-    ascending = {*sort.kwargs} <= {"dim", "stable"} and len(sort.args) <= 2
-    return op_name(sort) == "sort" and ascending and isinstance(ids, fx.Node) and len(shape(ids)) == 1
+    call = call_of(sort) if op_name(sort) == "sort" else None
+    return call is not None and call["descending"] is False and len(shape(call.operand())) == 1
 
 
 def _counts(region: FlatRegion, offsets: fx.Node, order: Order) -> bool:
@@ -306,34 +322,36 @@ def _counts(region: FlatRegion, offsets: fx.Node, order: Order) -> bool:
     as there are numbers from 0 to its maximum counts whole numbers exactly, and indices of `topk` are not negative.
     """
     sums, node = _uncast(offsets)
-    if op_name(node) != "cumsum" or argument(node, 1, "dim") not in (0, -1):
+    total = call_of(node) if op_name(node) == "cumsum" else None
+    if total is None or total["dim"] not in (0, -1):
         return False
-    casts, counted = _uncast(node.args[0])
-    if op_name(counted) != "histc":
+    casts, counted = _uncast(total.operand())
+    histogram = call_of(counted) if op_name(counted) == "histc" else None
+    if histogram is None or order.sort is None:
         return False
-    bins, low, high = (argument(counted, i, key, 0) for i, key in ((1, "bins"), (2, "min"), (3, "max")))
-    last, values = _uncast(counted.args[0])
-    if not isinstance(bins, int) or low != 0 or high != bins - 1 or order.sort is None:
+    bins = histogram["bins"]
+    last, values = _uncast(histogram.operand())
+    if not isinstance(bins, int) or histogram["min"] != 0 or histogram["max"] != bins - 1:
         return False
-    if not _is_part(values, order.sort, 0) or not _is_index(operand(order.sort)):
+    if not _is_part(values, order.sort, 0) or not _is_index(_source(order.sort)):
         return False
     region.around.update(dict.fromkeys((*sums, node, *casts, counted, *last, values, order.sort), order))
     return True
 
 
-def _uncast(node: object) -> tuple[list[fx.Node], fx.Node]:
+def _uncast(node: fx.Node) -> tuple[list[fx.Node], fx.Node]:
     """The casts that end in ``node``, and what they cast."""
-    assert isinstance(node, fx.Node)
     casts = []
-    while op_name(node) in CASTS | {"int", "long"} and isinstance(node.args[0], fx.Node):
+    while op_name(node) in having(Trait.CAST) | {"int", "long"} and (source := operand(node)) is not None:
         casts.append(node)
-        node = node.args[0]
+        node = source
     return casts, node
 
 
 def _is_index(node: fx.Node) -> bool:
     """True for the indices of a `topk` or `argmax`, under views and casts: whole numbers from 0."""
-    while op_name(node) in {*_VIEWS, *CASTS, "int", "long"} and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-    whole = node.args[0] if op_name(node) == "getitem" and node.args[1] == 1 else None
-    return op_name(node) == "argmax" or (isinstance(whole, fx.Node) and op_name(whole) == "topk")
+    through = having(Trait.RESHAPES, Trait.CAST) | {"int", "long"}
+    while op_name(node) in through and (source := operand(node)) is not None:
+        node = source
+    whole = operand(node) if op_name(node) == "getitem" else None
+    return op_name(node) == "argmax" or (whole is not None and op_name(whole) == "topk" and _is_part(node, whole, 1))

@@ -11,9 +11,7 @@ from torch import fx
 
 from opskip_compile._compat import same_size
 from opskip_compile.passes.graph.origin import Origin, origin, set_origin
-from opskip_compile.passes.ops import known_operations
-from opskip_compile.passes.ops.nodes import mutated_nodes, op_name, tensor
-from opskip_compile.passes.ops.registry import argument, operand
+from opskip_compile.passes.ops import Call, call_of, mutated_nodes, op_name, tensor
 from opskip_compile.passes.ops.subclasses import mixing_subclass
 from opskip_compile.passes.tune.causal_attention import ATTEND, is_causal
 
@@ -21,20 +19,20 @@ from opskip_compile.passes.tune.causal_attention import ATTEND, is_causal
 def ask_for_causal_masks(graph: fx.Graph) -> int:
     """Rewrite every full attention under a dense boolean mask; returns how many."""
     asked: dict[fx.Node, fx.Node] = {}
-    found = [(node, mask) for node in graph.nodes if (mask := _mask(node)) is not None]
-    mutated = mutated_nodes(graph, known_operations()) if found else frozenset()
+    attentions = [(call, mask) for node in graph.nodes for call, mask in _masked_attention(node)]
+    mutated = mutated_nodes(graph) if attentions else frozenset()
     changed = 0
-    for node, mask in found:
+    for call, mask in attentions:
         if mask in mutated:
             continue
         if mask not in asked:
             with graph.inserting_after(mask):
                 asked[mask] = graph.create_node("call_function", is_causal, (mask,), name=f"{mask.name}_is_causal")
             set_origin(asked[mask], Origin(mask.name))
-        query, key, value = (operand(node, i, name) for i, name in enumerate(("query", "key", "value")))
-        scale, gqa = argument(node, 6, "scale"), argument(node, 7, "enable_gqa", False)
+        node = call.node
+        operands = tuple(call.operand(name) for name in ("query", "key", "value"))
         with graph.inserting_before(node):
-            args = (query, key, value, mask, asked[mask], scale, gqa)
+            args = (*operands, mask, asked[mask], call["scale"], call["enable_gqa"])
             new = graph.create_node("call_function", ATTEND, args, name=f"{node.name}_attend")
         new.meta.update(node.meta)
         set_origin(new, Origin(node.name, node.name, twin=True))
@@ -44,20 +42,21 @@ def ask_for_causal_masks(graph: fx.Graph) -> int:
     return changed
 
 
-def _mask(node: fx.Node) -> fx.Node | None:
-    """The mask, if ``node`` is an attention of the captured graph in a form that `attend` takes."""
+def _masked_attention(node: fx.Node) -> list[tuple[Call, fx.Node]]:
+    """The call and its mask, if ``node`` is an attention of the captured graph in a form that `attend` takes."""
     if op_name(node) != "scaled_dot_product_attention" or origin(node) is not None:
-        return None
-    mask = argument(node, 3, "attn_mask")
-    if not isinstance(mask, fx.Node):
-        return None
-    if argument(node, 4, "dropout_p", 0.0) != 0.0 or argument(node, 5, "is_causal", False):
-        return None
-    query, key, value = (tensor(operand(node, i, name)) for i, name in enumerate(("query", "key", "value")))
+        return []
+    call = call_of(node)
+    mask = None if call is None else call["attn_mask"]
+    if call is None or not isinstance(mask, fx.Node) or call["dropout_p"] != 0.0 or call["is_causal"]:
+        return []
+    query, key, value = (tensor(call[name]) for name in ("query", "key", "value"))
     bools, out = tensor(mask), tensor(node)
     if bools is None or query is None or key is None or value is None or out is None:
-        return None
+        return []
     # Under autocast the operands may have other types than the result, and a subclass its own attention.
     plain = all(x.dim() == 4 and x.dtype == out.dtype and not mixing_subclass(x) for x in (query, key, value))
-    square = bools.dim() == 4 and same_size(bools.shape[2], query.shape[2]) and same_size(bools.shape[3], key.shape[2])
-    return mask if plain and square and bools.dtype == torch.bool else None
+    if not plain or bools.dim() != 4 or bools.dtype != torch.bool:
+        return []
+    square = same_size(bools.shape[2], query.shape[2]) and same_size(bools.shape[3], key.shape[2])
+    return [(call, mask)] if square else []

@@ -13,6 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from opskip_compile.passes.ops import Operation, declare
+from opskip_compile.passes.ops.attention import flops_of_attention
+from opskip_compile.passes.ops.families import plain
+
 
 def is_causal(mask: Tensor) -> Tensor:
     """Whether a mask lets query row i read the keys up to i and no others.
@@ -67,4 +71,10 @@ def _(query: torch.Size, key: torch.Size, value: torch.Size, *args: Any, **kwarg
     return int(2 * query.numel() * key[-2] + 2 * query[:-1].numel() * key[-2] * value[-1])
 
 
+declare(plain("opskip::is_causal", "mask"), functions=[is_causal])
 ATTEND = torch.ops.opskip.attend.default
+_OPERANDS = "query, key, value, attn_mask, causal, scale, enable_gqa"
+declare(
+    Operation("opskip::attend", (_OPERANDS,), product=True, mixes_rows=True, flops=flops_of_attention),
+    functions=[ATTEND],
+)

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from opskip_compile._compat import is_subclass, onednn_linear
 from opskip_compile.passes.graph.origin import captured_name
-from opskip_compile.passes.ops.nodes import op_name, tensor
-from opskip_compile.passes.ops.registry import argument, operand
+from opskip_compile.passes.ops import Operation, call_of, declare, op_name, tensor
+from opskip_compile.passes.ops.attention import flops_of_product
 
 SMALLEST = 2**18  # entries of a weight
 LEAST = 2**22  # multiply-adds of a call: with fewer, both take less than a tenth of a millisecond
@@ -55,6 +55,10 @@ def _(x: torch.Size, weight: torch.Size, *args: Any, **kwargs: Any) -> int:
 
 
 LINEAR = torch.ops.opskip.linear.default
+declare(
+    Operation("opskip::linear", ("input, weight, bias",), product=True, flops=flops_of_product("input")),
+    functions=[LINEAR],
+)
 
 
 def use_onednn(graph: fx.Graph, captured: fx.Graph) -> int:
@@ -75,7 +79,10 @@ def use_onednn(graph: fx.Graph, captured: fx.Graph) -> int:
 
     changed = 0
     for node in found:
-        x, weight, bias = operand(node, 0, "input"), operand(node, 1, "weight"), argument(node, 2, "bias")
+        call = call_of(node)
+        if call is None:
+            continue
+        x, weight, bias = call["input"], call["weight"], call["bias"]
         matrix = tensor(weight)
         # Under autocast the result has another type than the operands.
         if not (fits(node) and fits(x) and fits(weight) and (bias is None or fits(bias))) or matrix is None:

@@ -17,17 +17,16 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from opskip_compile._compat import REGION, invoke_region, is_subclass, memory_of
+from opskip_compile.passes.analysis.operators import Match
 from opskip_compile.passes.graph.origin import captured_place, origin
 from opskip_compile.passes.normalize.cleanup import keep_dynamo
-from opskip_compile.passes.ops import known_operations
-from opskip_compile.passes.ops.nodes import is_inplace, mutated_nodes, op_name, tensor
+from opskip_compile.passes.ops import is_inplace, mutated_nodes, tensor
+from opskip_compile.passes.ops.state import keeps_its_place
 from opskip_compile.passes.runtime import SHARED, select_rows
-from opskip_compile.report.report import OperatorReport
 
 OUTSIDE = -1.0
 _GIVEN = ("placeholder", "get_attr")
 _KEPT = (torch.where, select_rows)
-_STAYS = ("autocast", "grad_enabled", "rand", "bernoulli", "multinomial", "print", "assert")
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,14 @@ class Layers:
     examples: Mapping[str, Any]
 
     @classmethod
-    def of(cls, captured: fx.Graph, owners: Mapping[str, str], operators: Iterable[OperatorReport]) -> Layers:
-        """From what the report says of the captured graph; ``operators`` in their order."""
-        listed = list(operators)
-        number = {op.name: op.layer for op in listed}
-        last = {op.layer: op.exit for op in listed}
+    def of(cls, captured: fx.Graph, match: Match) -> Layers:
+        """Of a captured graph, before it is rewritten."""
+        operators = match.everything()
+        number = {op.name: op.layer for op in operators}
+        last = {op.layer: captured_place(op.exit) for op in operators}
         return cls(
-            listed[0].entry,
-            {node: number[name] for node, name in owners.items()},
+            captured_place(operators[0].entry),
+            {node: number[name] for node, name in match.owners().items()},
             {exit_: layer for layer, exit_ in last.items()},
             {node.name: node.meta.get("example_value") for node in captured.nodes},
         )
@@ -83,7 +82,7 @@ def share_regions(gm: fx.GraphModule, graph: fx.Graph, layers: Layers) -> tuple[
         graph: a rewritten graph, with example values on the nodes that were captured. It is not changed, and comes back
             itself where no two layers are alike.
     """
-    if any(map(_stays, graph.nodes)):
+    if any(map(keeps_its_place, graph.nodes)):
         return graph, 0
     level = _levels(graph, layers)
     if not _writes_come_first(graph, level):
@@ -103,19 +102,6 @@ def share_regions(gm: fx.GraphModule, graph: fx.Graph, layers: Layers) -> tuple[
     if not regions:
         return graph, 0
     return _write(gm, graph, level, parts.values(), regions), sum(len(alike[kind]) for kind in regions)
-
-
-def _stays(node: fx.Node) -> bool:
-    """True for switches of autocast and gradients, random numbers and effects: such a graph keeps its order."""
-    if node.op not in ("call_function", "call_method"):
-        return node.op == "call_module"
-    name = str(getattr(node.target, "__name__", node.target)).strip("_")
-    if isinstance(node.target, torch._ops.HigherOrderOperator) or any(word in name for word in _STAYS):
-        return True
-    if op_name(node) != "dropout":
-        return False
-    given: dict[str, Any] = dict(zip(("input", "p", "training"), node.args, strict=False)) | node.kwargs
-    return given.get("training", True) is not False and given.get("p", 0.5) != 0
 
 
 def _levels(graph: fx.Graph, layers: Layers) -> dict[fx.Node, float]:
@@ -151,7 +137,7 @@ def _levels(graph: fx.Graph, layers: Layers) -> dict[fx.Node, float]:
 
 def _writes_come_first(graph: fx.Graph, level: Mapping[fx.Node, float]) -> bool:
     """True if all that is written in place is written outside of the layers and before one of them reads it."""
-    mutated = mutated_nodes(graph, known_operations())
+    mutated = mutated_nodes(graph)
     read = False
     for node in graph.nodes if mutated else ():
         if is_inplace(node) and (read or level[node] != OUTSIDE):

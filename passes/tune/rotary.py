@@ -11,7 +11,7 @@ from torch import fx
 
 from opskip_compile.passes.analysis.dataflow import dataflow
 from opskip_compile.passes.graph.origin import Origin, set_origin
-from opskip_compile.passes.ops.nodes import op_name, tensor
+from opskip_compile.passes.ops import op_name, tensor
 from opskip_compile.passes.runtime import SHARED
 
 _COSTLY = frozenset({"sin", "cos"})

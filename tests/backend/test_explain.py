@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import opskip_compile as opskip
-from opskip_compile.backend.entry import REPORTS
+from opskip_compile.backend.reports import REPORTS
 from tests.backend.test_backend import Decoder, visual
 from tests.helpers.families import FAMILIES, UNEVEN
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import opskip_compile as opskip
-from opskip_compile.backend.entry import REPORTS
+from opskip_compile.backend.reports import REPORTS
 from tests.helpers.families import FAMILIES, visual_mask
 
 pytestmark = pytest.mark.usefixtures("fresh")

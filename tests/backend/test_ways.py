@@ -15,14 +15,14 @@ from tests.helpers.families import FAMILIES, UNEVEN, visual_mask
 pytestmark = pytest.mark.usefixtures("fresh")
 
 
-@pytest.mark.parametrize("pass_", ["match_operators", "insert_skips", "cancel"])
+@pytest.mark.parametrize("pass_", ["match_operators", "insert_skips", "cancel_pairs"])
 def test_a_pass_that_fails_leaves_the_graph_dense(pass_: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mistake of ours costs speed and one warning; under strict it is raised."""
 
     def broken(*args: object) -> object:
         raise KeyError("a mistake")
 
-    monkeypatch.setattr(f"opskip_compile.passes.pipeline.{pass_}", broken)
+    monkeypatch.setattr(f"opskip_compile.passes.steps.{pass_}", broken)
     model, arguments = Decoder(), (torch.randn(1, 12, 16), visual(1, 12, 2, 8))
     options = {"schedule": "silent:0", **EAGER}
     with pytest.warns(opskip.NothingSkippedWarning, match="KeyError: 'a mistake'"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -13,6 +13,8 @@ from torch import Tensor, fx, nn
 import opskip_compile as opskip
 from opskip_compile.backend import entry as backend
 from opskip_compile.passes.normalize.cleanup import copy_graph
+from opskip_compile.passes.pipeline import Rewritten
+from opskip_compile.report.report import Report
 
 
 @dataclass
@@ -48,18 +50,19 @@ class Grabbed:
 def grab(model: Callable[..., Any], inputs: Mapping[str, Any], spec: str) -> Grabbed:
     """Compile ``model`` with ``opskip_compile.compile``, run it once on ``inputs`` and keep its decoder's graphs."""
     found: list[Grabbed] = []
-    real = backend.rewrite
+    real = backend.make_report
 
-    def keeping(gm: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
-        before = fx.GraphModule(gm, copy_graph(gm.graph))
-        result = real(gm, *args, **kwargs)
-        if result.report.operators:
+    def keeping(result: Rewritten, inputs: Sequence[Any], recompile: str) -> Report:
+        report = real(result, inputs, recompile)
+        gm = result.state.module
+        before = fx.GraphModule(gm, copy_graph(result.state.captured))
+        if report.operators:
             after = before if result.graph is None else fx.GraphModule(gm, copy_graph(result.graph))
-            found.append(Grabbed(result.report, before, after, list(kwargs["inputs"])))
-        return result
+            found.append(Grabbed(report, before, after, list(inputs)))
+        return report
 
     torch._dynamo.reset()
-    with mock.patch.object(backend, "rewrite", keeping), torch.no_grad():
+    with mock.patch.object(backend, "make_report", keeping), torch.no_grad():
         assert isinstance(model, nn.Module)
         opskip.compile(model, spec, options={"lower": "eager"})
         model(**inputs)

@@ -16,9 +16,11 @@ from torch import Tensor, fx
 
 from opskip_compile.passes.normalize.cleanup import copy_graph, remove_dead
 from opskip_compile.passes.normalize.functionalize import write_out_of_place
-from opskip_compile.passes.ops.nodes import op_name
-from opskip_compile.passes.rewrite.insert import RowSet
-from opskip_compile.passes.rewrite.pushdown import Pushdown, Stop, is_selection
+from opskip_compile.passes.ops import declare, op_name
+from opskip_compile.passes.ops.families import plain
+from opskip_compile.passes.refusal import Refusal
+from opskip_compile.passes.rewrite.pushdown import Pushdown
+from opskip_compile.passes.rewrite.selection import RowSet, is_selection
 from opskip_compile.passes.runtime import KEPT_ROWS, select_rows
 
 Change = Callable[[fx.GraphModule], fx.Graph | None]
@@ -75,6 +77,9 @@ def getitem(parts: Any, index: int) -> Any:
     return parts[index]
 
 
+declare(plain("test::getitem", "parts, index", aliases=("parts",)), functions=[getitem])
+
+
 @dataclass
 class Pushed:
     """What became of one selection.
@@ -89,7 +94,7 @@ class Pushed:
     result: Any = None
     before: list[str] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
-    stops: list[Stop] = field(default_factory=list)
+    stops: list[Refusal] = field(default_factory=list)
     selected: list[str] = field(default_factory=list)
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 
 import opskip_compile as opskip
-from opskip_compile.backend.entry import REPORTS
 from opskip_compile.backend.entry import opskip as backend
+from opskip_compile.backend.reports import REPORTS
 from opskip_compile.passes.normalize.cleanup import copy_graph
 from opskip_compile.schedule.schedule import OPERATORS, ROWS, Late, Rule
 from tests.helpers import decoders

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import opskip_compile as opskip
-from opskip_compile.backend.entry import REPORTS
+from opskip_compile.backend.reports import REPORTS
 from tests.helpers.families import FAMILIES, visual_mask
 from tests.helpers.random_decoders import Case, Ran, Skipped, as_schedule, random_schedule
 

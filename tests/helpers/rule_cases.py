@@ -122,6 +122,8 @@ PUSHED = (
     Case("matmul", lambda x, y: x.unsqueeze(2) @ y, "BSW WK"),
     Case("addmm", lambda x, w, b: torch.addmm(b, flat(x), w), "BSW WK K", dim=0, batches=ONE),
     Case("embedding", lambda x, w: F.embedding(x, w), "i:BS VW"),
+    Case("embedding", lambda x, w: torch.embedding(w, x), "i:BS VW"),
+    Case("type_as", lambda x, y: x.type_as(y), "BSW m:BKW"),
     # Attention.
     Case(SDPA, lambda q, k, v: sdpa(q, k, v), ATTENTION, dim=2),
     Case(SDPA, lambda q, k, v: sdpa(query=q, key=k, value=v, scale=0.3), ATTENTION, dim=2),
@@ -162,6 +164,27 @@ PUSHED = (
     Case("view_as_complex view_as_real", lambda x: torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (4, 2))))),
     Case("transpose to", lambda x: x.transpose(1, 2).to(torch.float64, memory_format=torch.contiguous_format), dim=2),
     Case("dropout", lambda x: F.dropout(x, 0.5, training=False)),
+    # Other views, cuts, reductions and choices.
+    Case("movedim", lambda x: x.movedim(1, 2), "BHSD"),
+    Case("movedim", lambda x: x.movedim((3, 1), (1, 2)), "BHSD", dim=3),
+    Case("adjoint", lambda x: x.relu().adjoint(), dim=2),
+    Case("narrow", lambda x: x.narrow(2, 1, 3)),
+    Case("select", lambda x: x.select(1, 1), "BHSD"),
+    Case("flip", lambda x: x.flip(-1)),
+    Case("roll", lambda x: x.roll(2, -1)),
+    *(Case(n, partial(getattr(torch, n), dim=-1)) for n in ("nansum", "nanmean", "logcumsumexp")),
+    Case("softmin", lambda x: F.softmin(x, dim=-1)),
+    Case("count_nonzero", lambda x: torch.count_nonzero(x > 0.4, dim=-1)),
+    Case("norm", lambda x: x.norm(dim=-1, keepdim=True)),
+    Case("vector_norm", lambda x: torch.linalg.vector_norm(x, 2, -1)),
+    Case("normalize", lambda x: F.normalize(x, dim=-1)),
+    Case("cummax getitem", lambda x: x.cummax(-1)[0]),
+    Case("cummin getitem", lambda x: x.cummin(-1)[1]),
+    Case("kthvalue getitem", lambda x: x.kthvalue(2, -1)[0]),
+    Case("argmin", lambda x: x.argmin(-1, keepdim=True)),
+    Case("index_select", lambda x, i: x.index_select(-1, i), "BSW i:5"),
+    Case("scatter_add", lambda x: x.scatter_add(2, x.argsort(-1)[..., :3], x.cos())),
+    Case("take_along_dim", lambda x: x.take_along_dim(x.argsort(-1), -1), batches=THREE),
     Case("dropout", lambda x: F.dropout(x, p=0.0)),
 )
 
@@ -170,13 +193,16 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
         name: getattr(torch, name)
         for name in (
             "neg abs square sqrt rsqrt exp exp2 log reciprocal sign floor ceil round trunc sin cos tan erf erfc log1p "
-            "expm1 sigmoid tanh logical_not isnan isinf isfinite nan_to_num positive clone"
+            "expm1 sigmoid tanh logical_not isnan isinf isfinite nan_to_num positive clone log2 log10 frac sgn sinc "
+            "sinh cosh asin acos atan asinh atanh digamma lgamma i0 deg2rad rad2deg erfinv isposinf isneginf signbit "
+            "logit"
         ).split()
     },
     **{
         name: getattr(F, name)
         for name in (
-            "relu silu gelu softplus leaky_relu elu selu mish hardswish hardsigmoid relu6 hardtanh hardshrink softsign"
+            "relu silu gelu softplus leaky_relu elu selu mish hardswish hardsigmoid relu6 hardtanh hardshrink softsign "
+            "celu softshrink tanhshrink"
         ).split()
     },
     **{
@@ -190,6 +216,10 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "log_sigmoid": F.logsigmoid,
     "threshold": lambda x: F.threshold(x, 0.4, 20.0),
     "type_as": lambda x: x.type_as(x.double()),
+    "acosh": lambda x: torch.acosh(x + 1),
+    "real": lambda x: torch.real(x.exp()),
+    "conj": lambda x: torch.conj(x.exp()),
+    "imag": lambda x: torch.complex(x, x).imag,
     "clamp": lambda x: torch.clamp(x, 0.2, max=0.7),
     "clamp_min": lambda x: x.clamp_min(0.4),
     "clamp_max": lambda x: x.clamp_max(0.4),
@@ -204,6 +234,17 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "maximum": torch.maximum,
     "minimum": torch.minimum,
     "lerp": lambda x, y: torch.lerp(x, y, 0.3),
+    **{
+        name: getattr(torch, name)
+        for name in (
+            "fmod fmax fmin atan2 hypot logaddexp logaddexp2 copysign nextafter heaviside xlogy float_power isclose "
+            "complex polar rsub"
+        ).split()
+    },
+    **{name: lambda x, y, name=name: getattr(torch, name)((9 * x).long(), (9 * y).long()) for name in ("gcd", "lcm")},
+    "lshift": lambda x, y: torch.bitwise_left_shift((9 * x).long(), (9 * y).long()),
+    "rshift": lambda x, y: (9 * x).long() >> (9 * y).long(),
+    "ldexp": lambda x, y: torch.ldexp(x, (3 * y).int()),
     "and": lambda x, y: (x > 0.4) & (y > 0.4),
     "or": lambda x, y: torch.logical_or(x > 0.4, y > 0.4),
     "xor": lambda x, y: (x > 0.4) ^ (y > 0.4),
@@ -227,7 +268,12 @@ PUSHED += (
 )
 
 DECLINED = (
-    Case("view flip", lambda x: x.reshape(-1, 8).flip(0).view(3, -1, 8), reason="no rule for flip", batches=THREE),
+    Case(
+        "view renorm",
+        lambda x: torch.renorm(x.reshape(-1, 8), 2, 0, 1.0).view(3, -1, 8),
+        reason="no rule for renorm",
+        batches=THREE,
+    ),
     Case("view", lambda x: x.view(x.shape[0], -1), reason=VIEW, batches=ONE),
     Case(
         "view",
@@ -305,12 +351,6 @@ DECLINED = (
         batches=ONE,
     ),
     Case("embedding", lambda x, w: F.embedding(x, w), "i:B SS", reason="the rows are embedding features"),
-    Case(
-        "embedding",
-        lambda x, w: torch.embedding(w, x),
-        "i:BS VW",
-        reason="its first operand is not the positions",
-    ),
     *(
         Case(
             f"{n} getitem",
@@ -343,12 +383,34 @@ DECLINED = (
     ),
     Case("view_as_complex", lambda x: torch.view_as_complex(x), "1SD2", reason=NOTHING, batches=THREE),
     Case("dropout", lambda x: F.dropout(x, 1.0), reason="dropout is active"),
+    Case("movedim", lambda x: x.movedim(0, 1), "SBW", reason=NO_BATCH, batches=THREE),
+    Case("adjoint", lambda x: x.relu().adjoint(), "SB", reason=NO_BATCH, batches=THREE),
+    Case("narrow", lambda x: x.narrow(1, 0, 7), reason="it slices the rows"),
+    Case("select", lambda x: x.select(0, 1), "HBSW", reason=NO_BATCH, batches=THREE),
+    Case("flip", lambda x: x.flip(1), reason="it turns the rows round"),
+    Case("roll", lambda x: x.roll(1, 1), reason="it moves the rows"),
+    Case("softmin", lambda x: F.softmin(x, dim=1), reason="it works along the rows"),
+    Case("logcumsumexp", lambda x: x.logcumsumexp(1), reason="it works along the rows"),
+    *(
+        Case(f"{n} getitem", lambda x, n=n: getattr(x, n)(1)[0], reason="it works along the rows")
+        for n in ("cummax", "cummin")
+    ),
+    Case("kthvalue getitem", lambda x: x.kthvalue(1, 0, True)[0], reason="it works along the rows", batches=THREE),
+    *(
+        Case(n, lambda x, n=n: getattr(torch, n)(x, 0), "HBSW", reason=NO_BATCH, batches=THREE)
+        for n in ("nansum", "nanmean", "count_nonzero", "argmin")
+    ),
+    Case("norm", lambda x: x.norm(dim=0), "HBSW", reason=NO_BATCH, batches=THREE),
+    Case("vector_norm", lambda x: torch.linalg.vector_norm(x, 2, 0), "HBSW", reason=NO_BATCH, batches=THREE),
+    Case("normalize", lambda x: F.normalize(x, dim=1), reason="it normalises over the rows"),
+    Case("index_select", lambda x, i: x.index_select(1, i), "BWW i:7", reason="it chooses among the rows"),
+    Case("scatter_add", lambda x, i, y: x.scatter_add(1, i, y), "BSW i:BSK BSW", reason="it works along the rows"),
+    Case("take_along_dim", lambda x: x.take_along_dim(x.argsort(1), 1), reason="it works along the rows"),
     Case(SDPA, partial(sdpa, dropout_p=1.0), ATTENTION, 2, reason="attention dropout is active"),
     Case(SDPA, lambda x, v: sdpa(x, x, v), "BHSD BHSD", 2, reason="queries and keys are the same tensor"),
     Case(SDPA, sdpa, "BHWD BHKD BHKS", 3, reason="the rows are value features"),
     Case(SDPA, sdpa, f"{ATTENTION} b:SK", 2, THREE, reason=NO_BATCH),
     Case(SDPA, partial(sdpa, is_causal=True), "BSW BSW BSW", reason="is_causal without a dimension of heads"),
     Case("add", lambda x, y: x + y, "BSW SW", reason=NO_BATCH, batches=THREE),
-    Case("type_as", lambda x, y: x.type_as(y), "BSW BKW", reason="has another size in the row dimension"),
     *(Case(n, f, " ".join(["1SW"] * k), reason=NOTHING, batches=THREE) for n, (k, f) in POINTWISE.items()),
 )

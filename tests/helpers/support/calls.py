@@ -17,7 +17,7 @@ from transformers.cache_utils import QuantizedCache
 from transformers.generation import CompileConfig
 
 import opskip_compile as opskip
-from opskip_compile.passes.pipeline import NO_ROWS
+from opskip_compile.passes.steps import NO_ROWS
 from tests.helpers.families import ONE_IMAGE, UNEVEN, visual_mask
 from tests.helpers.support.basic import forward, logits_and_cache
 from tests.helpers.support.forms import Member, form
@@ -151,7 +151,7 @@ def few_graphs(reports: Sequence[opskip.Report]) -> None:
     Where breaks cut the forward into pieces, each piece is compiled at most twice again.
     """
     steps = [report for report in reports if not report.operators]
-    assert all(report.reason == NO_ROWS for report in steps), [report.reason for report in steps]
+    assert all(report.refusal == NO_ROWS for report in steps), [report.reason for report in steps]
     assert sum(bool(report.operators) for report in reports) <= 1
     again = [report.recompile for report in reports if report.recompile]
     assert len(again) <= 2 * (len(reports) - len(again)), again

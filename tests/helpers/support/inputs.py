@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opskip_compile.backend.entry import REPORTS
+from opskip_compile.backend.reports import REPORTS
 from tests.helpers.families import IMAGE, UNEVEN
 from tests.helpers.shrink import VIDEO
 from tests.helpers.support.basic import bare, logits_and_cache

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import opskip_compile as opskip
 from opskip_compile.backend import capture
-from opskip_compile.backend.entry import REPORTS
-from opskip_compile.passes.pipeline import NO_ROWS
+from opskip_compile.backend.reports import REPORTS
+from opskip_compile.passes.steps import NO_ROWS
 
 LAYERS = 4
 SPEC = "silent:2-3 transform:0 attend:1"
@@ -118,7 +118,7 @@ def measure(
     }
     if not skipped:
         reasons = [r.reason for r in reports if r.reason] or [r.reason for r in every if r.reason]
-        reasons = [reason for reason in reasons if reason != NO_ROWS] or reasons  # other graphs than the decoder's
+        reasons = [reason for reason in reasons if reason != NO_ROWS.reason] or reasons
         assert reasons, "nothing is skipped and no report says why"
         return Outcome(DENSE, reasons[-1])
     left = [miss.reason for report in reports for miss in report.misses]

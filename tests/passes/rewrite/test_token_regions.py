@@ -127,15 +127,19 @@ def twice(ids: Tensor, values: Tensor) -> Tensor:
 
 GROUPS = "its groups are not counted from the values that sorted its rows"
 DECLINED: dict[str, tuple[Callable[..., Tensor], str, str]] = {
-    "groups of other values": (partial(grouped, offsets=of_other_values), "grouped_mm_fallback", GROUPS),
-    "groups of several values": (partial(grouped, offsets=twice), "grouped_mm_fallback", GROUPS),
-    "groups that leave values out": (partial(grouped, lowest=1), "grouped_mm_fallback", GROUPS),
+    "groups of other values": (partial(grouped, offsets=of_other_values), "grouped_mm", GROUPS),
+    "groups of several values": (partial(grouped, offsets=twice), "grouped_mm", GROUPS),
+    "groups that leave values out": (partial(grouped, lowest=1), "grouped_mm", GROUPS),
     "descending": (partial(grouped, sort=partial(torch.sort, descending=True)), "index_put", "no rule"),
     "not undone": (partial(grouped, undo=lambda out, order: out), "sort", "along the rows"),
     "undone by itself": (partial(grouped, undo=lambda out, order: out[order]), "sort", "along the rows"),
     "another token": (partial(grouped, divide=4), "floordiv", "divided by another number"),
     "heads as tokens": (heads, "reshape", "splits or merges"),
-    "neighbours mixed": (lambda x, *ps: grouped(x.view(-1, WIDTH).roll(1, 0).view(x.shape), *ps), "roll", "no rule"),
+    "neighbours mixed": (
+        lambda x, *ps: grouped(x.view(-1, WIDTH).roll(1, 0).view(x.shape), *ps),
+        "roll",
+        "it moves the rows",
+    ),
     "summed over tokens": (lambda x, *ps: x.view(-1, WIDTH).cumsum(0).view(x.shape), "cumsum", "works along the rows"),
 }
 

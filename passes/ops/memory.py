@@ -1,0 +1,168 @@
+"""Which memory a node writes to and which it may share: asked of the table, else of the schema, else assumed.
+
+A spelling that writes in place, an argument ``inplace`` or ``out`` in whatever place it was given, and the facts of
+the entry make the answer. What has no entry is asked of its schema. What has none either is a barrier: it may write to
+and share the memory of everything it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import fx
+
+from opskip_compile import _compat_operations as torch_operations
+from opskip_compile.passes.ops.operation import nodes_in
+from opskip_compile.passes.ops.table import call_of, spelling_of
+
+_CALLS = ("call_function", "call_method", "call_module")
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Nodes whose memory a node writes to, and nodes whose memory its result may share."""
+
+    written: tuple[fx.Node, ...] = ()
+    shared: tuple[fx.Node, ...] = ()
+
+
+NONE = Effects()
+
+
+def effects(node: fx.Node) -> Effects:
+    """What running ``node`` does to the memory of its arguments."""
+    if node.op not in _CALLS:
+        return NONE
+    spelling = spelling_of(node)
+    if spelling is None:
+        return _of_schema(node)
+    if spelling.is_plain and "out" not in node.kwargs:
+        return NONE
+    call = call_of(node)
+    if call is None:
+        return _barrier(node)
+    written = [] if not (call.in_place or _is_on(call["inplace"])) else nodes_in(call["input"])
+    returned = list(written)
+    for name in call.operation.writes:
+        parameter, condition = (name, None) if isinstance(name, str) else name
+        if condition is None or call[condition] is not None:
+            written += nodes_in(call[parameter])
+    if call["out"] is not None:
+        written += nodes_in(call["out"])
+        returned += nodes_in(call["out"])
+    for name in call.operation.aliases:
+        returned += nodes_in(call[name])
+    return Effects(tuple(written), tuple(returned))
+
+
+def _is_on(switch: object) -> bool:
+    return switch is not None and switch is not False
+
+
+def _barrier(node: fx.Node) -> Effects:
+    return Effects(tuple(node.all_input_nodes), tuple(node.all_input_nodes))
+
+
+def _of_schema(node: fx.Node) -> Effects:
+    if node.target is getattr:  # an attribute is read; it may be a view, such as `data`
+        return Effects((), tuple(node.all_input_nodes))
+    schemas = [schema for schema in _schemas(node.op, node.target) if _may_run(schema, node)]
+    if not schemas:
+        return _barrier(node)
+    if len(schemas) == 1:
+        (schema,) = schemas
+        written, shared = [], []
+        for at, argument in enumerate(schema.arguments):
+            value = node.args[at] if at < len(node.args) else node.kwargs.get(argument.name)
+            if argument.is_written:
+                written += nodes_in(value)
+            if argument.is_shared or not schema.tells_aliasing:
+                shared += nodes_in(value)
+        return Effects(tuple(written), tuple(shared))
+    # Which overload runs is not known: what one of them does, all may do.
+    writes = any(a.is_written for schema in schemas for a in schema.arguments)
+    shares = any(schema.returns_shared or not schema.tells_aliasing for schema in schemas)
+    given = tuple(node.all_input_nodes)
+    return Effects(given if writes else (), given if writes or shares else ())
+
+
+def _may_run(schema: torch_operations.Schema, node: fx.Node) -> bool:
+    """False for an overload that writes to an argument which is given by name only, and is not: an ``out``."""
+    return all(a.name in node.kwargs for a in schema.arguments if a.is_written and a.keyword_only)
+
+
+@lru_cache(4096)
+def _schemas(op: str, target: Any) -> tuple[torch_operations.Schema, ...]:
+    """The schemas that speak for a target; none if nothing does."""
+    if op == "call_method":
+        packet = torch_operations.aten_packet(target) if target in torch_operations.methods() else None
+    elif torch_operations.is_overload(target):
+        return (torch_operations.schema_of(target),)
+    elif torch_operations.is_packet(target):
+        packet = target
+    else:
+        packet = torch_operations.packet_of_builtin(target)
+    overloads = [] if packet is None else torch_operations.overloads_of(packet)
+    return tuple(torch_operations.schema_of(overload) for overload in overloads)
+
+
+def is_inplace(node: fx.Node) -> bool:
+    """True if running ``node`` may change the memory of one of its arguments."""
+    return bool(effects(node).written)
+
+
+def mutated_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
+    """Nodes whose memory is written to after they are made, directly or through an alias, and those that write.
+
+    Values that may share memory are joined; all members of a joined set that are made before something is last written
+    in it count as mutated.
+    """
+    parent: dict[fx.Node, fx.Node] = {}
+
+    def find(node: fx.Node) -> fx.Node:
+        root = node
+        while (up := parent.get(root, root)) is not root:
+            root = up
+        while (up := parent.get(node, node)) is not root and up is not node:
+            parent[node], node = root, up
+        return root
+
+    written: list[tuple[fx.Node, int]] = []
+    for at, node in enumerate(graph.nodes):
+        effect = effects(node)
+        written += [(value, at) for value in _with_memory(effect.written)]
+        for other in _with_memory((*effect.written, *effect.shared)):
+            parent[find(other)] = find(node)
+    last: dict[fx.Node, int] = {}
+    for value, at in written:
+        last[find(value)] = max(at, last.get(find(value), -1))
+    return frozenset(node for i, node in enumerate(graph.nodes) if i <= last.get(find(node), -1))
+
+
+def _with_memory(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """Without numbers and shapes: views that read one size do not share memory for it."""
+    sizes = int | float | torch.SymInt | torch.SymFloat | torch.Size
+    return [node for node in nodes if not isinstance(node.meta.get("example_value"), sizes)]
+
+
+def readers_after(node: fx.Node, order: Mapping[fx.Node, int]) -> list[fx.Node]:
+    """Who reads, after ``node``, memory that it writes to in place; none if it writes nothing."""
+    family = {_base(target) for target in effects(node).written}
+    stack = list(family)
+    while stack:
+        value = stack.pop()
+        views = [user for user in value.users if user not in family and value in effects(user).shared]
+        family.update(views)
+        stack += views
+    return [user for member in family for user in member.users if order[user] > order[node]]
+
+
+def _base(node: fx.Node) -> fx.Node:
+    """What ``node`` is a view of, as far as one value says so."""
+    while len(shared := effects(node).shared) == 1 and not effects(node).written:
+        node = shared[0]
+    return node
