@@ -6,10 +6,10 @@ import pytest
 
 from opskip_compile.calibration.budget import Budget, amount
 from opskip_compile.calibration.costs import FlopsCosts
-from opskip_compile.calibration.operators import operators
+from opskip_compile.calibration.operator_sets import all_operators
 from opskip_compile.errors import OptionError
 
-COSTS = FlopsCosts(dict.fromkeys(operators(2), 1000000000000.0), dict.fromkeys(operators(2), 250000000000.0))
+COSTS = FlopsCosts(dict.fromkeys(all_operators(2), 1000000000000.0), dict.fromkeys(all_operators(2), 250000000000.0))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_refused(given: object) -> None:
 )
 def test_what_can_not_be_met(given: object, said: str) -> None:
     with pytest.raises(OptionError, match=said):
-        Budget.of(given).check(COSTS, frozenset(operators(2)))
+        Budget.of(given).check(COSTS, frozenset(all_operators(2)))
 
 
 def test_costs_of_a_budget() -> None:
@@ -60,7 +60,7 @@ def test_costs_of_a_budget() -> None:
     assert Budget.of("2 TFLOPs").cost(COSTS) == 2e12
     assert Budget.of("kl<1").cost(COSTS) is None
     Budget.of("kl<1").check(COSTS, frozenset())
-    Budget.of(0.75).check(COSTS, frozenset(operators(2)))
+    Budget.of(0.75).check(COSTS, frozenset(all_operators(2)))
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from torch import nn
 
 import opskip_compile as opskip
 from opskip_compile.calibration import costs
-from opskip_compile.calibration.meter import Meter
-from opskip_compile.calibration.operators import Operator, skipped_by
+from opskip_compile.calibration.divergence_meter import DivergenceMeter
+from opskip_compile.calibration.operator_sets import OperatorId, skipped_by
 from opskip_compile.calibration.replay import Replay
 from opskip_compile.calibration.samples import Samples
 from opskip_compile.errors import OpSkipError, OptionError
@@ -81,7 +81,7 @@ def test_the_evidence(found: opskip.CalibrationResult) -> None:
     assert chosen.cut >= 0.4
     assert chosen.cost <= 0.6 * found.dense_cost
     assert skipped_by(found.schedule, 4) == chosen.skipped
-    assert set(found.scores.values) == {Operator(layer, kind) for layer in range(4) for kind in ("attention", "ffn")}
+    assert set(found.scores.values) == {OperatorId(layer, kind) for layer in range(4) for kind in ("attention", "ffn")}
     assert set(found.controls) == {"whole layers", "random", "late"}
     assert len(found.controls["random"]) == 10
     assert all(choice.cut >= chosen.cut - 1e-9 for choice in found.controls["random"])
@@ -150,7 +150,7 @@ def test_report_is_json_and_text_says_the_same(found: opskip.CalibrationResult) 
     report = json.loads(json.dumps(found.report))
     assert report["schedule"] == found.schedule.to_dict()
     assert len(report["front"]) == len(found.front)
-    assert report["scores"]["values"]["0.ffn"] == found.scores.values[Operator(0, "ffn")]
+    assert report["scores"]["values"]["0.ffn"] == found.scores.values[OperatorId(0, "ffn")]
     assert 0 < report["chosen"]["heldout"]["turned"] < 1
     text = str(found)
     assert f"{found.chosen.cut:.1%} fewer FLOPs" in text
@@ -290,10 +290,10 @@ def test_milliseconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_the_table_is_of_the_compiled_decoder(fresh: None) -> None:
     """All four states are compiled and run; what is skipped is what the state says."""
     model = FAMILIES["qwen3_vl"].build(2)
-    every = frozenset(Operator(layer, kind) for layer in range(2) for kind in ("attention", "ffn"))
+    every = frozenset(OperatorId(layer, kind) for layer in range(2) for kind in ("attention", "ffn"))
     with torch.no_grad():
         batch = meter(model, samples("qwen3_vl", 1)).samples.batch(0)
-        found = costs.latency_table(model, batch, every - {Operator(0, "ffn")}, lower="eager", rounds=1)
+        found = costs.latency_table(model, batch, every - {OperatorId(0, "ffn")}, lower="eager", rounds=1)
     assert set(found) == {"full", "attend", "transform", "silent"}
     assert all(value > 0 for value in found.values())
     assert {len(report.skipped) for report in opskip.reports() if report.operators} == {0, 1, 2, 3}
@@ -318,7 +318,7 @@ def test_operators_that_the_compiler_leaves_full_are_not_chosen(monkeypatch: pyt
     monkeypatch.setattr(costs, "compiled_report", partly)
     result = opskip.calibrate(FAMILIES["llava"].build(4), samples("llava", 2), 0.4, **QUICK)
     assert result.full == ("3.ffn",)
-    assert all(Operator(3, "ffn") not in choice.skipped for choice in result.front)
+    assert all(OperatorId(3, "ffn") not in choice.skipped for choice in result.front)
     assert "left full by the compiler: 3.ffn" in str(result)
 
 
@@ -328,9 +328,9 @@ def test_what_the_compiler_leaves_full_saves_nothing() -> None:
     report = costs.compiled_report(model, given)
     report.operators = tuple(op if op.name != "1.ffn" else replace(op, rows=None) for op in report.operators)
     prices, candidates = costs.flops_costs(model, given, report)
-    assert candidates == {Operator(0, "attention"), Operator(0, "ffn"), Operator(1, "attention")}
-    assert prices.of(frozenset({Operator(1, "ffn")})) == prices.dense
-    assert prices.of(frozenset({Operator(0, "ffn")})) < prices.dense
+    assert candidates == {OperatorId(0, "attention"), OperatorId(0, "ffn"), OperatorId(1, "attention")}
+    assert prices.of(frozenset({OperatorId(1, "ffn")})) == prices.dense
+    assert prices.of(frozenset({OperatorId(0, "ffn")})) < prices.dense
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_what_the_compiler_leaves_full_saves_nothing() -> None:
 def test_bad_options_are_refused_before_the_model_answers(
     more: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Meter, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(DivergenceMeter, "measure", lambda *_: pytest.fail("measured"))
     model = FAMILIES["llava"].build(2)
     monkeypatch.setattr(model, "generate", lambda **_: pytest.fail("generated"))
     given = {"samples": samples("llava", 2), "budget": 0.3, **more}

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from opskip_compile.calibration.batches import prompt_rows, with_answers
+from opskip_compile.calibration.divergence_meter import DivergenceMeter
 from opskip_compile.calibration.files import FileSamples
 from opskip_compile.calibration.journal import Journal
-from opskip_compile.calibration.meter import Meter
-from opskip_compile.calibration.samples import GivenSamples, Samples
+from opskip_compile.calibration.samples import InMemorySamples, Samples
 from opskip_compile.demo.data import load_model, load_processor
 from opskip_compile.demo.samples import DemoEncoder, DemoSamples
 from opskip_compile.errors import OpSkipError, OptionError
@@ -52,7 +52,7 @@ def test_answers_stand_behind_the_prompts() -> None:
 def test_greedy_answers_are_the_models() -> None:
     """Forced through one pass, each answer row predicts what `generate` said."""
     model = LLAVA.build(3)
-    found = ready(GivenSamples(model, samples("llava", 1), answer_tokens=4))
+    found = ready(InMemorySamples(model, samples("llava", 1), answer_tokens=4))
     batch = found.batch(0)
     with torch.no_grad():
         logits = model(**batch.inputs).logits[batch.answers]
@@ -63,13 +63,13 @@ def test_greedy_answers_are_the_models() -> None:
 
 def test_labels_are_the_same_as_answers() -> None:
     model, given = LLAVA.build(3), samples("llava", 1)
-    asked = ready(GivenSamples(model, given, answer_tokens=3)).batch(0)
+    asked = ready(InMemorySamples(model, given, answer_tokens=3)).batch(0)
     labels = torch.where(asked.answers.roll(1, 1), asked.inputs["input_ids"], -100)
-    told = ready(GivenSamples(model, [{**asked.inputs, "labels": labels}]))
+    told = ready(InMemorySamples(model, [{**asked.inputs, "labels": labels}]))
     again = told.batch(0)
     assert torch.equal(again.answers, asked.answers)
     assert torch.equal(again.predicted, asked.predicted)
-    assert told.items[0].rows == ready(GivenSamples(model, given)).items[0].rows  # FLOPs are those of the prompt
+    assert told.items[0].rows == ready(InMemorySamples(model, given)).items[0].rows  # FLOPs are those of the prompt
     assert "labels" not in again.inputs
 
 
@@ -83,7 +83,7 @@ def test_rows_of_prompts() -> None:
 
 
 def test_split_is_disjoint_and_the_same_for_a_seed() -> None:
-    found = GivenSamples(LLAVA.build(1), samples("llava", 8))
+    found = InMemorySamples(LLAVA.build(1), samples("llava", 8))
     found.check()
     inside, outside = found.split(0.25, 0)
     assert sorted(inside + outside) == list(range(8))
@@ -92,7 +92,7 @@ def test_split_is_disjoint_and_the_same_for_a_seed() -> None:
     assert {found.split(0.25, seed)[1] for seed in range(6)} != {outside}
     assert found.split(0, 0) == (tuple(range(8)), ())
     with pytest.raises(OpSkipError, match="samples: 1 given, of which 1 would be held out"):
-        one = GivenSamples(LLAVA.build(1), samples("llava", 1))
+        one = InMemorySamples(LLAVA.build(1), samples("llava", 1))
         one.check()
         one.split(0.1, 0)
 
@@ -101,7 +101,7 @@ def test_digest_is_that_of_the_content() -> None:
     model = LLAVA.build(1)
 
     def digest(given: list[Any]) -> str:
-        found = GivenSamples(model, given)
+        found = InMemorySamples(model, given)
         found.check()
         return found.digest
 
@@ -114,7 +114,7 @@ def test_digest_is_that_of_the_content() -> None:
 
 def test_samples_can_be_used_again() -> None:
     """For another budget, say: nothing is counted twice."""
-    found = GivenSamples(LLAVA.build(1), samples("llava", 2))
+    found = InMemorySamples(LLAVA.build(1), samples("llava", 2))
     found.check()
     before = found.digest, found.count
     found.check()
@@ -149,14 +149,14 @@ def test_a_bad_sample_is_named_before_the_model_runs(given: Any, said: str) -> N
     model = LLAVA.build(1)
     model.register_forward_hook(lambda *_: pytest.fail("the model ran"))
     with pytest.raises(OpSkipError, match=said):
-        GivenSamples(model, given).check()
+        InMemorySamples(model, given).check()
 
 
 def test_a_model_without_an_image_token() -> None:
     model = LLAVA.build(1)
     model.config.image_token_id = None
     with pytest.raises(OpSkipError, match="model: the config of LlavaForConditionalGeneration names no image token"):
-        GivenSamples(model, samples("llava", 1))
+        InMemorySamples(model, samples("llava", 1))
 
 
 @pytest.mark.parametrize("answered", [False, True])
@@ -168,11 +168,11 @@ def test_logits_that_are_not_finite_are_named(answered: bool) -> None:
     if answered:
         for inputs in given:
             inputs["labels"] = torch.where(torch.arange(24) > 20, inputs["input_ids"], -100)
-    found = GivenSamples(model, given)
+    found = InMemorySamples(model, given)
     found.check()
     with pytest.raises(OpSkipError, match=r"samples\[0\]: the (dense )?model's logits are not finite"):
         found.answer(Journal(None, {}))
-        Meter(model, found, Journal(None, {})).measure([frozenset()], [0, 1])
+        DivergenceMeter(model, found, Journal(None, {})).measure([frozenset()], [0, 1])
 
 
 @pytest.fixture

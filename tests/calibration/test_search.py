@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from opskip_compile.calibration.costs import FlopsCosts, LatencyCosts
-from opskip_compile.calibration.meter import Measured
-from opskip_compile.calibration.operators import NOTHING, Operator, Skipped, operators
+from opskip_compile.calibration.divergence_meter import Measured
+from opskip_compile.calibration.operator_sets import NOTHING, OperatorId, Skipped, all_operators
 from opskip_compile.calibration.scores import Scores
 from opskip_compile.calibration.search import Point, Search, at_random, cheapest, pareto, units_of
 
 Divergence = Callable[[Skipped], float]
 LAYERS = 4
-EVERY = operators(LAYERS)
+EVERY = all_operators(LAYERS)
 COSTS = FlopsCosts(
     {op: 1.0 if op.kind == "attention" else 3.0 for op in EVERY},
     {op: 0.4 if op.kind == "attention" else 0.2 for op in EVERY},
@@ -99,7 +99,7 @@ def test_joint_measurements_beat_scores_where_operators_stand_in_for_each_other(
 
 def test_a_pair_that_must_not_be_skipped_together() -> None:
     """Each alone is free, both together ruin the answer."""
-    pair = frozenset({Operator(0, "ffn"), Operator(1, "ffn")})
+    pair = frozenset({OperatorId(0, "ffn"), OperatorId(1, "ffn")})
 
     def divergence(skipped: Skipped) -> float:
         return (100.0 if pair <= skipped else 0.0) + 0.1 * len(skipped - pair)
@@ -109,7 +109,7 @@ def test_a_pair_that_must_not_be_skipped_together() -> None:
 
 
 def test_blocks_are_taken_back_where_together_they_do_harm() -> None:
-    pair = frozenset({Operator(0, "ffn"), Operator(1, "ffn")})
+    pair = frozenset({OperatorId(0, "ffn"), OperatorId(1, "ffn")})
 
     def divergence(skipped: Skipped) -> float:
         return (100.0 if pair <= skipped else 0.0) + 0.1 * len(skipped)
@@ -139,10 +139,10 @@ def test_whole_layers_are_chosen_together() -> None:
     assert [len(unit) for unit in units] == [2] * LAYERS
     point = chosen(search(additive(1), units), COSTS.dense * 0.5)
     assert all(
-        (Operator(layer, "attention") in point.skipped) == (Operator(layer, "ffn") in point.skipped)
+        (OperatorId(layer, "attention") in point.skipped) == (OperatorId(layer, "ffn") in point.skipped)
         for layer in range(4)
     )
-    assert units_of(frozenset({Operator(1, "ffn")}), "layer") == (frozenset({Operator(1, "ffn")}),)
+    assert units_of(frozenset({OperatorId(1, "ffn")}), "layer") == (frozenset({OperatorId(1, "ffn")}),)
 
 
 def test_fewer_are_measured_than_there_are() -> None:
@@ -205,9 +205,13 @@ def test_random_paths_are_the_same_for_a_seed() -> None:
 
 def test_milliseconds_go_by_layer_state() -> None:
     table = {"full": 100.0, "attend": 40.0, "transform": 80.0, "silent": 10.0}
-    costs = LatencyCosts(table, 4, frozenset(EVERY) - {Operator(3, "ffn")})
+    costs = LatencyCosts(table, 4, frozenset(EVERY) - {OperatorId(3, "ffn")})
     assert costs.dense == 100
-    skipped = frozenset({Operator(0, "ffn"), Operator(1, "attention"), Operator(2, "ffn"), Operator(2, "attention")})
+    skipped = frozenset(
+        {OperatorId(0, "ffn"), OperatorId(1, "attention"), OperatorId(2, "ffn"), OperatorId(2, "attention")}
+    )
     assert costs.of(skipped) == pytest.approx((40 + 80 + 10 + 100) / 4)
-    assert costs.of(frozenset({Operator(3, "ffn")})) == 100  # the compiler would leave it full
-    assert costs.saved(frozenset({Operator(0, "ffn")}), frozenset({Operator(0, "attention")})) == pytest.approx(0.075)
+    assert costs.of(frozenset({OperatorId(3, "ffn")})) == 100  # the compiler would leave it full
+    assert costs.saved(frozenset({OperatorId(0, "ffn")}), frozenset({OperatorId(0, "attention")})) == pytest.approx(
+        0.075
+    )

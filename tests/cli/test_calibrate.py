@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 import opskip_compile as opskip
 from opskip_compile.calibration import page
 from opskip_compile.calibration import plots as draw
-from opskip_compile.calibration.diagnose import SILENT
+from opskip_compile.calibration.effects import SILENT
 from opskip_compile.cli.main import app
 from opskip_compile.models.inspection import load_checkpoint
 from tests.cli.test_inspect import make_checkpoint
@@ -184,7 +184,7 @@ def test_diagnosis_as_data_table_and_plot(diagnosis: opskip.Diagnosis, tmp_path:
     data = json.loads(json.dumps(diagnosis.to_dict()))
     assert [layer["silent"] for layer in data["layers"]] == [row.silent for row in diagnosis.rows]
     assert diagnosis.table().row_count == 5
-    drawn = draw.diagnosis_figure(diagnosis)
+    drawn = draw.diagnosis_figure(diagnosis.title, diagnosis.rows)
     lines = {line.get_gid(): line for axes in drawn.axes for line in axes.lines}
     assert list(lines["update-ffn"].get_ydata()) == [row.of("ffn").update for row in diagnosis.rows]
     assert list(lines["effect-layer"].get_ydata())[:2] == [row.of("layer").divergence for row in diagnosis.rows[:2]]

@@ -16,7 +16,7 @@ import opskip_compile as opskip
 from opskip_compile.errors import OpSkipError, OptionError, ScheduleError
 from opskip_compile.evaluation import plots as draw
 from opskip_compile.evaluation.measures import TaskRows, bootstrap, is_right, retained
-from opskip_compile.evaluation.show import table
+from opskip_compile.evaluation.result_tables import outcome_table
 from opskip_compile.models.generation import greedy
 from opskip_compile.models.inspection import load_checkpoint
 from opskip_compile.models.jsonl import Line, encode
@@ -121,13 +121,13 @@ def test_cuts_are_at_least_what_was_asked_for(result: opskip.Evaluation, model: 
     """And no more than one unit of the method over it; FLOPs are those of the formula."""
     for method in METHODS:
         found = result.of(method, 0.4)
-        assert all(run.cut >= 0.4 for run in found.contenders), method
+        assert all(run.cut >= 0.4 for run in found.runs), method
         assert found.cut < 0.4 + (0.03 if method == "fastv" else 0.17), method
     counts = [opskip.count_flops(model, visual_tokens=16, text_tokens=n, schedule=SPEC) for n in (3, 4)]
     cut = 1 - sum(c.skipped for c in counts) / sum(c.dense for c in counts)
     assert result.of("mine").cut == pytest.approx(cut)
-    assert [run.seed for run in result.of("random", 0.4).contenders] == [0, 1]
-    (shortv,) = result.of("shortv", 0.4).contenders
+    assert [run.seed for run in result.of("random", 0.4).runs] == [0, 1]
+    (shortv,) = result.of("shortv", 0.4).runs
     assert shortv.schedule is not None
     assert {states.state for states in shortv.schedule.resolve(5)} == {"full", "silent"}
 
@@ -145,7 +145,7 @@ def test_a_schedule_for_other_rows_is_counted_with_them(
     )
     for name, before in (("visual", 0), ("through", 2)):
         rows = opskip.count_flops(
-            model, visual_tokens=16, text_tokens=6, text_before=2, schedule=found.of(name).contenders[0].schedule
+            model, visual_tokens=16, text_tokens=6, text_before=2, schedule=found.of(name).runs[0].schedule
         )
         assert found.of(name).cut == pytest.approx(rows.cut), before
     assert found.of("through").cut > found.of("visual").cut
@@ -168,7 +168,7 @@ def test_unread_operators_are_found(result: opskip.Evaluation) -> None:
     """What can be left out for free is, and no other way that was measured keeps more."""
     ours = result.of("operators", 0.4)
     assert ours.retained == ours.agreement == 1
-    (run,) = ours.contenders
+    (run,) = ours.runs
     assert run.schedule is not None
     assert all(states.state == "full" for states in run.schedule.resolve(5)[:2])
     assert result.of("random", 0.4).accuracy < ours.accuracy
@@ -185,7 +185,7 @@ def test_tables_json_and_plot(result: opskip.Evaluation, tmp_path: Path) -> None
     plain = json.loads(json.dumps(result.to_dict()))
     assert [o["method"] for o in plain["outcomes"]][:2] == ["dense", "mine"]
     assert plain["tasks"] == {name: {"questions": 6, "images": 3} for name in ("plain", "odd")}
-    assert table(result).row_count == len(result.outcomes) == 8
+    assert outcome_table(result).row_count == len(result.outcomes) == 8
     text = result.markdown()
     assert "| accuracy | FLOPs cut | plain | odd |" in text
     assert text.count("| random, mean of 2 |") == 2
@@ -221,7 +221,7 @@ def test_an_interrupted_run_goes_on(
     with pytest.raises(KeyboardInterrupt):
         run(questions)
     first = run(questions)
-    assert sizes == [6] * 5  # two batches for each of two contenders, one of them begun again
+    assert sizes == [6] * 5  # two batches for each of two runs, one of them begun again
     assert run(questions).to_dict() == first.to_dict()
     assert len(sizes) == 5
     with pytest.raises(OpSkipError, match=r"resume: .*answers.jsonl.* was written with data"):
