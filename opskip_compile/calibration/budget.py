@@ -77,7 +77,7 @@ class Budget:
         return self.flops if self.flops is not None else self.milliseconds
 
     def check(self, costs: Costs, candidates: Skipped) -> None:
-        """See that it can be met.
+        """Check that it can be met.
 
         Args:
             candidates: all operators that can be skipped.

@@ -48,7 +48,7 @@ class CalibrationConfig:
         level: choose ``"operator"`` by operator, or whole ``"layer"`` s.
         search: ``"joint"`` measures sets as they grow; ``"scores"`` goes by the scores alone.
         rows: the row set that skipped operators leave out.
-        holdout: share of the items that nothing is chosen by and on which the result is measured.
+        holdout: share of the items that have no part in the choice; the result is measured on them.
         seed: of the split, of random directions and of the random controls.
         batch: prompts to a forward pass, of a JSONL file.
         answer_tokens: of a greedy answer, at most.

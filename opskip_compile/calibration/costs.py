@@ -79,7 +79,7 @@ class LatencyCosts(Costs):
 
     Attributes:
         milliseconds: of the decoder with every layer in one state (``full``, ``attend``, ``transform``, ``silent``).
-        num_layers: of them.
+        num_layers: of the decoder.
         candidates: operators that can be skipped; the others count as full.
     """
 

@@ -72,7 +72,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Stability:
-    """Searches of their own on two disjoint halves of the samples.
+    """Separate searches on two disjoint halves of the samples.
 
     Attributes:
         first, second: what each half chose.

@@ -1,7 +1,7 @@
 """`diagnose`: per layer, how large the visual update is and how little or much the answer notices it.
 
 The observation behind the method (arXiv 2606.31903): late layers go on changing the visual rows, and the answer rows
-hardly see it. This measures it on a model and prompts of one's own.
+hardly see it. This measures it on any model and prompts.
 """
 
 from __future__ import annotations

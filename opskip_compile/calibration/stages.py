@@ -140,7 +140,7 @@ class Stages:
         return controls
 
     def _judged(self, sets: Sequence[Skipped]) -> tuple[Choice, ...]:
-        """Sets that nothing was chosen by: on held-out samples if there are any."""
+        """Sets that no search chose, measured on held-out samples if there are any."""
         items = self.outside or self.inside
         measured = self.meter.measure(sets, items)
         return tuple(

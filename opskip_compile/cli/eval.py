@@ -114,10 +114,10 @@ def evaluate(
         result = run(
             whole,
             questions,
-            config,
             processor=encoder,
             calibration=prompts,
             schedules=schedules,
+            config=config,
             step=step,
         )
     first = next(whole.parameters())

@@ -52,7 +52,7 @@ class EvaluationConfig:
         lower: ``"inductor"``, or ``"eager"`` to answer by the rewritten graphs as they are: the same rows left out,
             quicker for small models.
         rounds: of timing the prefill; 0 for no timing.
-        timed: how the timed prefill is lowered; with ``"eager"`` the times are no measure.
+        timed: how the timed prefill is lowered; times of ``"eager"`` say nothing about Inductor.
         resamples: of the bootstrap.
         seed: of the bootstrap and the calibrations.
         resume: a folder that keeps answers and measurements; an interrupted evaluation goes on with them.

@@ -47,11 +47,11 @@ QuestionSource = str | os.PathLike[str] | Sequence[Line] | Sequence[str | os.Pat
 def evaluate(
     model: nn.Module,
     data: QuestionSource,
-    config: EvaluationConfig | None = None,
     *,
     processor: Any,
     calibration: QuestionSource | None = None,
     schedules: Mapping[str, Schedule | str] | None = None,
+    config: EvaluationConfig | None = None,
     step: Step = lambda what, done, total: None,
     **options: Unpack[EvaluationOptions],
 ) -> Evaluation:
@@ -65,11 +65,11 @@ def evaluate(
         model: of transformers, with a config that names its image token, on its device and in its dtype.
         data: JSONL files (or one, or its lines) with ``image`` or ``images``, ``prompt``, ``answer`` (a text or a list
             of texts) and perhaps ``task`` on each line; without ``task`` a file is a task.
-        config: how to evaluate; the defaults of `EvaluationConfig` if not given.
         processor: of transformers, or an `Encoder`.
         calibration: the same for what the methods of `CALIBRATED` calibrate on; answers are not used. No prompt of it
             may be in ``data``.
         schedules: by name, to take part as they are.
+        config: how to evaluate; the defaults of `EvaluationConfig` if not given.
         step: called with what is done now, steps done, and steps in all.
         options: fields of `EvaluationConfig` by name, such as ``cuts=(0.3,)``. They take the place of the config's.
 

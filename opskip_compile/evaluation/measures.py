@@ -1,7 +1,7 @@
 """From answers to figures: exact match, what is retained of the dense model's accuracy, and how sure that is.
 
-Intervals are from a paired bootstrap (B. Efron, 1979): images are drawn with replacement within each task, and dense
-and skipped answers to all questions about an image come along together, since they are not independent.
+Intervals are from a paired bootstrap (B. Efron, 1979): images are drawn with replacement within each task, with the
+dense and skipped answers to all questions about them, since these are not independent.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class EvaluationRun:
 
     Attributes:
         method: of `METHODS`, ``"dense"``, or the name of a schedule of the user's.
-        asked: share of FLOPs to save; None where nobody asked for one.
+        asked: share of FLOPs to save; None where none was asked for.
         cut: share that it saves, the mean over the prompts.
         schedule: what it skips; None for token dropping.
         dropping: which rows leave; None for a schedule.
@@ -160,7 +160,7 @@ def all_runs(
 
 
 def check_reach(setup: EvaluationSetup, methods: Sequence[str], cuts: Sequence[float]) -> None:
-    """See that the cuts can be made.
+    """Check that the cuts can be reached.
 
     Raises:
         OptionError: not even with everything skipped.
@@ -172,7 +172,7 @@ def check_reach(setup: EvaluationSetup, methods: Sequence[str], cuts: Sequence[f
 
 
 def out_of_reach(runs: Sequence[EvaluationRun], methods: Sequence[str], cuts: Sequence[float]) -> list[str]:
-    """Methods that can't reach a cut, for people."""
+    """Methods that can't reach a cut, as messages."""
     there = {(run.method, run.asked) for run in runs}
     return [
         f"{method} {cut:.1%}: it can't save so much" for cut in cuts for method in methods if (method, cut) not in there

@@ -59,7 +59,7 @@ def speeds(
 
     Args:
         model: dense and eager.
-        lower: as in `Settings`; with ``"eager"`` the times are no measure.
+        lower: as in `Settings`; times of ``"eager"`` say nothing about Inductor.
 
     Raises:
         OpSkipError: no decoder whose sizes are known, or one that the harness can't run.

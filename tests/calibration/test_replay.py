@@ -102,9 +102,9 @@ def test_a_model_that_is_more_than_its_layers_is_run_whole() -> None:
     layer = decoder_layers(model)[3]
     layer.mlp = Counting(layer.mlp)
     assert not Replay(model, batch).reproduces()
-    found = meter(model, [ZOO["llava"].inputs()])
-    found.measure([frozenset({OperatorId(3, "attention")})], [0])
-    assert found.reuse is False
+    dense_meter = meter(model, [ZOO["llava"].inputs()])
+    dense_meter.measure([frozenset({OperatorId(3, "attention")})], [0])
+    assert dense_meter.reuse is False
 
 
 def test_recording_leaves_the_model_as_it_was() -> None:
@@ -138,9 +138,9 @@ def test_of_logits_that_overflow_in_half() -> None:
     """16-bit logits are compared in float64: no NaN from large values."""
     dense = AnswerOutputs(torch.tensor([[60000.0, -60000.0]]).half().float(), torch.ones(1, 2))
     other = AnswerOutputs(torch.tensor([[-60000.0, 60000.0]]).half().float(), torch.ones(1, 2))
-    (found,) = compare(dense, other, torch.tensor([[True]]))
-    assert found[0] == pytest.approx(120000, rel=1e-3)
-    assert found[2] == 0
+    (difference,) = compare(dense, other, torch.tensor([[True]]))
+    assert difference[0] == pytest.approx(120000, rel=1e-3)
+    assert difference[2] == 0
 
 
 def test_sets_are_spelled_one_way() -> None:
@@ -165,11 +165,11 @@ def test_through_visual_is_the_oracles() -> None:
 def test_batches_that_do_not_fit_are_run_again() -> None:
     """The same figures with and without memory for recorded batches; with it, the dense forward runs once."""
     model = FAMILIES["llava"].build(3)
-    given = samples("llava", 2)
+    prompts = samples("llava", 2)
     sets = [frozenset({op}) for op in all_operators(3)]
-    kept, dropped = meter(model, given), meter(model, given, kept_bytes=0)
-    for found in (kept, dropped):
-        found.measure(sets[:3], [0, 1])
+    kept, dropped = meter(model, prompts), meter(model, prompts, kept_bytes=0)
+    for each in (kept, dropped):
+        each.measure(sets[:3], [0, 1])
     assert kept.measure(sets, [0, 1]) == dropped.measure(sets, [0, 1])
     assert len(kept._replays) == 2
     assert not dropped._replays

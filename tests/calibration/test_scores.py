@@ -18,7 +18,7 @@ from tests.helpers.support import ZOO
 ANSWERED = ("probe", "first_order", "fisher")  # those that look at the answer
 
 
-def found(meter_: DivergenceMeter, method: str) -> Scores:
+def scores_by(meter_: DivergenceMeter, method: str) -> Scores:
     return score(method, meter_, range(len(meter_.samples.items)), seed=0)
 
 
@@ -32,14 +32,14 @@ def smallest(scores: Scores, unread: Skipped) -> bool:
 @pytest.mark.parametrize("method", ANSWERED)
 def test_updates_that_nobody_reads_are_found(method: str, family: str) -> None:
     model, unread = deaf_after(3, family)
-    assert smallest(found(meter(model, samples(family)), method), unread)
+    assert smallest(scores_by(meter(model, samples(family)), method), unread)
 
 
 @pytest.mark.parametrize("method", ANSWERED)
 def test_text_that_never_looks_at_the_image_after_a_layer(method: str) -> None:
     model = FAMILIES["llava"].build(LAYERS)
     with text_looks_away(model, 2) as unread:
-        assert smallest(found(meter(model, samples("llava")), method), unread)
+        assert smallest(scores_by(meter(model, samples("llava")), method), unread)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -47,7 +47,7 @@ def test_text_that_never_looks_at_the_image_after_a_layer(method: str) -> None:
 def test_an_update_that_is_zero_on_visual_rows_scores_zero(op: OperatorId, method: str) -> None:
     model = FAMILIES["llava"].build(LAYERS)
     with nothing_on_visual_rows(model, op):
-        scores = found(meter(model, samples("llava", 2)), method)
+        scores = scores_by(meter(model, samples("llava", 2)), method)
     assert scores.values[op] <= 1e-12
     last = OperatorId(LAYERS - 1, "ffn")  # nothing reads the last layer's visual rows
     assert all(value > 1e-12 for other, value in scores.values.items() if other.layer < LAYERS - 1 and other != op)
@@ -57,7 +57,7 @@ def test_an_update_that_is_zero_on_visual_rows_scores_zero(op: OperatorId, metho
 def test_the_size_of_an_update_misleads() -> None:
     """The control ranks large updates that nobody reads as the most important ones."""
     model, unread = deaf_after(3)
-    scores = found(meter(model, samples("llava")), "update_norm")
+    scores = scores_by(meter(model, samples("llava")), "update_norm")
     top = sorted(scores.values, key=scores.values.__getitem__)[-3:]
     assert {op for op in top if op.kind == "ffn"} <= unread
     assert top[-1] in unread
@@ -113,7 +113,7 @@ def test_fisher_is_the_divergence_of_a_small_change() -> None:
 def test_fisher_of_pairs() -> None:
     """The interaction with itself is the score, and two operators together are more than their sum or less."""
     model = FAMILIES["llava"].build(3)
-    scores = found(meter(model, samples("llava", 2)), "fisher")
+    scores = scores_by(meter(model, samples("llava", 2)), "fisher")
     for op in all_operators(3):
         assert scores.interaction[op, op] == pytest.approx(scores.values[op], rel=1e-6)
     a, b = OperatorId(0, "attention"), OperatorId(1, "ffn")
@@ -146,7 +146,7 @@ def test_unknown_method() -> None:
 
 def test_errors_are_standard_errors() -> None:
     model = FAMILIES["llava"].build(2)
-    scores = found(meter(model, samples("llava", 3)), "probe")
+    scores = scores_by(meter(model, samples("llava", 3)), "probe")
     one = OperatorId(0, "attention")
     measured = meter(model, samples("llava", 3)).measure([frozenset({one})], range(3))[0]
     values = torch.tensor(measured.divergence, dtype=torch.float64)

@@ -61,11 +61,11 @@ def with_pairs(seed: int) -> Divergence:
     return lambda skipped: sum(alone[op] for op in skipped) + sum(v for pair, v in pairs.items() if pair <= skipped)
 
 
-def chosen(found: Search, most: float, refined: bool = True) -> Point:
-    point = next(p for p in found.grow(lambda p: COSTS.of(p.skipped) <= most) if COSTS.of(p.skipped) <= most)
-    ranked = cheapest(found.by_scores(), COSTS, most)
+def chosen(search_: Search, most: float, refined: bool = True) -> Point:
+    point = next(p for p in search_.grow(lambda p: COSTS.of(p.skipped) <= most) if COSTS.of(p.skipped) <= most)
+    ranked = cheapest(search_.by_scores(), COSTS, most)
     assert ranked is not None
-    return found.refine([point, *found.measure([ranked])], most) if refined else point
+    return search_.refine([point, *search_.measure([ranked])], most) if refined else point
 
 
 @pytest.mark.parametrize("share", [0.25, 0.4, 0.6])
@@ -88,10 +88,10 @@ def test_joint_measurements_beat_scores_where_operators_stand_in_for_each_other(
     most, better = COSTS.dense * 0.5, 0
     for seed in range(12):
         divergence = with_pairs(seed)
-        found = search(divergence)
-        ranked = cheapest(found.by_scores(), COSTS, most)
+        search_ = search(divergence)
+        ranked = cheapest(search_.by_scores(), COSTS, most)
         assert ranked is not None
-        joint = chosen(found, most).divergence
+        joint = chosen(search_, most).divergence
         assert joint <= divergence(ranked) * (1 + 1e-9)
         better += joint < 0.9 * divergence(ranked)
     assert better >= 6
@@ -128,8 +128,8 @@ def test_growth_ends_with_everything() -> None:
 
 def test_fill_stays_below_the_floor() -> None:
     divergence = additive(3)
-    found = search(divergence)
-    point = found.fill(found.measure([NOTHING])[0], 0.8)
+    search_ = search(divergence)
+    point = search_.fill(search_.measure([NOTHING])[0], 0.8)
     assert point.divergence < 0.8
     assert all(divergence(point.skipped | {op}) >= 0.8 for op in EVERY if op not in point.skipped)
 
@@ -146,16 +146,16 @@ def test_whole_layers_are_chosen_together() -> None:
 
 
 def test_fewer_are_measured_than_there_are() -> None:
-    found = search(additive(0), refresh=2)
-    found.grow(lambda point: False)
-    assert len(found.meter.asked) < 2 * len(EVERY) + 2  # type: ignore[attr-defined]
+    search_ = search(additive(0), refresh=2)
+    search_.grow(lambda point: False)
+    assert len(search_.meter.asked) < 2 * len(EVERY) + 2  # type: ignore[attr-defined]
 
 
 def test_scores_that_are_no_divergences_are_held_against_those_measured() -> None:
     """Norms of a hundred do not keep an operator from being looked at beside divergences of a thousandth."""
     divergence = additive(5)
     small = lambda s: divergence(s) / 1000  # noqa: E731
-    found = Search(
+    search_ = Search(
         Known(small),
         (0,),
         COSTS,
@@ -166,7 +166,7 @@ def test_scores_that_are_no_divergences_are_held_against_those_measured() -> Non
         refresh=2,
     )
     most = COSTS.dense * 0.5
-    assert chosen(found, most).divergence == pytest.approx(best_under(small, most), rel=0.3)
+    assert chosen(search_, most).divergence == pytest.approx(best_under(small, most), rel=0.3)
 
 
 def test_interactions_of_scores() -> None:

@@ -1,4 +1,4 @@
-"""``opskip calibrate`` and ``opskip diagnose``: files as they are said, bad input as one line, pages and plots."""
+"""``opskip calibrate`` and ``opskip diagnose``: the files that it writes, bad input as one line, pages and plots."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def test_everything_is_written(model: Path, data: Path, tmp_path: Path) -> None:
     assert schedule.to_spec() in (tmp_path / "p.html").read_text()
     # The same as from Python, with the same samples.
     whole, processor = load_checkpoint(model)
-    found = opskip.calibrate(whole, data, 0.3, processor=processor, batch=2, answer_tokens=2)
-    assert found.schedule.to_dict() == schedule.to_dict()
+    calibration = opskip.calibrate(whole, data, 0.3, processor=processor, batch=2, answer_tokens=2)
+    assert calibration.schedule.to_dict() == schedule.to_dict()
     # And the schedule is one that the compiler takes.
     inspected = call(
         "inspect", model / "config.json", "--schedule", tmp_path / "s.json", "--visual", "16", "--text", "4"

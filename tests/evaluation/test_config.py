@@ -61,7 +61,7 @@ def test_keywords_take_the_place_of_the_configs() -> None:
     changed = configured(opskip.EvaluationConfig, config, {"seed": 4})
     assert (changed.methods, changed.seed, config.seed) == (("vtw",), 4, 3)
     with pytest.raises(OptionError, match="config: expected EvaluationConfig, got CalibrationConfig"):
-        opskip.evaluate(nn.Identity(), "gone.jsonl", opskip.CalibrationConfig(), processor=None)  # type: ignore[arg-type]
+        opskip.evaluate(nn.Identity(), "gone.jsonl", processor=None, config=opskip.CalibrationConfig())  # type: ignore[arg-type]
 
 
 def test_methods_and_cuts_are_kept_once_and_in_order() -> None:

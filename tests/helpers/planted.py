@@ -24,13 +24,15 @@ def samples(family: str, count: int = 3, layout: Sequence[Sequence[int]] = UNEVE
     return [dict(FAMILIES[family].inputs(layout, seed=seed)) for seed in range(count)]
 
 
-def meter(model: nn.Module, given: Sequence[Mapping[str, Any]], answer_tokens: int = 3, **more: Any) -> DivergenceMeter:
+def meter(
+    model: nn.Module, prompts: Sequence[Mapping[str, Any]], answer_tokens: int = 3, **more: Any
+) -> DivergenceMeter:
     """A meter on samples that were checked and answered."""
-    found = InMemorySamples(model, given, "visual", answer_tokens)
-    found.check()
+    in_memory = InMemorySamples(model, prompts, "visual", answer_tokens)
+    in_memory.check()
     journal = Journal(None, {})
-    found.answer(journal)
-    return DivergenceMeter(model, found, journal, **more)
+    in_memory.answer(journal)
+    return DivergenceMeter(model, in_memory, journal, **more)
 
 
 def deaf_after(k: int, family: str = "llava") -> tuple[nn.Module, Skipped]:
