@@ -23,7 +23,7 @@ from torch import nn
 import opskip_compile as opskip
 from opskip_compile.bench.machine import check_place, environment
 from opskip_compile.calibration.journal import Journal
-from opskip_compile.calibration.operators import Skipped
+from opskip_compile.calibration.operator_sets import Skipped
 from opskip_compile.calibration.replay import Replay
 from opskip_compile.calibration.samples import Samples
 from opskip_compile.demo import data

@@ -5,7 +5,7 @@
 
 from opskip_compile.api import compile, explain, last_report, remove, reports
 from opskip_compile.backend.settings import Settings
-from opskip_compile.calibration import Budget, CalibrationResult, Diagnosis, calibrate, diagnose
+from opskip_compile.calibration import Budget, CalibrationConfig, CalibrationResult, Diagnosis, calibrate, diagnose
 from opskip_compile.errors import (
     NothingSkippedWarning,
     OpSkipError,
@@ -14,7 +14,7 @@ from opskip_compile.errors import (
     ScheduleError,
     UncalibratedScheduleWarning,
 )
-from opskip_compile.evaluation import Evaluation, evaluate
+from opskip_compile.evaluation import Evaluation, EvaluationConfig, evaluate
 from opskip_compile.models.oracle import oracle
 from opskip_compile.passes.runtime import mark_visual
 from opskip_compile.report.diff import GraphDiff
@@ -27,9 +27,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
+    "CalibrationConfig",
     "CalibrationResult",
     "Diagnosis",
     "Evaluation",
+    "EvaluationConfig",
     "FlopsReport",
     "Geometry",
     "GraphDiff",

@@ -29,7 +29,7 @@ from benchmarks.vqa.exporting import LONGEST_ANSWER
 from benchmarks.vqa.tasks import TASKS
 from opskip_compile.bench.machine import environment
 from opskip_compile.calibration.files import FileSamples
-from opskip_compile.evaluation.evaluate import CUTS
+from opskip_compile.evaluation.config import CUTS
 from opskip_compile.evaluation.result import Evaluation
 from opskip_compile.models.jsonl import read_lines
 from opskip_compile.models.prompts import Encoder
@@ -82,7 +82,7 @@ def tower_of(model: Any) -> nn.Module:
 def remembering(tower: nn.Module) -> Iterator[None]:
     """Let a vision tower look up what it returned for the same pixels before.
 
-    All contenders ask about the same batches, and nothing of the tower is ever skipped. All it returns is kept until
+    All runs ask about the same batches, and nothing of the tower is ever skipped. All it returns is kept until
     the block ends, 0.2 to 0.3 MB an image.
     """
     known: dict[bytes, Any] = {}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from opskip_compile.errors import OpSkipError
+from opskip_compile.passes.runtime import kept_rows
 from opskip_compile.schedule.schedule import Rows
 
 
@@ -62,7 +63,10 @@ class PromptRows:
 
 def left_out(visual: Tensor, rows: Rows) -> Tensor:
     """The rows that a skipped operator leaves out, bool ``(batch, sequence)``, of the visual rows."""
-    return visual if rows == "visual" else visual.flip(1).cumsum(1).flip(1) > 0
+    if rows == "visual":
+        return visual
+    kept, live = kept_rows(visual, True)  # as the compiler has it: one definition for both
+    return torch.ones_like(visual).scatter(1, kept, ~live)
 
 
 def prompt_rows(visual: Tensor, mask: Tensor) -> list[PromptRows]:
@@ -72,7 +76,7 @@ def prompt_rows(visual: Tensor, mask: Tensor) -> list[PromptRows]:
         visual, mask: bool ``(batch, sequence)``: the visual rows, and the rows that are no padding.
     """
     counted = (mask, visual, mask & left_out(visual, "through_visual"))
-    return [PromptRows(*found) for found in zip(*(rows.sum(1).tolist() for rows in counted), strict=True)]
+    return [PromptRows(*counts) for counts in zip(*(rows.sum(1).tolist() for rows in counted), strict=True)]
 
 
 def with_answers(
@@ -94,14 +98,14 @@ def with_answers(
     tail = torch.tensor([[*answer, *[pad] * (longest - len(answer))] for answer in answers], device=ids.device)
     real = torch.tensor([[1] * len(answer) + [0] * (longest - len(answer)) for answer in answers], device=ids.device)
     ends = {"input_ids": tail, "attention_mask": real}
-    found = dict(inputs)
+    longer = dict(inputs)
     for name, value in inputs.items():
         if isinstance(value, Tensor) and value.shape == ids.shape and not value.is_floating_point():
             end = ends.get(name, torch.zeros_like(tail))
-            found[name] = torch.cat([value, end.to(value)], 1)
+            longer[name] = torch.cat([value, end.to(value)], 1)
     rows = torch.zeros(batch, length + longest, dtype=torch.bool, device=ids.device)
     rows[:, length - 1 : -1] = real.bool()
-    return found, rows
+    return longer, rows
 
 
 def check_inputs(inputs: object, name: str) -> dict[str, Any]:
@@ -112,23 +116,23 @@ def check_inputs(inputs: object, name: str) -> dict[str, Any]:
     """
     if not isinstance(inputs, Mapping):
         raise OpSkipError(f"{name}: expected the mapping that a processor returns, got a {type(inputs).__name__}")
-    found = dict(inputs)
-    ids = found.get("input_ids")
+    checked = dict(inputs)
+    ids = checked.get("input_ids")
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
         raise OpSkipError(f"{name}: input_ids: expected integers of shape (batch, sequence)")
     if ids.numel() == 0:
         raise OpSkipError(f"{name}: input_ids: the prompt is empty")
     for field in ("position_ids", "past_key_values", "inputs_embeds"):
-        if found.get(field) is not None:
+        if checked.get(field) is not None:
             raise OpSkipError(f"{name}: {field}: can't be used here, since answers are put behind the prompt")
-    mask = found.get("attention_mask")
+    mask = checked.get("attention_mask")
     if mask is None:
-        found["attention_mask"] = mask = torch.ones_like(ids)
+        checked["attention_mask"] = mask = torch.ones_like(ids)
     if not isinstance(mask, Tensor) or mask.shape != ids.shape:
         raise OpSkipError(f"{name}: attention_mask: expected the shape of input_ids, {tuple(ids.shape)}")
-    if "labels" not in found and not bool(mask[:, -1].all()):
+    if "labels" not in checked and not bool(mask[:, -1].all()):
         raise OpSkipError(f"{name}: attention_mask: the prompts of a batch have to be padded on the left")
-    return found
+    return checked
 
 
 def labelled(inputs: Mapping[str, Any], name: str) -> tuple[dict[str, Any], Tensor]:
@@ -139,28 +143,28 @@ def labelled(inputs: Mapping[str, Any], name: str) -> tuple[dict[str, Any], Tens
     Raises:
         OpSkipError: labels of another shape, or an element without an answer.
     """
-    found = dict(inputs)
-    labels = found.pop("labels")
-    ids: Tensor = found["input_ids"]
+    unlabelled = dict(inputs)
+    labels = unlabelled.pop("labels")
+    ids: Tensor = unlabelled["input_ids"]
     if not isinstance(labels, Tensor) or labels.shape != ids.shape:
         raise OpSkipError(f"{name}: labels: expected the shape of input_ids, {tuple(ids.shape)}")
     rows = torch.zeros_like(ids, dtype=torch.bool)
     rows[:, :-1] = labels[:, 1:] != -100
     if not bool(rows.any(1).all()):
         raise OpSkipError(f"{name}: labels: an element has no answer (all are -100)")
-    return found, rows
+    return unlabelled, rows
 
 
 def digest(values: Mapping[str, Any]) -> str:
     """SHA-256 of tensors and plain values, by name."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for name in sorted(values):
         value = values[name]
-        found.update(name.encode())
+        sha.update(name.encode())
         if isinstance(value, Tensor):
             plain = value.detach().cpu().contiguous()
-            found.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
-            found.update(plain.flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+            sha.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
+            sha.update(plain.flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
         else:
-            found.update(repr(value).encode())
-    return found.hexdigest()
+            sha.update(repr(value).encode())
+    return sha.hexdigest()

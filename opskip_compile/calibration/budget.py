@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from opskip_compile.calibration.costs import Costs
-from opskip_compile.calibration.operators import Skipped
+from opskip_compile.calibration.operator_sets import Skipped
 from opskip_compile.errors import OptionError
 
 _NUMBER = r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)"
@@ -42,16 +42,16 @@ class Budget:
         text = "".join(str(value).lower().split())
         if isinstance(value, int | float) and not isinstance(value, bool):
             text = repr(float(value))
-        if found := re.fullmatch(_NUMBER, text):
-            return cls._checked(cut=float(found[1]))
-        if found := re.fullmatch(_NUMBER + "%", text):
-            return cls._checked(cut=float(found[1]) / 100)
-        if found := re.fullmatch(_NUMBER + "(flops|gflops|tflops)", text):
-            return cls._checked(flops=float(found[1]) * _UNITS[found[2]])
-        if found := re.fullmatch(_NUMBER + "ms", text):
-            return cls._checked(milliseconds=float(found[1]))
-        if found := re.fullmatch("kl<=?" + _NUMBER, text):
-            return cls._checked(divergence=float(found[1]))
+        if match := re.fullmatch(_NUMBER, text):
+            return cls._checked(cut=float(match[1]))
+        if match := re.fullmatch(_NUMBER + "%", text):
+            return cls._checked(cut=float(match[1]) / 100)
+        if match := re.fullmatch(_NUMBER + "(flops|gflops|tflops)", text):
+            return cls._checked(flops=float(match[1]) * _UNITS[match[2]])
+        if match := re.fullmatch(_NUMBER + "ms", text):
+            return cls._checked(milliseconds=float(match[1]))
+        if match := re.fullmatch("kl<=?" + _NUMBER, text):
+            return cls._checked(divergence=float(match[1]))
         raise OptionError(
             f"budget: expected a share such as 0.337 or 33.7%, '5.3 TFLOPs', '120ms' or 'kl<0.01', got {value!r}"
         )
@@ -77,7 +77,7 @@ class Budget:
         return self.flops if self.flops is not None else self.milliseconds
 
     def check(self, costs: Costs, candidates: Skipped) -> None:
-        """See that it can be met.
+        """Check that it can be met.
 
         Args:
             candidates: all operators that can be skipped.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from opskip_compile.api import explain, with_own_code
 from opskip_compile.calibration.batches import Batch, PromptRows
-from opskip_compile.calibration.operators import NOTHING, Operator, Skipped, as_schedule, operators
+from opskip_compile.calibration.operator_sets import NOTHING, OperatorId, Skipped, all_operators, as_schedule
 from opskip_compile.calibration.replay import Replay
 from opskip_compile.calibration.samples import Samples
 from opskip_compile.errors import NothingSkippedWarning, OpSkipError
@@ -48,7 +48,7 @@ class Costs(ABC):
         return 1 - self.of(skipped) / self.dense
 
     def saved(self, skipped: Skipped, more: Skipped) -> float:
-        """What skipping ``more`` besides saves, as a share of the dense cost."""
+        """What skipping ``more`` as well saves, as a share of the dense cost."""
         return (self.of(skipped) - self.of(skipped | more)) / self.dense
 
 
@@ -60,8 +60,8 @@ class FlopsCosts(Costs):
         full, left: by operator, dense and skipped.
     """
 
-    full: Mapping[Operator, float]
-    left: Mapping[Operator, float]
+    full: Mapping[OperatorId, float]
+    left: Mapping[OperatorId, float]
     unit: str = "FLOPs"
 
     def of(self, skipped: Skipped) -> float:
@@ -79,7 +79,7 @@ class LatencyCosts(Costs):
 
     Attributes:
         milliseconds: of the decoder with every layer in one state (``full``, ``attend``, ``transform``, ``silent``).
-        num_layers: of them.
+        num_layers: of the decoder.
         candidates: operators that can be skipped; the others count as full.
     """
 
@@ -136,9 +136,9 @@ def flops_costs(
     """
     left_out = rows or samples.rows
     prompts = [prompt for item in samples.items for prompt in item.rows]
-    counted = {Operator(op.layer, op.kind): op for op in report.operators}
-    known = {op: found for op, found in counted.items() if found.flops_before and found.flops_after is not None}
-    candidates = frozenset(op for op, found in counted.items() if found.skipped)
+    counted = {OperatorId(op.layer, op.kind): op for op in report.operators}
+    known = {op: entry for op, entry in counted.items() if entry.flops_before and entry.flops_after is not None}
+    candidates = frozenset(op for op, entry in counted.items() if entry.skipped)
     whole = all(not counted[op].remaining for op in candidates)
     try:
         geometry = Geometry.from_config(model) if whole else None
@@ -147,11 +147,11 @@ def flops_costs(
     if geometry is None:
         if len(known) < len(counted):
             raise OpSkipError("model: the FLOPs of its operators are not known, neither by its config nor by its graph")
-        full = {op: float(found.flops_before or 0) for op, found in known.items()}
-        left = {op: float(found.flops_after or 0) for op, found in known.items()}
+        full = {op: float(entry.flops_before or 0) for op, entry in known.items()}
+        left = {op: float(entry.flops_after or 0) for op, entry in known.items()}
         return FlopsCosts(full, left), candidates
     full, left = {}, {}
-    for op in operators(geometry.num_layers):
+    for op in all_operators(geometry.num_layers):
 
         def flops(updated: Callable[[PromptRows], int], of: Geometry = geometry, kind: str = op.kind) -> float:
             return statistics.fmean(
@@ -189,7 +189,7 @@ def latency_table(
         step("timing the decoder", done, rounds)
         for state, run in runs.items():
             seconds[state].append(_timed(run))
-    return {state: statistics.median(found) * 1e3 for state, found in seconds.items()}
+    return {state: statistics.median(times) * 1e3 for state, times in seconds.items()}
 
 
 def _compiled(replay: Replay, skipped: Skipped, rows: Rows, lower: str) -> Callable[[], Any]:

@@ -1,7 +1,7 @@
 """`diagnose`: per layer, how large the visual update is and how little or much the answer notices it.
 
 The observation behind the method (arXiv 2606.31903): late layers go on changing the visual rows, and the answer rows
-hardly see it. This measures it on a model and prompts of one's own.
+hardly see it. This measures it on any model and prompts.
 """
 
 from __future__ import annotations
@@ -13,52 +13,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-from opskip_compile.api import decompiled
-from opskip_compile.calibration.calibrate import evaluating, samples_of
+from opskip_compile.calibration.divergence_meter import KEPT_BYTES, DivergenceMeter
+from opskip_compile.calibration.effects import PARTS, SILENT, Effect, LayerEffect
 from opskip_compile.calibration.journal import Journal
-from opskip_compile.calibration.meter import KEPT_BYTES, Meter
-from opskip_compile.calibration.operators import Operator, Skipped
-from opskip_compile.calibration.samples import Samples
+from opskip_compile.calibration.operator_sets import OperatorId, Skipped
+from opskip_compile.calibration.plots import diagnosis_figure
+from opskip_compile.calibration.preparation import SampleSource, as_samples, dense
 from opskip_compile.calibration.scores import update_sizes
+from opskip_compile.output.plots import write_figure
 from opskip_compile.output.progress import Step
-from opskip_compile.schedule.schedule import OPERATORS, Rows
+from opskip_compile.schedule.schedule import Rows
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-SILENT = 0.01  # a layer below this share of the largest effect is called answer-silent
-PARTS: Mapping[str, tuple[str, ...]] = {"layer": OPERATORS, "attention": ("attention",), "ffn": ("ffn",)}
-
-
-@dataclass(frozen=True)
-class Effect:
-    """One operator of a layer, or both.
-
-    Attributes:
-        update: norm of the update by that of the residual stream before it, the mean over visual rows and samples.
-        divergence: KL(dense || skipped) at the answer rows with it skipped alone, nats.
-        turned: 1 - cosine of the residual stream behind the last layer at the answer rows.
-    """
-
-    update: float
-    divergence: float
-    turned: float
-
-
-@dataclass(frozen=True)
-class LayerEffect:
-    """One layer; ``silent`` if leaving all of it out does less than `SILENT` of what the most important layer does."""
-
-    layer: int
-    effects: Mapping[str, Effect]
-    silent: bool
-
-    def of(self, part: str) -> Effect:
-        """Of ``"layer"``, ``"attention"`` or ``"ffn"``."""
-        return self.effects[part]
 
 
 @dataclass(frozen=True)
@@ -83,10 +52,7 @@ class Diagnosis:
         Raises:
             OptionError: another suffix. OpSkipError: matplotlib is missing, or the file can't be written.
         """
-        from opskip_compile.calibration.plots import diagnosis_figure
-        from opskip_compile.output.plots import write_figure
-
-        write_figure(lambda: diagnosis_figure(self), Path(path))
+        write_figure(lambda: diagnosis_figure(self.title, self.rows), Path(path))
 
     def table(self) -> Table:
         """One line a layer."""
@@ -116,7 +82,7 @@ class Diagnosis:
 
 def diagnose(
     model: nn.Module,
-    samples: Sequence[Mapping[str, Any]] | str | os.PathLike[str] | Samples,
+    samples: SampleSource,
     *,
     processor: Any = None,
     rows: Rows = "visual",
@@ -132,38 +98,38 @@ def diagnose(
     Raises:
         OptionError, OpSkipError: as there.
     """
-    with decompiled(model), evaluating(model), torch.no_grad():
-        found = samples_of(model, samples, processor, rows, batch, answer_tokens)
-        found.check(step)
+    with dense(model):
+        checked = as_samples(model, samples, processor, rows, batch, answer_tokens)
+        checked.check(step)
         journal = Journal(None, {})
-        found.answer(journal, step)
-        meter = Meter(model, found, journal, step, kept_bytes)
-        items = range(len(found.items))
+        checked.answer(journal, step)
+        meter = DivergenceMeter(model, checked, journal, step, kept_bytes)
+        items = range(len(checked.items))
         sizes = update_sizes(meter, items)
         sets = [
-            frozenset(Operator(layer, kind) for kind in kinds)
+            frozenset(OperatorId(layer, kind) for kind in kinds)
             for layer in range(meter.num_layers)
             for kinds in PARTS.values()
         ]
         return Diagnosis(
-            f"{type(model).__name__}: visual updates and the answer", found.count, _rows(meter, items, sets, sizes)
+            f"{type(model).__name__}: visual updates and the answer", checked.count, _rows(meter, items, sets, sizes)
         )
 
 
 def _rows(
-    meter: Meter, items: Sequence[int], sets: Sequence[Skipped], sizes: Sequence[Mapping[str, float]]
+    meter: DivergenceMeter, items: Sequence[int], sets: Sequence[Skipped], sizes: Sequence[Mapping[str, float]]
 ) -> tuple[LayerEffect, ...]:
     meter.doing = "skipping each layer and operator alone"
     measured = dict(zip(sets, meter.measure(sets, items), strict=True))
-    found = []
+    by_layer = []
     for layer, size in enumerate(sizes):
         effects = {}
         for part, kinds in PARTS.items():
-            one = measured[frozenset(Operator(layer, kind) for kind in kinds)]
-            effects[part] = Effect(size[part], one.mean, statistics.fmean(one.turned))
-        found.append(effects)
-    largest = max(effects["layer"].divergence for effects in found)
+            alone = measured[frozenset(OperatorId(layer, kind) for kind in kinds)]
+            effects[part] = Effect(size[part], alone.mean, statistics.fmean(alone.turned))
+        by_layer.append(effects)
+    largest = max(effects["layer"].divergence for effects in by_layer)
     return tuple(
         LayerEffect(layer, effects, effects["layer"].divergence <= SILENT * largest)
-        for layer, effects in enumerate(found)
+        for layer, effects in enumerate(by_layer)
     )

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from opskip_compile.calibration.option_checks import check_count
 from opskip_compile.calibration.samples import Samples
-from opskip_compile.errors import OpSkipError, OptionError
+from opskip_compile.errors import OpSkipError
 from opskip_compile.models.jsonl import Line, encode, read_lines, spread
 from opskip_compile.models.prompts import Encoder
 from opskip_compile.schedule.schedule import Rows
@@ -33,8 +34,7 @@ class FileSamples(Samples):
         limit: int | None = None,
     ) -> None:
         super().__init__(model, rows, answer_tokens)
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise OptionError(f"batch: expected an integer of at least 1, got {batch!r}")
+        check_count("batch", batch, 1)
         lines = read_lines(source) if isinstance(source, str | os.PathLike) else list(source)
         self.lines = spread(lines, limit)
         self.encoder, self._batch = encoder, batch

@@ -34,16 +34,16 @@ class Journal:
         self._file: IO[str] | None = None
         if path is None:
             return
-        own = Path(path) if part == 0 else Path(f"{os.fspath(path)}.{part}")
+        target = Path(path) if part == 0 else Path(f"{os.fspath(path)}.{part}")
         try:
-            for found in sorted(own.parent.glob(f"{Path(path).name}*")):
-                self._read(found, about)
-            # Also a meeting point: nobody writes before everybody has read, so all know the same and share work alike.
+            for file in sorted(target.parent.glob(f"{Path(path).name}*")):
+                self._read(file, about)
+            # Also a barrier: nobody writes before everybody has read, so all know the same and share work alike.
             for known in processes.from_others(self._known):
                 self._known.update(known)
-            _mend(own)
-            self._file = open(own, "a", encoding="utf-8")  # noqa: SIM115 - stays open until `close`
-            if own.stat().st_size == 0:
+            _cut_torn_line(target)
+            self._file = open(target, "a", encoding="utf-8")  # noqa: SIM115 - stays open until `close`
+            if target.stat().st_size == 0:
                 self._write({"about": dict(about)})
         except OSError as error:
             raise OpSkipError(f"resume: {os.fspath(path)!r}: {error.strerror or error}") from error
@@ -90,7 +90,7 @@ class Journal:
                     )
 
 
-def _mend(path: Path) -> None:
+def _cut_torn_line(path: Path) -> None:
     """Cut a torn last line off."""
     if path.exists():
         raw = path.read_bytes()

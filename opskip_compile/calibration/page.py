@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from opskip_compile.calibration.budget import amount
-from opskip_compile.calibration.operators import Operator
+from opskip_compile.calibration.data import CalibrationData, Choice, Quality
+from opskip_compile.calibration.operator_sets import OperatorId
 from opskip_compile.calibration.plots import figure
-from opskip_compile.calibration.result import CalibrationResult, Choice, Quality
 from opskip_compile.output.plots import drawn
 from opskip_compile.schedule.schedule import OPERATORS
 
@@ -27,7 +27,7 @@ svg { max-width: 100%; height: auto }
 """
 
 
-def render(result: CalibrationResult) -> str:
+def render(result: CalibrationData) -> str:
     """The page. Raises as `CalibrationResult.plot`."""
     svg = drawn(lambda: figure(result), ".svg").decode()
     svg = svg[svg.index("<svg") :]
@@ -60,18 +60,18 @@ def render(result: CalibrationResult) -> str:
     )
 
 
-def _choices(result: CalibrationResult) -> list[tuple[tuple[str, ...], str]]:
+def _choices(result: CalibrationData) -> list[tuple[tuple[str, ...], str]]:
     rows = [("calibrated", choice) for choice in result.front]
     if result.chosen.skipped not in {choice.skipped for choice in result.front}:
         rows.append(("calibrated", result.chosen))
     rows.sort(key=lambda row: row[1].cut)
     rows += [(name, choice) for name, choices in result.controls.items() for choice in choices]
-    ours = ("calibrated", result.chosen.skipped)
-    return [(_choice(name, choice), "chosen" if (name, choice.skipped) == ours else "") for name, choice in rows]
+    chosen = ("calibrated", result.chosen.skipped)
+    return [(_choice(name, choice), "chosen" if (name, choice.skipped) == chosen else "") for name, choice in rows]
 
 
 def _choice(name: str, choice: Choice) -> tuple[str, ...]:
-    judged = choice.heldout or choice.calibration
+    judged = choice.judged
     return (
         name,
         f"{choice.cut:.1%}",
@@ -87,12 +87,12 @@ def _divergence(quality: Quality | None) -> str:
     return "" if quality is None else f"{quality.divergence:.3g} ± {quality.error:.1g}"
 
 
-def _scores(result: CalibrationResult) -> str:
+def _scores(result: CalibrationData) -> str:
     rows = []
     for layer in range(result.num_layers):
         cells = [f"<td>{layer}</td>"]
         for kind in OPERATORS:
-            op = Operator(layer, kind)
+            op = OperatorId(layer, kind)
             mark = ' class="skip"' if op in result.chosen.skipped else ""
             cells.append(f"<td{mark}>{result.scores.values[op]:.3g} ± {result.scores.errors[op]:.1g}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")

@@ -6,40 +6,39 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from opskip_compile.calibration.operators import Operator
-from opskip_compile.calibration.result import CalibrationResult, Choice
+from opskip_compile.calibration.data import CalibrationData, Choice
+from opskip_compile.calibration.effects import LayerEffect
+from opskip_compile.calibration.operator_sets import OperatorId
 from opskip_compile.schedule.schedule import OPERATORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from opskip_compile.calibration.diagnose import Diagnosis
-
 _OURS, _EFFECT, _SIZE = "#0072B2", "#D55E00", "#009E73"
 _CONTROLS = {"whole layers": ("#D55E00", "s", "--"), "late": ("#CC79A7", "^", ":"), "random": ("0.55", "x", "")}
 _NOTHING = 1e-12  # nats: what is below it is drawn there
 
 
-def figure(result: CalibrationResult) -> Figure:
+def figure(result: CalibrationData) -> Figure:
     """Two panels: the scores by layer and operator, those of the chosen schedule framed; and the joint divergence over
     the FLOPs cut, on held-out samples where there are any, with the controls."""
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(9.0, 8.0), dpi=150, layout="constrained")
+    drawing = Figure(figsize=(9.0, 8.0), dpi=150, layout="constrained")
     cut = f"{result.chosen.cut:.1%} fewer FLOPs"
-    made.suptitle(f"Calibrated: {cut}", fontsize=13, fontweight="bold", x=0.02, ha="left")
-    heat, front = made.subplots(2, 1, height_ratios=(1, 2.4))
-    _draw_scores(made, heat, result)
+    drawing.suptitle(f"Calibrated: {cut}", fontsize=13, fontweight="bold", x=0.02, ha="left")
+    heat, front = drawing.subplots(2, 1, height_ratios=(1, 2.4))
+    _draw_scores(drawing, heat, result)
     _draw_front(front, result)
-    return made
+    return drawing
 
 
-def _draw_scores(made: Figure, axes: Axes, result: CalibrationResult) -> None:
+def _draw_scores(drawing: Figure, axes: Axes, result: CalibrationData) -> None:
     from matplotlib.patches import Rectangle
 
     values = [
-        [result.scores.values.get(Operator(layer, kind), 0.0) for layer in range(result.num_layers)]
+        [result.scores.values.get(OperatorId(layer, kind), 0.0) for layer in range(result.num_layers)]
         for kind in OPERATORS
     ]
     above = [value for row in values for value in row if value > _NOTHING]
@@ -53,12 +52,12 @@ def _draw_scores(made: Figure, axes: Axes, result: CalibrationResult) -> None:
     stride = max(1, result.num_layers // 24)
     axes.set_xticks(range(0, result.num_layers, stride))
     axes.set_xlabel("layer; framed: skipped in the chosen schedule", fontsize=9)
-    bar = made.colorbar(image, ax=axes, fraction=0.025, pad=0.01)
+    bar = drawing.colorbar(image, ax=axes, fraction=0.025, pad=0.01)
     bar.set_label(f"log10 of {result.scores.unit}", fontsize=8)
     axes.set_title(f"Score of each operator, by {result.scores.method}", fontsize=10, loc="left")
 
 
-def _draw_front(axes: Axes, result: CalibrationResult) -> None:
+def _draw_front(axes: Axes, result: CalibrationData) -> None:
     for name, choices in result.controls.items():
         color, marker, line = _CONTROLS[name]
         axes.plot(*_points(choices), color=color, marker=marker, ls=line, ms=5, lw=1.3, label=name, gid=name)
@@ -78,28 +77,30 @@ def _draw_front(axes: Axes, result: CalibrationResult) -> None:
 
 
 def _points(choices: Sequence[Choice]) -> tuple[list[float], list[float]]:
-    found = [(choice.cut, choice.heldout or choice.calibration) for choice in choices]
-    known = [
-        (100 * cut, max(quality.divergence, _NOTHING)) for cut, quality in found if quality is not None and cut > 0
+    """Percent cut and divergence of the choices that were measured; the dense model is left out."""
+    points = [
+        (100 * choice.cut, max(choice.judged.divergence, _NOTHING))
+        for choice in choices
+        if choice.judged is not None and choice.cut > 0
     ]
-    return [x for x, _ in known], [y for _, y in known]
+    return [x for x, _ in points], [y for _, y in points]
 
 
-def diagnosis_figure(diagnosis: Diagnosis) -> Figure:
+def diagnosis_figure(title: str, layers: Sequence[LayerEffect]) -> Figure:
     """Size of each layer's visual update, and beneath it what leaving it out does to the answer rows."""
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(9.0, 6.5), dpi=150, layout="constrained")
-    made.suptitle(diagnosis.title, fontsize=13, fontweight="bold", x=0.02, ha="left", parse_math=False)
-    size, effect = made.subplots(2, 1, sharex=True)
-    layers = [row.layer for row in diagnosis.rows]
+    drawing = Figure(figsize=(9.0, 6.5), dpi=150, layout="constrained")
+    drawing.suptitle(title, fontsize=13, fontweight="bold", x=0.02, ha="left", parse_math=False)
+    size, effect = drawing.subplots(2, 1, sharex=True)
+    numbers = [layer.layer for layer in layers]
     for name, marker, line in (("layer", "o", "-"), ("attention", "^", ":"), ("ffn", "s", "--")):
-        rows = [row.of(name) for row in diagnosis.rows]
+        effects = [layer.of(name) for layer in layers]
         label = "FFN" if name == "ffn" else name
         shown = {"marker": marker, "ls": line, "ms": 4.5, "label": label}
-        size.plot(layers, [row.update for row in rows], color=_SIZE, gid=f"update-{name}", **shown)
+        size.plot(numbers, [part.update for part in effects], color=_SIZE, gid=f"update-{name}", **shown)
         effect.plot(
-            layers, [max(row.divergence, _NOTHING) for row in rows], color=_EFFECT, gid=f"effect-{name}", **shown
+            numbers, [max(part.divergence, _NOTHING) for part in effects], color=_EFFECT, gid=f"effect-{name}", **shown
         )
     size.set_ylabel("|update| / |residual|,\nvisual rows")
     size.set_ylim(bottom=0)
@@ -107,11 +108,11 @@ def diagnosis_figure(diagnosis: Diagnosis) -> Figure:
     effect.set_ylabel("KL(dense || skipped)\nat the answer, nats")
     effect.set_xlabel("layer (shaded: answer-silent)")
     for axes in (size, effect):
-        for row in diagnosis.rows:
-            if row.silent:
-                axes.axvspan(row.layer - 0.5, row.layer + 0.5, color="0.92", zorder=0)
+        for layer in layers:
+            if layer.silent:
+                axes.axvspan(layer.layer - 0.5, layer.layer + 0.5, color="0.92", zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
-    stride = max(1, len(layers) // 24)
-    effect.set_xticks(layers[::stride])
-    return made
+    stride = max(1, len(numbers) // 24)
+    effect.set_xticks(numbers[::stride])
+    return drawing

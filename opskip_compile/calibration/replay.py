@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from opskip_compile.api import decoder_of, modules_around
 from opskip_compile.calibration.batches import Batch, left_out
-from opskip_compile.calibration.operators import NOTHING, Skipped, as_schedule, first_difference
+from opskip_compile.calibration.operator_sets import NOTHING, Skipped, as_schedule, first_difference
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.oracle import decoder_layers, oracle
 from opskip_compile.schedule.schedule import Rows
@@ -30,7 +30,7 @@ Hooks = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AnswerOutputs:
     """What the answer rows see.
 
     Attributes:
@@ -87,7 +87,7 @@ class Replay:
         held = [*_tensors(self._outputs), *_tensors(self._call), *_tensors(self._inputs)]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values())
 
-    def outcome(self, skipped: Skipped) -> Outcome:
+    def outcome(self, skipped: Skipped) -> AnswerOutputs:
         """The answer rows with these operators skipped."""
         start = first_difference(skipped, self._base, len(self.layers)) if self.reuse else 0
         return self.run(start, lambda: self._skipping(skipped))
@@ -97,10 +97,10 @@ class Replay:
         start = first_difference(skipped, self._base, len(self.layers))
         if not self.reuse or start == len(self.layers):
             return
-        found: list[Any] = []
-        with self._recorded(found):
+        recorded: list[Any] = []
+        with self._recorded(recorded):
             self.run(start, lambda: self._skipping(skipped))
-        self._base, self._outputs = skipped, [*self._outputs[:start], *found[start:]]
+        self._base, self._outputs = skipped, [*self._outputs[:start], *recorded[start:]]
 
     def reproduces(self) -> bool:
         """True if starting in the middle gives exactly the dense result: code of a model may depend on more than what
@@ -114,11 +114,11 @@ class Replay:
             return False
         return torch.equal(again.logits, self.dense.logits) and torch.equal(again.hidden, self.dense.hidden)
 
-    def run(self, start: int, hooks: Hooks) -> Outcome:
+    def run(self, start: int, hooks: Hooks) -> AnswerOutputs:
         """The answer rows of a forward under ``hooks``, from layer ``start`` on."""
         with torch.no_grad():
             logits, hidden = self.forward(start, hooks)
-        return Outcome(widened(logits), widened(hidden))
+        return AnswerOutputs(widened(logits), widened(hidden))
 
     def forward(self, start: int, hooks: Hooks) -> tuple[Tensor, Tensor]:
         """As `run`, of the model's dtype and with gradients where they are recorded."""
@@ -158,7 +158,7 @@ class Replay:
     def _skipping(self, skipped: Skipped) -> AbstractContextManager[Any]:
         return oracle(self.model, as_schedule(skipped, self.rows), self.batch.visual) if skipped else nullcontext()
 
-    def _record(self) -> Outcome:
+    def _record(self) -> AnswerOutputs:
         outputs: list[Any] = []
         handles = []
         if self._decoder is not None:
@@ -167,9 +167,9 @@ class Replay:
                 self._call = (args, dict(named))
 
             def returned(module: nn.Module, args: Any, output: Any) -> None:
-                found = without_first(output)  # the outermost returns last
-                if found is not None:
-                    self._inner, self._inner_output = module, found
+                rest = without_first(output)  # the outermost returns last
+                if rest is not None:
+                    self._inner, self._inner_output = module, rest
 
             handles.append(self._decoder.register_forward_pre_hook(called, with_kwargs=True))
             for module in (*modules_around(self.model, self._decoder)[1:], self._decoder):
@@ -186,9 +186,9 @@ class Replay:
         return dense
 
     @contextmanager
-    def _recorded(self, found: list[Any]) -> Iterator[None]:
+    def _recorded(self, outputs: list[Any]) -> Iterator[None]:
         handles = [
-            layer.register_forward_hook(lambda module, args, output: found.append(output)) for layer in self.layers
+            layer.register_forward_hook(lambda module, args, output: outputs.append(output)) for layer in self.layers
         ]
         try:
             yield
@@ -216,7 +216,7 @@ def _recalling(recorded: Any) -> Callable[..., Any]:
 
 @contextmanager
 def _replaced(forwards: Mapping[nn.Module | None, Callable[..., Any]]) -> Iterator[None]:
-    """Modules with other forwards of their own, for a while."""
+    """Give modules other forwards until the block ends."""
     before = {module: vars(module).get("forward") for module in forwards if module is not None}
     try:
         for module, forward in forwards.items():
@@ -224,11 +224,11 @@ def _replaced(forwards: Mapping[nn.Module | None, Callable[..., Any]]) -> Iterat
                 module.forward = forward
         yield
     finally:
-        for module, own in before.items():
-            if own is None:
+        for module, forward_before in before.items():
+            if forward_before is None:
                 del module.forward
             else:
-                module.forward = own
+                module.forward = forward_before
 
 
 def widened(value: Tensor) -> Tensor:
@@ -238,8 +238,8 @@ def widened(value: Tensor) -> Tensor:
 
 def first_of(output: Any) -> Tensor:
     """The hidden state that a layer or a decoder returns, alone or in front of other values."""
-    found: Tensor = output if isinstance(output, Tensor) else output[0]
-    return found
+    hidden: Tensor = output if isinstance(output, Tensor) else output[0]
+    return hidden
 
 
 def with_first(output: Any, hidden: Tensor) -> Any:

@@ -1,161 +1,24 @@
-"""What a calibration found: the schedule, the evidence for it, and what it took."""
+"""What `calibrate` returns: the data of a calibration, and how it is drawn and written."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from opskip_compile.calibration.budget import amount
-from opskip_compile.calibration.operators import Skipped, as_schedule, spell
-from opskip_compile.calibration.scores import Scores
-from opskip_compile.schedule.schedule import Rows, Schedule
+from opskip_compile.calibration.data import CalibrationData
+from opskip_compile.calibration.page import render
+from opskip_compile.calibration.plots import figure
+from opskip_compile.output.files import write_whole
+from opskip_compile.output.plots import write_figure
 
 
 @dataclass(frozen=True)
-class Quality:
-    """A set of skipped operators on some samples.
+class CalibrationResult(CalibrationData):
+    """What `opskip_compile.calibrate` returns: a `schedule` to run, and the evidence for it as data, text and pictures.
 
-    Attributes:
-        divergence: joint KL(dense || skipped) at the answer rows, nats, the mean over the samples.
-        error: its standard error.
-        turned: 1 - cosine of the residual streams behind the last layer, at the answer rows, the mean over the samples.
-        agreement: share of samples whose greedy answer is the dense model's.
-        samples: how many.
+    Attributes: as `CalibrationData`.
     """
-
-    divergence: float
-    error: float
-    turned: float
-    agreement: float
-    samples: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return vars(self).copy()
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A usable schedule with what it saves and what it does.
-
-    Attributes:
-        skipped: the operators.
-        schedule: the same as a `Schedule`.
-        cut: share of the prefill FLOPs that it saves.
-        cost: in the unit of the budget.
-        calibration, heldout: on the samples that it was chosen by, and on others; None where it was not measured.
-    """
-
-    skipped: Skipped = field(repr=False)
-    schedule: Schedule
-    cut: float
-    cost: float
-    calibration: Quality | None
-    heldout: Quality | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "spec": self.schedule.to_spec(),
-            "flops_cut": self.cut,
-            "cost": self.cost,
-            "calibration": None if self.calibration is None else self.calibration.to_dict(),
-            "heldout": None if self.heldout is None else self.heldout.to_dict(),
-        }
-
-
-@dataclass(frozen=True)
-class Stability:
-    """Searches of their own on two disjoint halves of the samples.
-
-    Attributes:
-        first, second: what each half chose.
-        overlap: operators in both by operators in either (Jaccard index).
-        rank_correlation: Spearman's, of the scores of the two halves.
-    """
-
-    first: Skipped
-    second: Skipped
-    overlap: float
-    rank_correlation: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "first": spell(self.first),
-            "second": spell(self.second),
-            "overlap": self.overlap,
-            "rank_correlation": self.rank_correlation,
-        }
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What the calibration itself took in this run: ``flops`` are those of the decoders that ran, without the vision
-    tower and the head; what a journal knew already is not in it."""
-
-    seconds: float
-    flops: float
-    dense_prefills: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return vars(self).copy()
-
-
-@dataclass(frozen=True)
-class CalibrationResult:
-    """What `opskip_compile.calibrate` returns.
-
-    Attributes:
-        chosen: the schedule under the budget.
-        scores: first opinion on each operator, before the search.
-        front: Pareto front of cut against divergence on the calibration samples, the smallest cut first; every point
-            is a usable schedule.
-        controls: by name, choices made in other ways: by whole layers, at random, the last layers.
-        stability: None with fewer than four items.
-        full: operators that the compiler leaves full.
-        about: the settings and what the numbers depend on, as in the schedule's provenance.
-        spent: time and FLOPs.
-    """
-
-    chosen: Choice
-    scores: Scores
-    front: tuple[Choice, ...]
-    controls: Mapping[str, tuple[Choice, ...]]
-    stability: Stability | None
-    full: tuple[str, ...]
-    num_layers: int
-    unit: str
-    dense_cost: float
-    about: Mapping[str, Any]
-    spent: Spent
-
-    @property
-    def schedule(self) -> Schedule:
-        """The chosen schedule, with its provenance."""
-        return self.chosen.schedule
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """Everything as plain data for JSON."""
-        return {
-            "schedule": self.schedule.to_dict(),
-            "chosen": self.chosen.to_dict(),
-            "unit": self.unit,
-            "dense_cost": self.dense_cost,
-            "scores": self.scores.to_dict(),
-            "front": [choice.to_dict() for choice in self.front],
-            "controls": {name: [c.to_dict() for c in choices] for name, choices in self.controls.items()},
-            "stability": None if self.stability is None else self.stability.to_dict(),
-            "left_full_by_the_compiler": list(self.full),
-            "num_layers": self.num_layers,
-            "about": dict(self.about),
-            "spent": self.spent.to_dict(),
-        }
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the scores as a heat map and the front with its controls to a .png, .svg or .pdf.
@@ -163,59 +26,8 @@ class CalibrationResult:
         Raises:
             OptionError: another suffix. OpSkipError: matplotlib is missing, or the file can't be written.
         """
-        from opskip_compile.calibration.plots import figure
-        from opskip_compile.output.plots import write_figure
-
         write_figure(lambda: figure(self), Path(path))
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write one page with the plot and the tables; it needs no network. Raises as `plot`."""
-        from opskip_compile.calibration.page import render
-        from opskip_compile.output.files import write_whole
-
         write_whole(path, render(self))
-
-    def __str__(self) -> str:
-        lines = [
-            f"schedule {self.schedule.to_spec()}",
-            f"{self.chosen.cut:.1%} fewer FLOPs; {amount(self.dense_cost, self.unit)} -> "
-            f"{amount(self.chosen.cost, self.unit)}",
-        ]
-        for name, quality in (("calibration", self.chosen.calibration), ("held out", self.chosen.heldout)):
-            if quality is not None:
-                lines.append(
-                    f"{name}: KL {quality.divergence:.3g} +- {quality.error:.1g} nats, "
-                    f"same answer {quality.agreement:.1%} of {quality.samples}"
-                )
-        for name, choices in self.controls.items():
-            lines += [f"{name}: {line}" for line in _control_lines(self.chosen, choices)]
-        if self.stability is not None:
-            lines.append(f"halves of the samples: {self.stability.overlap:.0%} of the operators in both")
-        if self.full:
-            lines.append(f"left full by the compiler: {', '.join(self.full)}")
-        lines.append(
-            f"took {self.spent.seconds:.0f} s, {amount(self.spent.flops, 'FLOPs')} "
-            f"({self.spent.dense_prefills:.0f} dense prefills a sample)"
-        )
-        return "\n".join(lines)
-
-
-def _control_lines(chosen: Choice, choices: tuple[Choice, ...]) -> list[str]:
-    """The controls that cost nearest to what was chosen."""
-    if not choices:
-        return []
-    nearest = min(abs(choice.cut - chosen.cut) for choice in choices)
-    found = [c for c in choices if abs(c.cut - chosen.cut) <= nearest + 0.02]
-    qualities = [q for q in (c.heldout or c.calibration for c in found) if q is not None]
-    if not qualities:
-        return []
-    cut = sum(c.cut for c in found) / len(found)
-    kl = sum(q.divergence for q in qualities) / len(qualities)
-    same = sum(q.agreement for q in qualities) / len(qualities)
-    runs = f", mean of {len(found)}" if len(found) > 1 else ""
-    return [f"{cut:.1%} fewer FLOPs, KL {kl:.3g}, same answer {same:.1%}{runs}"]
-
-
-def choice_of(skipped: Skipped, rows: Rows, cut: float, cost: float, *qualities: Quality | None) -> Choice:
-    """A choice with a bare schedule; the qualities are those on calibration and held-out samples."""
-    return Choice(skipped, as_schedule(skipped, rows), cut, cost, *qualities)

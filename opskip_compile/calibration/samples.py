@@ -35,7 +35,7 @@ from opskip_compile.schedule.schedule import Rows
 
 
 @dataclass(frozen=True)
-class Item:
+class SampleInfo:
     """What one forward pass takes: one sample, or several as a batch.
 
     Attributes:
@@ -54,9 +54,9 @@ class Samples(ABC):
 
     def __init__(self, model: nn.Module, rows: Rows, answer_tokens: int) -> None:
         self.model, self.rows, self.answer_tokens = model, rows, answer_tokens
-        self.items: list[Item] = []
+        self.items: list[SampleInfo] = []
         self._tokens = visual_tokens(model)
-        self._given: dict[int, list[list[int] | None]] = {}  # answers that came with the samples
+        self._known_answers: dict[int, list[list[int] | None]] = {}  # answers that came with the samples
         self._answers: dict[int, list[list[int]]] = {}
         if not self._tokens:
             raise OpSkipError(
@@ -102,24 +102,26 @@ class Samples(ABC):
                 _, rows = labelled(inputs, names[0])
                 mask = mask & (rows.cumsum(1) - rows.int() == 0)  # the prompt ends with the first answer row
             else:
-                self._given[i] = answers
+                self._known_answers[i] = answers
             content = digest({**inputs, "the answers": answers})
-            self.items.append(Item(names, tuple(prompt_rows(visual & mask, mask)), content))
+            self.items.append(SampleInfo(names, tuple(prompt_rows(visual & mask, mask)), content))
         step("reading the samples", size, size)
 
     def answer(self, journal: Journal, step: Step = lambda what, done, total: None) -> None:
         """Let the dense model answer greedily where no answer came with a sample; several processes share the work."""
-        missing = [i for i, answers in self._given.items() if None in answers and journal.get("answers", i) is None]
-        own, made = processes.own(missing), []
-        for done, i in enumerate(own):
-            step("answering", done, len(own))
-            made.append((i, greedy(self.model, self.prompt(i)[0], self.answer_tokens, self.items[i].names)))
-            journal.put("answers", *made[-1])
+        unanswered = [i for i, answers in self._known_answers.items() if None in answers]
+        missing = [i for i in unanswered if journal.get("answers", i) is None]
+        to_answer = processes.items_of_this_process(missing)
+        new: list[tuple[int, list[list[int]]]] = []
+        for done, i in enumerate(to_answer):
+            step("answering", done, len(to_answer))
+            new.append((i, greedy(self.model, self.prompt(i)[0], self.answer_tokens, self.items[i].names)))
+            journal.put("answers", *new[-1])
         if missing:
-            for found in processes.from_others(made):
-                for i, known in found:
+            for theirs in processes.from_others(new):
+                for i, known in theirs:
                     journal.put("answers", i, known)
-        for i, answers in self._given.items():
+        for i, answers in self._known_answers.items():
             known = journal.get("answers", i) or answers
             self._answers[i] = [list(was or now) for was, now in zip(answers, known, strict=True)]
 
@@ -160,7 +162,7 @@ class Samples(ABC):
         return torch.isin(ids, torch.tensor(self._tokens, device=ids.device)) & mask.bool()
 
 
-class GivenSamples(Samples):
+class InMemorySamples(Samples):
     """Processor outputs in memory: each a mapping of tensors for one prompt, or for several padded on the left."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Four opinions on how much the answer needs each operator's visual update.
+"""Four estimates of how much the answer needs each operator's visual update.
 
 ``probe`` skips each operator alone and measures. ``first_order`` and ``fisher`` are local: derivatives by a gate on
 the update, from one forward pass. ``update_norm`` looks at the size of the update and never at the answer: the control.
@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opskip_compile.calibration.gates import Points, derivatives, gate_points
-from opskip_compile.calibration.meter import Meter, by_element
-from opskip_compile.calibration.operators import Operator, operators
+from opskip_compile.calibration.divergence_meter import DivergenceMeter, by_element
+from opskip_compile.calibration.operator_sets import OperatorId, all_operators
+from opskip_compile.calibration.option_checks import check_choice
 from opskip_compile.calibration.replay import Replay, first_of
-from opskip_compile.errors import OpSkipError, OptionError
+from opskip_compile.calibration.update_gates import Points, derivatives, gate_points
+from opskip_compile.errors import OpSkipError
 from opskip_compile.models.oracle import branch_modules
 from opskip_compile.schedule.schedule import OPERATORS
 
@@ -43,10 +44,10 @@ class Scores:
 
     method: str
     unit: str
-    values: Mapping[Operator, float]
-    errors: Mapping[Operator, float]
-    turned: Mapping[Operator, float] = field(default_factory=dict)
-    interaction: Mapping[tuple[Operator, Operator], float] = field(default_factory=dict, repr=False)
+    values: Mapping[OperatorId, float]
+    errors: Mapping[OperatorId, float]
+    turned: Mapping[OperatorId, float] = field(default_factory=dict)
+    interaction: Mapping[tuple[OperatorId, OperatorId], float] = field(default_factory=dict, repr=False)
 
     @property
     def in_nats(self) -> bool:
@@ -64,12 +65,12 @@ class Scores:
         }
 
 
-def probe(meter: Meter, items: Sequence[int], seed: int) -> Scores:
+def probe(meter: DivergenceMeter, items: Sequence[int], seed: int) -> Scores:
     """Mean KL(dense || skipped) over the answer rows, each operator skipped alone."""
-    every = operators(meter.num_layers)
+    every = all_operators(meter.num_layers)
     meter.doing = "skipping each operator alone"
-    found = meter.measure([frozenset({op}) for op in every], items)
-    pairs = list(zip(every, found, strict=True))
+    measurements = meter.measure([frozenset({op}) for op in every], items)
+    pairs = list(zip(every, measurements, strict=True))
     return Scores(
         "probe",
         "KL(dense || skipped), nats",
@@ -79,38 +80,38 @@ def probe(meter: Meter, items: Sequence[int], seed: int) -> Scores:
     )
 
 
-def first_order(meter: Meter, items: Sequence[int], seed: int) -> Scores:
+def first_order(meter: DivergenceMeter, items: Sequence[int], seed: int) -> Scores:
     """Mean absolute derivative of the answer's negative log likelihood by the gate: the criterion of Op-Skip
     (arXiv 2606.31903) in this implementation."""
     firsts, _ = _derivatives(meter, items, seed)
     return _of(meter, "first_order", "|d NLL / d gate|, nats", [value.abs() for value in firsts])
 
 
-def fisher(meter: Meter, items: Sequence[int], seed: int) -> Scores:
+def fisher(meter: DivergenceMeter, items: Sequence[int], seed: int) -> Scores:
     """Second order of KL(dense || gated) at its minimum, where the first vanishes: half the Fisher information of the
     gate. The same vectors give the interaction of any two operators."""
     _, vectors = _derivatives(meter, items, seed)
     scores = _of(meter, "fisher", "KL to second order, nats", [(value**2).mean(0) / 2 for value in vectors])
     flat = torch.cat([value.flatten(2).flatten(0, 1) for value in vectors])
     matrix = (flat.T @ flat / len(flat) / 2).tolist()
-    every = operators(meter.num_layers)
+    every = all_operators(meter.num_layers)
     pairs = {(a, b): matrix[i][k] for i, a in enumerate(every) for k, b in enumerate(every)}
     return replace(scores, interaction=MappingProxyType(pairs))
 
 
-def update_norm(meter: Meter, items: Sequence[int], seed: int) -> Scores:
+def update_norm(meter: DivergenceMeter, items: Sequence[int], seed: int) -> Scores:
     """Norm of an operator's update by that of the residual stream that it is added to, mean over visual rows."""
-    found = [each[..., : len(OPERATORS)] for each in _update_norms(meter, items)]
-    return _of(meter, "update_norm", "|update| / |residual|", found)
+    norms = [each[..., : len(OPERATORS)] for each in _update_norms(meter, items)]
+    return _of(meter, "update_norm", "|update| / |residual|", norms)
 
 
-def update_sizes(meter: Meter, items: Sequence[int]) -> list[dict[str, float]]:
+def update_sizes(meter: DivergenceMeter, items: Sequence[int]) -> list[dict[str, float]]:
     """By layer: the sizes of the updates of its ``attention``, its ``ffn`` and the whole ``layer``."""
     means = torch.cat(_update_norms(meter, items)).mean(0).tolist()
     return [dict(zip((*OPERATORS, "layer"), sizes, strict=True)) for sizes in means]
 
 
-def _update_norms(meter: Meter, items: Sequence[int]) -> list[Tensor]:
+def _update_norms(meter: DivergenceMeter, items: Sequence[int]) -> list[Tensor]:
     """By item, float64 ``(batch, layers, 3)``."""
     points: list[Points] = []
 
@@ -123,30 +124,24 @@ def _update_norms(meter: Meter, items: Sequence[int]) -> list[Tensor]:
     return [torch.tensor(each, dtype=torch.float64) for each in meter.each("update norm", job, items)]
 
 
-METHODS: Mapping[str, Callable[[Meter, Sequence[int], int], Scores]] = MappingProxyType(
+METHODS: Mapping[str, Callable[[DivergenceMeter, Sequence[int], int], Scores]] = MappingProxyType(
     {"probe": probe, "first_order": first_order, "fisher": fisher, "update_norm": update_norm}
 )
 DRAWS = 8
 
 
-def score(method: str, meter: Meter, items: Sequence[int], seed: int) -> Scores:
+def score(method: str, meter: DivergenceMeter, items: Sequence[int], seed: int) -> Scores:
     """The scores of all operators by one of `METHODS`, on some items; ``seed`` is that of random directions.
 
     Raises:
         OptionError: there is no such method.
         OpSkipError: see `gate_points`.
     """
-    check_method(method)
+    check_choice("method", method, METHODS)
     return METHODS[method](meter, items, seed)
 
 
-def check_method(method: str) -> None:
-    """Raises `OptionError` for a method that there is not."""
-    if method not in METHODS:
-        raise OptionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-
-
-def _derivatives(meter: Meter, items: Sequence[int], seed: int) -> tuple[list[Tensor], list[Tensor]]:
+def _derivatives(meter: DivergenceMeter, items: Sequence[int], seed: int) -> tuple[list[Tensor], list[Tensor]]:
     """By item, ``(batch, layers, 2)`` and ``(draws, batch, layers, 2)``, float64."""
     points: list[Points] = []
 
@@ -157,17 +152,17 @@ def _derivatives(meter: Meter, items: Sequence[int], seed: int) -> tuple[list[Te
         return [first.tolist(), vectors.tolist()]
 
     meter.doing = "differentiating by gates"
-    found = meter.each(f"derivatives {seed}", job, items)
-    firsts = [torch.tensor(first, dtype=torch.float64) for first, _ in found]
-    return firsts, [torch.tensor(vectors, dtype=torch.float64) for _, vectors in found]
+    pairs = meter.each(f"derivatives {seed}", job, items)
+    firsts = [torch.tensor(first, dtype=torch.float64) for first, _ in pairs]
+    return firsts, [torch.tensor(vectors, dtype=torch.float64) for _, vectors in pairs]
 
 
-def _of(meter: Meter, method: str, unit: str, values: Sequence[Tensor]) -> Scores:
+def _of(meter: DivergenceMeter, method: str, unit: str, values: Sequence[Tensor]) -> Scores:
     """Scores of ``(batch, layers, 2)`` tensors by item."""
     each = torch.cat(list(values))
     spread = each.std(0) / math.sqrt(len(each)) if len(each) > 1 else torch.zeros_like(each[0])
     means, errors = each.mean(0).flatten().tolist(), spread.flatten().tolist()
-    every = operators(meter.num_layers)
+    every = all_operators(meter.num_layers)
     return Scores(
         method,
         unit,
@@ -188,7 +183,7 @@ def _norms(replay: Replay, points: Points) -> Any:
     """``(batch, layers, 3)``: sizes of the updates of attention, FFN and layer in one dense forward."""
     rows = replay.left_out
     updates: dict[tuple[int, int], Tensor] = {}
-    found: list[Tensor] = []
+    by_layer: list[Tensor] = []
 
     def keep(layer: int, kind: int) -> Any:
         def hook(module: Any, args: object, output: Any) -> None:
@@ -200,13 +195,14 @@ def _norms(replay: Replay, points: Points) -> Any:
 
     def behind(module: Any, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         before = first_of(args if args else named["hidden_states"])[rows].float()
-        attention, ffn = (updates.pop((len(found), kind)) for kind in range(len(OPERATORS)))
+        attention, ffn = (updates.pop((len(by_layer), kind)) for kind in range(len(OPERATORS)))
         sizes = (
             attention.norm(dim=-1) / before.norm(dim=-1),
             ffn.norm(dim=-1) / (before + attention).norm(dim=-1),
             (attention + ffn).norm(dim=-1) / before.norm(dim=-1),
         )
-        found.append(torch.stack([torch.stack([part.mean() for part in by_element(size, rows)]) for size in sizes], -1))
+        means = [torch.stack([part.mean() for part in by_element(size, rows)]) for size in sizes]
+        by_layer.append(torch.stack(means, -1))
 
     with ExitStack() as stack:
         for number, (layer, kinds) in enumerate(zip(replay.layers, points, strict=True)):
@@ -216,4 +212,4 @@ def _norms(replay: Replay, points: Points) -> Any:
             stack.callback(layer.register_forward_hook(behind, with_kwargs=True).remove)
         with torch.no_grad():
             replay.forward(0, nullcontext)
-    return torch.stack(found, 1).tolist()
+    return torch.stack(by_layer, 1).tolist()

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from opskip_compile.calibration.costs import Costs
-from opskip_compile.calibration.meter import Measured, Meter
-from opskip_compile.calibration.operators import NOTHING, Operator, Skipped
+from opskip_compile.calibration.divergence_meter import DivergenceMeter, Measured
+from opskip_compile.calibration.operator_sets import NOTHING, OperatorId, Skipped
 from opskip_compile.calibration.scores import Scores
 
 Unit = Skipped  # what is chosen at once: one operator, or the operators of a layer
@@ -42,13 +42,13 @@ class Search:
         meter, items: what measures, and on which items.
         costs: what a set costs.
         units: what can be chosen.
-        scores: first opinion on each operator.
+        scores: of each operator, from before the search.
         refresh: how many units are measured again before each step.
         block: how many are taken in one step at most.
         floor: nats below which divergences say nothing, from the model's dtype.
     """
 
-    meter: Meter
+    meter: DivergenceMeter
     items: Sequence[int]
     costs: Costs
     units: Sequence[Unit]
@@ -84,11 +84,10 @@ class Search:
         for _ in range(rounds):
             members = self._by_relief(point)
             sets = self._exchanges(point, members, most)
-            found = self.measure(sets, point.skipped)
-            better = self._better(found, point)
+            better = self._better(self.measure(sets, point.skipped), point)
             if better is None:
-                found = [r for n in REBUILT for r in self._rebuilt(point, members[:n], most)]
-                better = self._better(found, point)
+                rebuilt = [r for n in REBUILT for r in self._rebuilt(point, members[:n], most)]
+                better = self._better(rebuilt, point)
             if better is None:
                 return point
             point = better
@@ -98,8 +97,8 @@ class Search:
         """Add what still fits while the joint divergence stays below ``divergence``."""
         while True:
             left = [unit for unit in self.units if not unit <= point.skipped]
-            found = self._measured_again(point, left)
-            fitting = [p for p in found.values() if p.divergence < divergence]
+            fresh = self._measured_again(point, left)
+            fitting = [p for p in fresh.values() if p.divergence < divergence]
             if not fitting:
                 return point
             point = min(fitting, key=lambda p: (self.costs.of(p.skipped), p.divergence, sorted(p.skipped)))
@@ -117,14 +116,13 @@ class Search:
     def _measured_again(self, here: Point, left: Sequence[Unit]) -> dict[Unit, Point]:
         """The units that look best now, each measured on top of ``here``."""
         chosen = self._ordered(here.skipped, left)[: max(self.refresh, self.block)]
-        found = dict(zip(chosen, self.measure([here.skipped | u for u in chosen], here.skipped), strict=True))
-        for unit, point in found.items():
+        fresh = dict(zip(chosen, self.measure([here.skipped | u for u in chosen], here.skipped), strict=True))
+        for unit, point in fresh.items():
             self._marginal[unit] = point.divergence - here.divergence
-        return found
+        return fresh
 
     def _step(self, here: Point, fresh: Mapping[Unit, Point], left: Sequence[Unit]) -> Point:
         """The best of the freshly measured, several at once if together they do no more than each alone promises."""
-
         order = self._ordered(here.skipped, list(fresh))
         others = self._ordered(here.skipped, [unit for unit in left if unit not in fresh])[:1]
         best_left = [self._ratio(here.skipped, unit, self._estimate(unit)) for unit in others] or [float("inf")]
@@ -138,9 +136,9 @@ class Search:
             taken = taken[: len(taken) // 2]
         return fresh[taken[0]]
 
-    def _better(self, found: Sequence[Point], point: Point) -> Point | None:
-        """The best of what was found, if it is better than ``point`` by more than noise."""
-        best = min(found, key=_by_divergence, default=point)
+    def _better(self, others: Sequence[Point], point: Point) -> Point | None:
+        """The best of the others, if it is better than ``point`` by more than noise."""
+        best = min(others, key=_by_divergence, default=point)
         return best if best.divergence < point.divergence * GAIN - self.floor else None
 
     def _by_relief(self, point: Point) -> list[tuple[Unit, Point]]:
@@ -196,26 +194,26 @@ class Search:
         return self._score(unit, NOTHING) * self._nats() if known is None else known
 
     def _nats(self) -> float:
-        """What a score is in nats: scores that are no divergences are held against what was measured so far."""
+        """What a score is in nats: scores that are no divergences are scaled by what was measured so far."""
         if self.scores.in_nats:
             return 1.0
         scored = sum(self._score(unit, NOTHING) for unit in self._marginal)
         return sum(max(value, 0.0) for value in self._marginal.values()) / scored if scored > 0 else 1.0
 
-    def _score(self, unit: Unit, given: Skipped) -> float:
-        """The first opinion; with interactions, given what is skipped already."""
+    def _score(self, unit: Unit, skipped: Skipped) -> float:
+        """The score; where interactions are known, beside what is skipped already."""
         pairs = self.scores.interaction
         if not pairs:
             return sum(self.scores.values[op] for op in unit)
         inside = sum(pairs[a, b] for a in unit for b in unit)
-        return inside + 2 * sum(pairs[a, b] for a in unit for b in given)
+        return inside + 2 * sum(pairs[a, b] for a in unit for b in skipped)
 
     def _ratio(self, here: Skipped, unit: Unit, divergence: float) -> float:
         saved = self.costs.saved(here, unit)
         return max(divergence, self.floor) / saved if saved > 0 else float("inf")
 
 
-def _by_divergence(point: Point) -> tuple[float, list[Operator]]:
+def _by_divergence(point: Point) -> tuple[float, list[OperatorId]]:
     return point.divergence, sorted(point.skipped)
 
 
@@ -233,6 +231,14 @@ def at_random(units: Sequence[Unit], seed: int) -> list[Skipped]:
     return path
 
 
+def last_layers(candidates: Skipped) -> list[Skipped]:
+    """A path from the last layer to all of them."""
+    path = [NOTHING]
+    for layer in reversed(units_of(candidates, "layer")):
+        path.append(path[-1] | layer)
+    return path
+
+
 def units_of(candidates: Skipped, level: str) -> tuple[Unit, ...]:
     """What is chosen at once, in the order of execution: operators, or the operators of a layer together."""
     if level == "operator":
@@ -242,7 +248,7 @@ def units_of(candidates: Skipped, level: str) -> tuple[Unit, ...]:
 
 
 def pareto(points: Sequence[Point], costs: Costs) -> tuple[Point, ...]:
-    """The points that no other one beats in both cost and divergence, the dearest first."""
+    """The points that no other one beats in both cost and divergence, the most expensive first."""
     order = sorted(points, key=lambda p: (costs.of(p.skipped), p.divergence, sorted(p.skipped)))
     front: list[Point] = []
     for point in order:

@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 
-from opskip_compile.calibration.budget import Budget
+from opskip_compile.calibration.config import CalibrationConfig
 from opskip_compile.calibration.costs import Costs, FlopsCosts
-from opskip_compile.calibration.meter import Measured, Meter
-from opskip_compile.calibration.operators import Operator, Skipped, as_schedule, operators
-from opskip_compile.calibration.options import Options
-from opskip_compile.calibration.result import CalibrationResult, Choice, Quality, Spent, Stability, choice_of
-from opskip_compile.calibration.samples import Samples
+from opskip_compile.calibration.data import Choice, Quality, Spent, Stability, choice_of
+from opskip_compile.calibration.divergence_meter import DivergenceMeter, Measured
+from opskip_compile.calibration.operator_sets import Skipped, all_operators, as_schedule
+from opskip_compile.calibration.result import CalibrationResult
 from opskip_compile.calibration.scores import Scores, score
-from opskip_compile.calibration.search import Point, Search, at_random, cheapest, pareto, units_of
+from opskip_compile.calibration.search import Point, Search, at_random, cheapest, last_layers, pareto, units_of
 from opskip_compile.errors import OpSkipError
 from opskip_compile.schedule.flops import Geometry
 from opskip_compile.schedule.schedule import Schedule
@@ -29,46 +28,54 @@ _FLOORS = {torch.float16: 1e-6, torch.bfloat16: 1e-5}  # nats below which a dive
 
 
 class Stages:
-    """One run: the parts of it share what was measured."""
+    """One run: the parts of it share what was measured.
+
+    Args:
+        meter: on the samples.
+        config: how to calibrate.
+        flops: of a prefill, by what is skipped.
+        costs: of a prefill in the unit of the budget; the same as ``flops`` where that is FLOPs.
+        candidates: operators that the compiler can skip.
+        about: what the measurements depend on.
+    """
 
     def __init__(
         self,
-        meter: Meter,
-        samples: Samples,
-        options: Options,
-        budget: Budget,
+        meter: DivergenceMeter,
+        config: CalibrationConfig,
         flops: FlopsCosts,
         costs: Costs,
         candidates: Skipped,
         about: Mapping[str, Any],
     ) -> None:
-        self.meter, self.samples, self.options, self.budget = meter, samples, options, budget
+        self.meter, self.samples, self.config, self.budget = meter, meter.samples, config, config.target
         self.flops, self.costs, self.candidates, self.about = flops, costs, candidates, about
-        self.model, self.num_layers, self.most = meter.model, meter.num_layers, budget.cost(costs)
-        self.inside, self.outside = samples.split(options.holdout, options.seed)
+        self.model, self.num_layers, self.most = meter.model, meter.num_layers, self.budget.cost(costs)
+        self.inside, self.outside = self.samples.split(config.holdout, config.seed)
 
     def run(self, started: float) -> CalibrationResult:
-        options, meter = self.options, self.meter
-        scores = score(options.method, meter, self.inside, options.seed)
-        path, chosen = self._search(self.inside, scores, options.level, "growing the set")
-        controls = self._controls(scores, chosen) if options.controls else {}
-        stability = self._stability() if options.stability and len(self.inside) >= 4 else None
+        """All stages. ``started`` is what `time.perf_counter` was when the calibration began."""
+        config, meter = self.config, self.meter
+        scores = score(config.method, meter, self.inside, config.seed)
+        path, chosen = self._search(self.inside, scores, config.level, "growing the set")
+        controls = self._controls(scores, chosen) if config.controls else {}
+        stability = self._stability() if config.stability and len(self.inside) >= 4 else None
         front = self._choices(pareto([*path, chosen], self.costs))
-        ours = next(c for c in (*front, *self._choices([chosen])) if c.skipped == chosen.skipped)
-        ours = replace(ours, schedule=self._schedule(chosen.skipped, ours))
+        choice = next(c for c in (*front, *self._choices([chosen])) if c.skipped == chosen.skipped)
+        choice = replace(choice, schedule=self._schedule(choice))
         per_prompt = self.flops.dense
         spent = meter.all_layer_runs * self.flops.layer()
         return CalibrationResult(
-            chosen=ours,
+            chosen=choice,
             scores=scores,
             front=front,
             controls=controls,
             stability=stability,
-            full=tuple(op.name for op in operators(self.num_layers) if op not in self.candidates),
+            full=tuple(op.name for op in all_operators(self.num_layers) if op not in self.candidates),
             num_layers=self.num_layers,
             unit=self.costs.unit,
             dense_cost=self.costs.dense,
-            about=ours.schedule.provenance,
+            about=choice.schedule.provenance,
             spent=Spent(time.perf_counter() - started, spent, spent / per_prompt / self.samples.count),
         )
 
@@ -77,7 +84,7 @@ class Stages:
         self.meter.doing = doing
         search = self._searcher(items, scores, level)
         most, divergence = self.most, self.budget.divergence
-        joint, whole = self.options.search == "joint", self.options.whole_front
+        joint, whole = self.config.search == "joint", self.config.whole_front
 
         def enough(point: Point) -> bool:
             if whole:
@@ -108,7 +115,7 @@ class Stages:
             self.costs,
             units,
             scores,
-            refresh=self.options.refresh,
+            refresh=self.config.refresh,
             block=max(1, len(units) // STEPS),
             floor=_FLOORS.get(dtype, 1e-9),
         )
@@ -116,30 +123,29 @@ class Stages:
     def _controls(self, scores: Scores, chosen: Point) -> dict[str, tuple[Choice, ...]]:
         """Other ways to cut as much as was chosen."""
         most = self.costs.of(chosen.skipped)
-        found: dict[str, tuple[Choice, ...]] = {}
-        if self.options.level == "operator":
+        controls: dict[str, tuple[Choice, ...]] = {}
+        if self.config.level == "operator":
             path, point = self._search(self.inside, scores, "layer", "control: whole layers")
-            found["whole layers"] = self._choices(pareto([*path, point], self.costs))
+            controls["whole layers"] = self._choices(pareto([*path, point], self.costs))
         self.meter.doing = "control: random sets"
-        units = units_of(self.candidates, self.options.level)
+        units = units_of(self.candidates, self.config.level)
         drawn = [cheapest(at_random(units, seed), self.costs, most) for seed in range(RANDOM_SEEDS)]
-        found["random"] = self._judged([skipped for skipped in drawn if skipped is not None])
+        controls["random"] = self._judged([skipped for skipped in drawn if skipped is not None])
         self.meter.doing = "control: the last layers"
-        last = [units_of(self.candidates, "layer")[-n:] for n in range(len(units_of(self.candidates, "layer")) + 1)]
-        late = [frozenset[Operator]().union(*layers) if n else frozenset[Operator]() for n, layers in enumerate(last)]
+        late = last_layers(self.candidates)
         reached = cheapest(late, self.costs, most)
-        found["late"] = self._judged(
+        controls["late"] = self._judged(
             [skipped for skipped in late if reached is None or len(skipped) <= len(reached)][1:]
         )
-        return found
+        return controls
 
     def _judged(self, sets: Sequence[Skipped]) -> tuple[Choice, ...]:
-        """Sets that nothing was chosen by: on held-out samples if there are any."""
+        """Sets that no search chose, measured on held-out samples if there are any."""
         items = self.outside or self.inside
-        found = self.meter.measure(sets, items)
+        measured = self.meter.measure(sets, items)
         return tuple(
             self._choice(s, *((None, _quality(m)) if self.outside else (_quality(m), None)))
-            for s, m in zip(sets, found, strict=True)
+            for s, m in zip(sets, measured, strict=True)
         )
 
     def _choices(self, points: Sequence[Point]) -> tuple[Choice, ...]:
@@ -154,22 +160,22 @@ class Stages:
 
     def _choice(self, skipped: Skipped, *qualities: Quality | None) -> Choice:
         cut, cost = self.flops.cut(skipped), self.costs.of(skipped)
-        return choice_of(skipped, self.options.rows, cut, cost, *qualities)
+        return choice_of(skipped, self.config.rows, cut, cost, *qualities)
 
     def _stability(self) -> Stability:
         halves = (self.inside[::2], self.inside[1::2])
-        scores = [score(self.options.method, self.meter, half, self.options.seed) for half in halves]
+        scores = [score(self.config.method, self.meter, half, self.config.seed) for half in halves]
         chosen = []
-        for half, opinion in zip(halves, scores, strict=True):
-            _, point = self._search(half, opinion, self.options.level, "searching on half of the samples")
+        for half, half_scores in zip(halves, scores, strict=True):
+            _, point = self._search(half, half_scores, self.config.level, "searching on half of the samples")
             chosen.append(point.skipped)
         first, second = chosen
         either = len(first | second)
         every = sorted(self.candidates)
-        values = [[opinion.values[op] for op in every] for opinion in scores]
+        values = [[half_scores.values[op] for op in every] for half_scores in scores]
         return Stability(first, second, len(first & second) / either if either else 1.0, _rank_correlation(*values))
 
-    def _schedule(self, skipped: Skipped, choice: Choice) -> Schedule:
+    def _schedule(self, choice: Choice) -> Schedule:
         """The chosen schedule with the model that it is for and where it came from."""
         try:
             sizes = {k: v for k, v in vars(Geometry.from_config(self.model)).items() if k != "gated"}
@@ -180,8 +186,7 @@ class Stages:
             "source": "opskip calibrate",
             "budget": str(self.budget),
             **{
-                name: getattr(self.options, name)
-                for name in ("method", "level", "search", "seed", "holdout", "refresh")
+                name: getattr(self.config, name) for name in ("method", "level", "search", "seed", "holdout", "refresh")
             },
             "samples": sum(len(self.samples.items[i].names) for i in self.inside),
             "visual_rows": round(statistics.fmean(r.visual for r in rows), 2),
@@ -195,7 +200,11 @@ class Stages:
         config = getattr(self.model, "config", None)
         name = getattr(config, "model_type", None) or type(self.model).__name__
         return as_schedule(
-            skipped, self.options.rows, model={"architecture": name, **sizes}, provenance=provenance, name="calibrated"
+            choice.skipped,
+            self.config.rows,
+            model={"architecture": name, **sizes},
+            provenance=provenance,
+            name="calibrated",
         )
 
 

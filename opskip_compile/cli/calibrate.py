@@ -70,28 +70,29 @@ def calibrate(
     from rich.console import Console
 
     from opskip_compile import calibration
-    from opskip_compile.calibration.budget import Budget
-    from opskip_compile.calibration.options import Options
-    from opskip_compile.calibration.show import table
+    from opskip_compile.calibration.result_table import front_table
     from opskip_compile.errors import OptionError
     from opskip_compile.output.plots import check_plot
     from opskip_compile.output.progress import progress
     from opskip_compile.schedule.validation import write_json
 
-    target = Budget.of(budget)
-    chosen: Any = {
-        "method": method,
-        "level": level,
-        "search": search,
-        "rows": rows,
-        "holdout": holdout,
-        "seed": seed,
-        "refresh": refresh,
-        "controls": controls,
-        "stability": stability,
-        "whole_front": whole_front,
-    }
-    Options(**chosen)
+    row_set: Any = rows  # the config checks it
+    config = calibration.CalibrationConfig(
+        budget=budget,
+        method=method,
+        level=level,
+        search=search,
+        rows=row_set,
+        holdout=holdout,
+        seed=seed,
+        batch=batch,
+        answer_tokens=answer_tokens,
+        refresh=refresh,
+        controls=controls,
+        stability=stability,
+        whole_front=whole_front,
+        resume=resume,
+    )
     for drawing in (plot, Path("page.svg") if html is not None else None):
         if drawing is not None:
             check_plot(drawing)
@@ -99,8 +100,8 @@ def calibrate(
         raise OptionError(f"out: expected a file that ends in .json, got {str(out)!r}")
     check_targets(out=out, plot=plot, html=html, report=report, resume=resume)
     with _processes() as first, progress(Console(stderr=True, quiet=not first)) as step:
-        whole, samples = _sources(model, data, chosen["rows"], batch, limit, seed, answer_tokens, device, dtype, step)
-        result = calibration.calibrate(whole, samples, target, resume=resume, step=step, **chosen)
+        whole, samples = _sources(model, data, config.rows, batch, limit, seed, answer_tokens, device, dtype, step)
+        result = calibration.calibrate(whole, samples, config=config, step=step)
     if not first:
         return
     if out is not None:
@@ -114,7 +115,7 @@ def calibrate(
     if as_json:
         print_json(result.report)
     else:
-        print_table(table(result), least=110)
+        print_table(front_table(result), least=110)
         print(result)
     for written in filter(None, (out, plot, html, report)):
         note(f"wrote {written}")
@@ -137,26 +138,25 @@ def diagnose(
     from rich.console import Console
 
     from opskip_compile import calibration
-    from opskip_compile.calibration.options import Options
     from opskip_compile.output.plots import check_plot
     from opskip_compile.output.progress import progress
 
     checked: Any = {"rows": rows}
-    row_set = Options(**checked).rows
+    row_set = calibration.CalibrationConfig(**checked, batch=batch, answer_tokens=answer_tokens).rows
     if plot is not None:
         check_plot(plot)
     check_targets(plot=plot)
     with _processes() as first, progress(Console(stderr=True, quiet=not first)) as step:
         whole, samples = _sources(model, data, row_set, batch, limit, seed, answer_tokens, device, dtype, step)
-        found = calibration.diagnose(whole, samples, rows=row_set, step=step)
+        diagnosis = calibration.diagnose(whole, samples, rows=row_set, step=step)
     if not first:
         return
     if plot is not None:
-        found.plot(plot)
+        diagnosis.plot(plot)
     if as_json:
-        print_json(found.to_dict())
+        print_json(diagnosis.to_dict())
     else:
-        print_table(found.table(), least=90)
+        print_table(diagnosis.table(), least=90)
     if plot is not None:
         note(f"wrote {plot}")
 

@@ -65,9 +65,9 @@ def evaluate(
 
     from opskip_compile.bench.machine import environment
     from opskip_compile.errors import OptionError
-    from opskip_compile.evaluation.evaluate import CUTS
+    from opskip_compile.evaluation.config import CUTS, EvaluationConfig
     from opskip_compile.evaluation.evaluate import evaluate as run
-    from opskip_compile.evaluation.show import table
+    from opskip_compile.evaluation.result_tables import outcome_table
     from opskip_compile.models.inspection import DEMO
     from opskip_compile.models.jsonl import read_lines
     from opskip_compile.models.loading import check_target, load_source
@@ -80,7 +80,22 @@ def evaluate(
     if plot is not None:
         check_plot(plot)
     check_targets(out=out, markdown=markdown, plot=plot)
-    row_set: Any = rows
+    row_set: Any = rows  # the config checks it
+    config = EvaluationConfig(
+        methods=method or None,
+        cuts=cut or CUTS,
+        rows=row_set,
+        random_seeds=random_seeds,
+        limit=limit,
+        calibration_limit=calibration_limit,
+        batch=batch,
+        answer_tokens=1 if model == DEMO else answer_tokens,
+        lower="eager" if eager else "inductor",
+        rounds=rounds,
+        resamples=resamples,
+        seed=seed,
+        resume=resume,
+    )
     check_target(device, dtype)
     schedules = {_title(text): Schedule.of(text) for text in schedule or []}
     with progress(Console(stderr=True)) as step:
@@ -102,19 +117,7 @@ def evaluate(
             processor=encoder,
             calibration=prompts,
             schedules=schedules,
-            methods=method or None,
-            cuts=cut or CUTS,
-            rows=row_set,
-            random_seeds=random_seeds,
-            limit=limit,
-            calibration_limit=calibration_limit,
-            batch=batch,
-            answer_tokens=1 if model == DEMO else answer_tokens,
-            lower="eager" if eager else "inductor",
-            rounds=rounds,
-            resamples=resamples,
-            seed=seed,
-            resume=resume,
+            config=config,
             step=step,
         )
     first = next(whole.parameters())
@@ -131,7 +134,7 @@ def evaluate(
     if as_json:
         print_json(figures)
     else:
-        print_table(table(result), least=90)
+        print_table(outcome_table(result), least=90)
     for text in result.missing:
         note(f"missing: {text}")
     for written in filter(None, (out, markdown, plot)):

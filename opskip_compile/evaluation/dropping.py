@@ -2,7 +2,7 @@
 
 The rows that leave are hidden from all rows that stay, from the layer on at which they leave, and from every decode
 step. What the rows that stay compute is then what they compute in the shorter sequence at their old positions; the rows
-that left go on by themselves and nobody reads them.
+that left are still computed, but no row that stays reads them.
 """
 
 from __future__ import annotations
@@ -97,17 +97,17 @@ class _Drop:
             self.gone = self._leaving(_attention_of_last(query, key, mask, scaling))
         if layer < self.dropping.layer or self.gone is None:
             return mask
-        own = torch.ones_like(mask[0, 0], dtype=torch.bool).tril(columns - rows).triu(columns - rows)
-        left = pad(self.gone, (0, columns - self.gone.shape[1]))[:, None, None] & ~own
+        itself = torch.ones_like(mask[0, 0], dtype=torch.bool).tril(columns - rows).triu(columns - rows)
+        left = pad(self.gone, (0, columns - self.gone.shape[1]))[:, None, None] & ~itself
         return mask & ~left if mask.dtype == torch.bool else mask.masked_fill(left, torch.finfo(mask.dtype).min)
 
     def _leaving(self, attention: Tensor) -> Tensor:
         """All visual rows but those with most attention; ``(batch, sequence)``."""
         assert self.visual is not None
         gone = self.visual.clone()
-        for own, visual, scores in zip(gone, self.visual, attention, strict=True):
+        for leaving, visual, scores in zip(gone, self.visual, attention, strict=True):
             places = visual.nonzero().flatten()
-            own[places[scores[places].topk(self.dropping.kept(len(places))).indices]] = False
+            leaving[places[scores[places].topk(self.dropping.kept(len(places))).indices]] = False
         return gone
 
 

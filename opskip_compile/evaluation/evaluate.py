@@ -5,66 +5,59 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from opskip_compile.api import compile as compile_model
-from opskip_compile.api import decompiled, remove
+from opskip_compile.api import remove
 from opskip_compile.calibration import costs as costing
-from opskip_compile.calibration.calibrate import calibrate, evaluating
+from opskip_compile.calibration.calibrate import calibrate
+from opskip_compile.calibration.config import CalibrationConfig
 from opskip_compile.calibration.files import FileSamples
 from opskip_compile.calibration.fingerprint import fingerprint, versions
 from opskip_compile.calibration.journal import Journal
-from opskip_compile.errors import OpSkipError, OptionError
+from opskip_compile.calibration.option_checks import configured
+from opskip_compile.calibration.preparation import dense
+from opskip_compile.errors import OpSkipError
 from opskip_compile.evaluation import speed as timing
-from opskip_compile.evaluation.contenders import CALIBRATED, Contender, Field, line_up
+from opskip_compile.evaluation.config import EvaluationConfig, EvaluationOptions
+from opskip_compile.evaluation.data import MethodOutcome, outcome_of
 from opskip_compile.evaluation.dropping import dropping_tokens
 from opskip_compile.evaluation.measures import TaskRows, is_right
-from opskip_compile.evaluation.plan import Plan, checked_lines, task_rows
-from opskip_compile.evaluation.result import Evaluation, Outcome, outcome
+from opskip_compile.evaluation.methods import CALIBRATED
+from opskip_compile.evaluation.questions import checked_lines, task_rows
+from opskip_compile.evaluation.result import Evaluation
+from opskip_compile.evaluation.runs import EvaluationRun, EvaluationSetup, all_runs, check_reach, out_of_reach
 from opskip_compile.models.generation import greedy
 from opskip_compile.models.jsonl import Line
 from opskip_compile.models.oracle import decoder_layers
 from opskip_compile.models.prompts import Encoder
 from opskip_compile.output.progress import Step
 from opskip_compile.schedule.flops import Geometry
-from opskip_compile.schedule.schedule import ROWS, Rows, Schedule
+from opskip_compile.schedule.schedule import ROWS, Schedule
 
-CUTS = (0.2, 0.337, 0.5, 0.65)
-Source = str | os.PathLike[str] | Sequence[Line]
+QuestionSource = str | os.PathLike[str] | Sequence[Line] | Sequence[str | os.PathLike[str]]
 
 
 def evaluate(
     model: nn.Module,
-    data: Source | Sequence[str | os.PathLike[str]],
+    data: QuestionSource,
     *,
     processor: Any,
-    calibration: Source | Sequence[str | os.PathLike[str]] | None = None,
+    calibration: QuestionSource | None = None,
     schedules: Mapping[str, Schedule | str] | None = None,
-    methods: Sequence[str] | None = None,
-    cuts: Sequence[float] = CUTS,
-    rows: Rows = "visual",
-    random_seeds: int = 3,
-    limit: int | None = None,
-    calibration_limit: int | None = 64,
-    batch: int = 1,
-    answer_tokens: int = 16,
-    lower: str = "inductor",
-    rounds: int = 5,
-    timed: str = "inductor",
-    resamples: int = 2000,
-    seed: int = 0,
-    resume: str | os.PathLike[str] | None = None,
+    config: EvaluationConfig | None = None,
     step: Step = lambda what, done, total: None,
+    **options: Unpack[EvaluationOptions],
 ) -> Evaluation:
     """Ask a model questions, dense and in other ways, and say what of its accuracy is retained at what cut.
 
-    Every contender answers every question greedily. Dense and skipped prompts run the same compiled path; decode steps,
+    Every run answers every question greedily. Dense and skipped prompts run the same compiled path; decode steps,
     which are the same for all of them, and token dropping run eagerly. An answer is right if it is one of the line's
     answers, but for case, blanks and a full stop at the end.
 
@@ -76,123 +69,128 @@ def evaluate(
         calibration: the same for what the methods of `CALIBRATED` calibrate on; answers are not used. No prompt of it
             may be in ``data``.
         schedules: by name, to take part as they are.
-        methods: of `METHODS`. If not given: all of them; without ``calibration`` those that need none; none with
-            ``schedules``.
-        cuts: shares of the prefill FLOPs that each method is asked to save.
-        rows: the row set that schedules of the methods leave out.
-        random_seeds: runs of the method ``random``, of which the mean is reported.
-        limit, calibration_limit: questions at most for each task, and prompts at most in all, evenly spread.
-        batch: prompts to a forward pass.
-        answer_tokens: of an answer, at most.
-        lower: ``"inductor"``, or ``"eager"`` to answer by the rewritten graphs as they are: the same rows left out,
-            quicker for small models.
-        rounds: of timing the prefill; 0 for no timing.
-        timed: how the timed prefill is lowered; with ``"eager"`` the times are no measure.
-        resamples: of the bootstrap.
-        seed: of the bootstrap and the calibrations.
-        resume: a folder that keeps answers and measurements; an interrupted evaluation goes on with them.
+        config: how to evaluate; the defaults of `EvaluationConfig` if not given.
         step: called with what is done now, steps done, and steps in all.
+        options: fields of `EvaluationConfig` by name, such as ``cuts=(0.3,)``. They take the place of the config's.
 
     Returns:
         The figures with their intervals. What could not take part is in ``missing``.
 
     Raises:
-        OptionError: a bad option. OpSkipError: a bad line (named), a line of ``data`` in ``calibration``, or a model
-        whose rows are not known. Both before long work where it can be known then.
+        OptionError: an unknown or bad option. OpSkipError: a bad line (named), a line of ``data`` in ``calibration``,
+        or a model whose rows are not known. Both before long work where it can be known then.
     """
-    plan = Plan.of(
-        methods, cuts, calibration is not None, bool(schedules), random_seeds, rounds, resamples, lower, timed
-    )
-    encoder, given = Encoder.of(processor), [(k, Schedule.of(v)) for k, v in (schedules or {}).items()]
-    lines = checked_lines(data, "data", limit, answered=True)
-    learned = None if calibration is None else checked_lines(calibration, "calibration", None, unlike=lines)
-    if rows not in ROWS:
-        raise OptionError(f"rows: expected one of {', '.join(ROWS)}, got {rows!r}")
-    with decompiled(model), evaluating(model), torch.no_grad(), _folder(resume) as folder:
-        asked = FileSamples(model, lines, encoder, rows, answer_tokens, batch)
-        asked.check(step)
-        field = _field(model, asked, step)
-        plan.check_reach(field)
-        for name, schedule in given:
-            field.given(name, schedule)
-
-        def calibrated(method: str, cut: float) -> Schedule:
-            assert learned is not None
-            level, search = CALIBRATED[method]
-            prompts = FileSamples(model, learned, encoder, rows, answer_tokens, batch, calibration_limit)
-            found = calibrate(
-                model,
-                prompts,
-                cut,
-                level=level,
-                search=search,
-                rows=rows,
-                holdout=0.0,
-                seed=seed,
-                controls=False,
-                stability=False,
-                whole_front=False,
-                resume=folder / "calibration.jsonl",
-                step=lambda what, done, total: step(f"{method} {cut:.1%}: {what}", done, total),
-            )
-            return found.schedule
-
-        runs = line_up(field, plan.methods, plan.cuts, given, random_seeds, calibrated)
-        about = {"model": fingerprint(model), "data": asked.digest, "answer_tokens": answer_tokens, "lower": lower}
-        journal = Journal(folder / "answers.jsonl", {**about, "batch": batch, **versions()})
+    config = configured(EvaluationConfig, config, options)
+    methods = config.methods_for(calibration is not None, bool(schedules))
+    encoder = Encoder.of(processor)
+    named_schedules = {name: Schedule.of(schedule) for name, schedule in (schedules or {}).items()}
+    lines = checked_lines(data, "data", config.limit, answered=True)
+    prompts = None if calibration is None else checked_lines(calibration, "calibration", None, unlike=lines)
+    with dense(model), _folder(config.resume) as folder:
+        questions = FileSamples(model, lines, encoder, config.rows, config.answer_tokens, config.batch)
+        questions.check(step)
+        setup = _setup(model, questions, step)
+        check_reach(setup, methods, config.cuts)
+        for name, schedule in named_schedules.items():
+            setup.schedule_run(name, schedule)  # one that does not fit is refused before anything is calibrated
+        calibrated = _calibrator(model, encoder, prompts or [], config, folder, step)
+        runs = all_runs(setup, methods, config.cuts, named_schedules, config.random_seeds, calibrated)
+        about = {
+            "model": fingerprint(model),
+            "data": questions.digest,
+            "answer_tokens": config.answer_tokens,
+            "lower": config.lower,
+        }
+        journal = Journal(folder / "answers.jsonl", {**about, "batch": config.batch, **versions()})
         try:
-            answers = [_answers(model, run, asked, lower, journal, step) for run in runs]
+            answers = [_answers(model, run, questions, config.lower, journal, step) for run in runs]
         finally:
             journal.close()
-        missing = plan.missing(runs)
+        missing = out_of_reach(runs, methods, config.cuts)
         speeds: dict[str, timing.Speed] = {}
-        if rounds:
+        if config.rounds:
             try:
-                speeds = timing.speeds(model, runs, field.prompts, rounds, timed, step)
+                speeds = timing.speeds(model, runs, setup.prompts, config.rounds, config.timed, step)
             except OpSkipError as error:
                 missing.append(f"prefill times: {error}")
     tasks = task_rows(lines)
-    outcomes = _outcomes(runs, answers, lines, tasks, speeds, resamples, seed)
-    about |= {"calibration": None if learned is None else min(len(learned), calibration_limit or len(learned))}
-    about |= {"architecture": type(model).__name__, "random_seeds": random_seeds, "seed": seed, **versions()}
-    counts = {name: (len(rows_.places), len(set(rows_.groups))) for name, rows_ in tasks.items()}
+    outcomes = _outcomes(runs, answers, lines, tasks, speeds, config)
+    about |= {
+        "calibration": None if prompts is None else min(len(prompts), config.calibration_limit or len(prompts)),
+        "architecture": type(model).__name__,
+        "random_seeds": config.random_seeds,
+        "seed": config.seed,
+        **versions(),
+    }
+    counts = {name: (len(rows.places), len(set(rows.groups))) for name, rows in tasks.items()}
     return Evaluation(tuple(outcomes), counts, about, tuple(missing))
 
 
-def _field(model: nn.Module, asked: FileSamples, step: Step) -> Field:
+def _calibrator(
+    model: nn.Module, encoder: Encoder, lines: Sequence[Line], config: EvaluationConfig, folder: Path, step: Step
+) -> Callable[[str, float], Schedule]:
+    """What gives the schedule of a method of `CALIBRATED` for a cut; all of them share their measurements."""
+
+    def calibrated(method: str, cut: float) -> Schedule:
+        level, search = CALIBRATED[method]
+        samples = FileSamples(
+            model, lines, encoder, config.rows, config.answer_tokens, config.batch, config.calibration_limit
+        )
+        how = CalibrationConfig(
+            budget=cut,
+            level=level,
+            search=search,
+            rows=config.rows,
+            holdout=0.0,
+            seed=config.seed,
+            controls=False,
+            stability=False,
+            whole_front=False,
+            resume=folder / "calibration.jsonl",
+        )
+
+        def calibration_step(what: str, done: int, total: int) -> None:
+            step(f"{method} {cut:.1%}: {what}", done, total)
+
+        return calibrate(model, samples, config=how, step=calibration_step).schedule
+
+    return calibrated
+
+
+def _setup(model: nn.Module, questions: FileSamples, step: Step) -> EvaluationSetup:
     step("asking the compiler", 0, 0)
-    report = costing.compiled_report(model, asked)
-    found = {kind: costing.flops_costs(model, asked, report, kind) for kind in ROWS}
+    report = costing.compiled_report(model, questions)
+    costs_of = {rows: costing.flops_costs(model, questions, report, rows) for rows in ROWS}
     try:
         geometry = Geometry.from_config(model)
     except OpSkipError:
         geometry = None
-    prompts = [prompt for item in asked.items for prompt in item.rows]
-    candidates = found[asked.rows][1]
-    costs: Any = {kind: costs for kind, (costs, _) in found.items()}
-    return Field(costs, candidates, prompts, geometry, len(decoder_layers(model)), asked.rows)
+    prompts = [prompt for item in questions.items for prompt in item.rows]
+    _, candidates = costs_of[questions.rows]
+    costs = {rows: flops for rows, (flops, _) in costs_of.items()}
+    return EvaluationSetup(costs, candidates, prompts, geometry, len(decoder_layers(model)), questions.rows)
 
 
 def _answers(
-    model: nn.Module, run: Contender, asked: FileSamples, lower: str, journal: Journal, step: Step
+    model: nn.Module, run: EvaluationRun, questions: FileSamples, lower: str, journal: Journal, step: Step
 ) -> list[str]:
-    """One contender's answers to all questions, in their order."""
-    found: list[str] = []
+    """The answers of one run to all questions, in their order."""
+    answers: list[str] = []
     with _running(model, run, lower):
-        for i in range(asked.size()):
-            step(f"{run.name}: answering", i, asked.size())
+        for i in range(questions.size()):
+            step(f"{run.name}: answering", i, questions.size())
             known = journal.get(run.spec, i)
             if known is None:
-                inputs, _, names = asked.prompt(i)
-                known = [asked.encoder.text(ids) for ids in greedy(model, inputs, asked.answer_tokens, names)]
+                inputs, _, names = questions.prompt(i)
+                known = [questions.encoder.text(ids) for ids in greedy(model, inputs, questions.answer_tokens, names)]
                 journal.put(run.spec, i, known)
-            found += known
-    return found
+            answers += known
+    return answers
 
 
 @contextmanager
-def _running(model: nn.Module, run: Contender, lower: str) -> Iterator[None]:
-    """The model as one contender."""
+def _running(model: nn.Module, run: EvaluationRun, lower: str) -> Iterator[None]:
+    """The model as in one run, until the block ends."""
     if run.dropping is not None:
         with dropping_tokens(model, run.dropping):
             yield
@@ -205,30 +203,29 @@ def _running(model: nn.Module, run: Contender, lower: str) -> Iterator[None]:
 
 
 def _outcomes(
-    runs: Sequence[Contender],
+    runs: Sequence[EvaluationRun],
     answers: Sequence[Sequence[str]],
     lines: Sequence[Line],
     tasks: Mapping[str, TaskRows],
     speeds: Mapping[str, timing.Speed],
-    resamples: int,
-    seed: int,
-) -> list[Outcome]:
+    config: EvaluationConfig,
+) -> list[MethodOutcome]:
     """Runs of one method at one cut together, in the order of their first."""
-    right = [[float(is_right(t, line.answers)) for t, line in zip(own, lines, strict=True)] for own in answers]
-    same = [sum(a == b for a, b in zip(own, answers[0], strict=True)) / len(lines) for own in answers]
+    right = [[float(is_right(t, line.answers)) for t, line in zip(texts, lines, strict=True)] for texts in answers]
+    same = [sum(a == b for a, b in zip(texts, answers[0], strict=True)) / len(lines) for texts in answers]
     groups: dict[tuple[str, float | None], list[int]] = {}
     for i, run in enumerate(runs):
         groups.setdefault((run.method, run.asked), []).append(i)
     return [
-        outcome(
+        outcome_of(
             [runs[i] for i in group],
             [right[i] for i in group],
             [same[i] for i in group],
             right[0],
             tasks,
             speeds.get(runs[group[0]].spec),
-            resamples,
-            seed,
+            config.resamples,
+            config.seed,
         )
         for group in groups.values()
     ]
@@ -236,10 +233,10 @@ def _outcomes(
 
 @contextmanager
 def _folder(path: str | os.PathLike[str] | None) -> Iterator[Path]:
-    """Where measurements are kept: the folder that was given, made if need be, or one for a while."""
+    """Where measurements are kept: this folder, created if need be, or a temporary one."""
     if path is None:
-        with tempfile.TemporaryDirectory() as made:
-            yield Path(made)
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
         return
     try:
         Path(path).mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """From answers to figures: exact match, what is retained of the dense model's accuracy, and how sure that is.
 
-Intervals are from a paired bootstrap (B. Efron, 1979): images are drawn with replacement within each task, and dense
-and skipped answers to all questions about an image come along together, since they are not independent.
+Intervals are from a paired bootstrap (B. Efron, 1979): images are drawn with replacement within each task, with the
+dense and skipped answers to all questions about them, since these are not independent.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def accuracies(right: Sequence[float], tasks: Mapping[str, TaskRows]) -> dict[st
     return {name: statistics.fmean(right[i] for i in rows.places) for name, rows in tasks.items()}
 
 
-def retained(own: Mapping[str, float], dense: Mapping[str, float]) -> float | None:
+def retained(skipped: Mapping[str, float], dense: Mapping[str, float]) -> float | None:
     """Mean over the tasks of accuracy / dense accuracy; None if the dense model answers no question of any task.
 
     A task without a right dense answer has nothing to retain and does not count.
     """
-    shares = [own[task] / value for task, value in dense.items() if value > 0]
+    shares = [skipped[task] / value for task, value in dense.items() if value > 0]
     return statistics.fmean(shares) if shares else None
 
 
@@ -69,26 +69,26 @@ class Intervals:
 
 
 def bootstrap(
-    own: Sequence[float], dense: Sequence[float], tasks: Mapping[str, TaskRows], resamples: int, seed: int
+    skipped: Sequence[float], dense: Sequence[float], tasks: Mapping[str, TaskRows], resamples: int, seed: int
 ) -> Intervals:
-    """Intervals of one contender.
+    """Intervals of one method at one cut.
 
     Args:
-        own, dense: 1 for a right answer to a question, else 0; or means over several runs.
-        resamples: how many; the same draws for every contender with this seed.
+        skipped, dense: 1 for a right answer to a question, else 0; or means over several runs.
+        resamples: how many; the same draws for every method with this seed.
     """
     generator = torch.Generator().manual_seed(seed)
     accuracy, shares = [], []
     for rows in tasks.values():
-        found = torch.tensor([[own[i], dense[i], 1.0] for i in rows.places], dtype=torch.float64)
+        right = torch.tensor([[skipped[i], dense[i], 1.0] for i in rows.places], dtype=torch.float64)
         groups = torch.tensor(rows.groups)
-        sums = torch.zeros(int(groups.max()) + 1, 3, dtype=torch.float64).index_add_(0, groups, found)
+        sums = torch.zeros(int(groups.max()) + 1, 3, dtype=torch.float64).index_add_(0, groups, right)
         drawn = torch.randint(len(sums), (resamples, len(sums)), generator=generator)
         total = torch.stack([sums[row].sum(0) for row in drawn])
-        mine, theirs = total[:, 0] / total[:, 2], total[:, 1] / total[:, 2]
-        accuracy.append(mine)
+        of_skipped, of_dense = total[:, 0] / total[:, 2], total[:, 1] / total[:, 2]
+        accuracy.append(of_skipped)
         if bool(sums[:, 1].any()):
-            shares.append(torch.where(theirs > 0, mine / theirs, torch.nan))
+            shares.append(torch.where(of_dense > 0, of_skipped / of_dense, torch.nan))
     kept = _interval(torch.stack(shares).nanmean(0).nan_to_num(0.0)) if shares else None
     return Intervals(_interval(torch.stack(accuracy).mean(0)), kept)
 

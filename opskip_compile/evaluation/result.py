@@ -1,118 +1,26 @@
-"""What an evaluation found: a line for every method at every cut, with what each of them is worth."""
+"""What `evaluate` returns: the data of an evaluation, and how it is written and drawn."""
 
 from __future__ import annotations
 
 import os
-import statistics
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from opskip_compile.evaluation.contenders import DENSE, Contender
-from opskip_compile.evaluation.measures import Interval, Intervals, TaskRows, accuracies, bootstrap, retained
-from opskip_compile.evaluation.speed import Speed
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One method at one cut; of random choices the mean over the seeds.
-
-    Attributes:
-        contenders: the runs behind it.
-        cut: share of the FLOPs that it saves.
-        by_task: accuracy, 0 to 1.
-        retained: mean over the tasks of accuracy / dense accuracy; None if the dense model has no right answer.
-        worst, best: the same of the single runs; equal to it where there is one.
-        agreement: share of the questions with the dense model's answer.
-        intervals: of accuracy and retained share, 95 %.
-        speed: None where it was not measured.
-    """
-
-    contenders: tuple[Contender, ...]
-    cut: float
-    by_task: Mapping[str, float]
-    retained: float | None
-    worst: float | None
-    best: float | None
-    agreement: float
-    intervals: Intervals
-    speed: Speed | None
-
-    @property
-    def method(self) -> str:
-        """Its name."""
-        return self.contenders[0].method
-
-    @property
-    def asked(self) -> float | None:
-        """Share of FLOPs that it was asked to save."""
-        return self.contenders[0].asked
-
-    @property
-    def accuracy(self) -> float:
-        """Mean over the tasks."""
-        return statistics.fmean(self.by_task.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Figures for JSON."""
-        return {
-            "method": self.method,
-            "asked": self.asked,
-            "flops_cut": _short(self.cut),
-            "accuracy": _short(self.accuracy),
-            "accuracy_interval": _bounds(self.intervals.accuracy),
-            "retained": _short(self.retained),
-            "retained_interval": _bounds(self.intervals.retained),
-            "retained_of_runs": [_short(self.worst), _short(self.best)],
-            "agreement": _short(self.agreement),
-            "by_task": {task: _short(value) for task, value in self.by_task.items()},
-            "speedup": None if self.speed is None else {k: _short(v) for k, v in vars(self.speed).items()},
-            "runs": [{"spec": c.spec, "seed": c.seed, "flops_cut": _short(c.cut)} for c in self.contenders],
-        }
+from opskip_compile.evaluation.data import EvaluationData
+from opskip_compile.evaluation.plots import figure
+from opskip_compile.evaluation.result_tables import markdown
+from opskip_compile.output.plots import write_figure
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What `opskip_compile.evaluate` returns.
+class Evaluation(EvaluationData):
+    """What `opskip_compile.evaluate` returns: `of` one method, `to_dict` for JSON, tables and a plot for people.
 
-    Attributes:
-        outcomes: the dense model first.
-        tasks: how many questions and images each of them has.
-        about: the model, the data and the settings.
-        missing: what was asked for and is not there, with the reason.
+    Attributes: as `EvaluationData`.
     """
-
-    outcomes: tuple[Outcome, ...]
-    tasks: Mapping[str, tuple[int, int]]
-    about: Mapping[str, Any]
-    missing: tuple[str, ...]
-
-    @property
-    def dense(self) -> Outcome:
-        """The dense model."""
-        return self.outcomes[0]
-
-    def of(self, method: str, asked: float | None = None) -> Outcome:
-        """One line. Raises `KeyError` if there is none."""
-        for outcome in self.outcomes:
-            if (outcome.method, outcome.asked) == (method, asked):
-                return outcome
-        raise KeyError((method, asked))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data for JSON."""
-        return {
-            "about": dict(self.about),
-            "tasks": {task: {"questions": q, "images": i} for task, (q, i) in self.tasks.items()},
-            "outcomes": [outcome.to_dict() for outcome in self.outcomes],
-            "missing": list(self.missing),
-        }
 
     def markdown(self) -> str:
         """Two tables: all outcomes, and their accuracy by task."""
-        from opskip_compile.evaluation.show import markdown
-
         return markdown(self)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
@@ -121,59 +29,7 @@ class Evaluation:
         Raises:
             OptionError: another suffix. OpSkipError: matplotlib is missing, or the file can't be written.
         """
-        from opskip_compile.evaluation.plots import figure
-        from opskip_compile.output.plots import write_figure
-
         write_figure(lambda: figure(self), Path(path))
 
     def __str__(self) -> str:
         return self.markdown()
-
-
-def outcome(
-    contenders: Sequence[Contender],
-    right: Sequence[Sequence[float]],
-    same: Sequence[float],
-    dense: Sequence[float],
-    tasks: Mapping[str, TaskRows],
-    speed: Speed | None,
-    resamples: int,
-    seed: int,
-) -> Outcome:
-    """The figures of one method at one cut.
-
-    Args:
-        contenders: its runs.
-        right: for each run 1 or 0 for every question.
-        same: for each run the share of answers that are the dense model's.
-        dense: 1 or 0 for every question, of the dense model.
-    """
-    mean = [statistics.fmean(values) for values in zip(*right, strict=True)]
-    whole = accuracies(dense, tasks)
-    each = [retained(accuracies(run, tasks), whole) for run in right]
-    known = [value for value in each if value is not None]
-    own = accuracies(mean, tasks)
-    return Outcome(
-        tuple(contenders),
-        statistics.fmean(c.cut for c in contenders),
-        own,
-        retained(own, whole),
-        min(known, default=None),
-        max(known, default=None),
-        statistics.fmean(same),
-        bootstrap(mean, dense, tasks, resamples, seed),
-        speed,
-    )
-
-
-def is_dense(found: Outcome) -> bool:
-    """True for the line that the others are held against."""
-    return found.method == DENSE
-
-
-def _short(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
-
-
-def _bounds(value: Interval | None) -> list[float | None] | None:
-    return None if value is None else [_short(value.low), _short(value.high)]

@@ -1,4 +1,4 @@
-"""Prefill time of the contenders on the model's own decoder, by the harness of `bench.prefill`."""
+"""Prefill time of the runs on the model's own decoder, by the harness of `bench.prefill`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from opskip_compile.bench.decoders import Decoder
 from opskip_compile.bench.prefill import Row, run_prefill
 from opskip_compile.calibration.batches import PromptRows
 from opskip_compile.errors import OpSkipError
-from opskip_compile.evaluation.contenders import DENSE, Contender
+from opskip_compile.evaluation.methods import DENSE
+from opskip_compile.evaluation.runs import EvaluationRun
 from opskip_compile.output.progress import Step
 from opskip_compile.schedule.flops import Geometry
 
@@ -48,17 +49,17 @@ class _Loaded(Decoder):
 
 def speeds(
     model: nn.Module,
-    contenders: Sequence[Contender],
+    runs: Sequence[EvaluationRun],
     prompts: Sequence[PromptRows],
     rounds: int,
     lower: str,
     step: Step,
 ) -> dict[str, Speed]:
-    """By `Contender.spec`, at the median numbers of visual and of other rows; batch 1.
+    """By `EvaluationRun.spec`, at the median numbers of visual and of other rows; batch 1.
 
     Args:
         model: dense and eager.
-        lower: as in `Settings`; with ``"eager"`` the times are no measure.
+        lower: as in `Settings`; times of ``"eager"`` say nothing about Inductor.
 
     Raises:
         OpSkipError: no decoder whose sizes are known, or one that the harness can't run.
@@ -68,9 +69,9 @@ def speeds(
         raise OpSkipError(f"{type(model).__name__} has no text decoder")
     first = next(decoder.parameters())
     loaded = _Loaded(type(decoder).__name__, "", Geometry.from_config(model), decoder)
-    taking_part = [c for c in contenders if c.method != DENSE and not c.seed]
-    schedules: Any = {c.spec: c.schedule for c in taking_part if c.schedule is not None}
-    droppings: Any = {c.spec: c.dropping for c in taking_part if c.dropping is not None}
+    timed = [c for c in runs if c.method != DENSE and not c.seed]
+    schedules: Any = {c.spec: c.schedule for c in timed if c.schedule is not None}
+    droppings: Any = {c.spec: c.dropping for c in timed if c.dropping is not None}
     visual = round(statistics.median(p.visual for p in prompts))
     text = round(statistics.median(p.all - p.visual for p in prompts))
     try:

@@ -6,14 +6,14 @@ import pytest
 
 from opskip_compile.calibration.budget import Budget, amount
 from opskip_compile.calibration.costs import FlopsCosts
-from opskip_compile.calibration.operators import operators
+from opskip_compile.calibration.operator_sets import all_operators
 from opskip_compile.errors import OptionError
 
-COSTS = FlopsCosts(dict.fromkeys(operators(2), 1000000000000.0), dict.fromkeys(operators(2), 250000000000.0))
+COSTS = FlopsCosts(dict.fromkeys(all_operators(2), 1000000000000.0), dict.fromkeys(all_operators(2), 250000000000.0))
 
 
 @pytest.mark.parametrize(
-    ("given", "field", "value", "said"),
+    ("text", "field", "value", "said"),
     [
         (0.337, "cut", 0.337, "33.7% fewer FLOPs"),
         ("0.5", "cut", 0.5, "50.0% fewer FLOPs"),
@@ -26,33 +26,33 @@ COSTS = FlopsCosts(dict.fromkeys(operators(2), 1000000000000.0), dict.fromkeys(o
         (Budget(cut=0.2), "cut", 0.2, "20.0% fewer FLOPs"),
     ],
 )
-def test_read(given: object, field: str, value: float, said: str) -> None:
-    budget = Budget.of(given)
+def test_read(text: object, field: str, value: float, said: str) -> None:
+    budget = Budget.of(text)
     assert getattr(budget, field) == pytest.approx(value)
     assert str(budget) == said
     assert sum(part is not None for part in vars(budget).values()) == 1
 
 
 @pytest.mark.parametrize(
-    "given",
+    "text",
     [None, True, "", "fast", "-0.3", 0, 0.0, 1, 1.5, "100%", "0ms", "nan", float("nan"), float("inf"), "kl>1", []],
 )
-def test_refused(given: object) -> None:
+def test_refused(text: object) -> None:
     with pytest.raises(OptionError, match=r"^budget: "):
-        Budget.of(given)
+        Budget.of(text)
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("text", "said"),
     [
         (0.8, "80.0% fewer FLOPs can't be met: with every operator skipped that can be, 1 TFLOPs of 4 TFLOPs are left"),
         ("0.5 TFLOPs", "500 GFLOPs can't be met"),
         ("5 TFLOPs", "5 TFLOPs is met by the dense model, which takes 4 TFLOPs"),
     ],
 )
-def test_what_can_not_be_met(given: object, said: str) -> None:
+def test_what_can_not_be_met(text: object, said: str) -> None:
     with pytest.raises(OptionError, match=said):
-        Budget.of(given).check(COSTS, frozenset(operators(2)))
+        Budget.of(text).check(COSTS, frozenset(all_operators(2)))
 
 
 def test_costs_of_a_budget() -> None:
@@ -60,7 +60,7 @@ def test_costs_of_a_budget() -> None:
     assert Budget.of("2 TFLOPs").cost(COSTS) == 2e12
     assert Budget.of("kl<1").cost(COSTS) is None
     Budget.of("kl<1").check(COSTS, frozenset())
-    Budget.of(0.75).check(COSTS, frozenset(operators(2)))
+    Budget.of(0.75).check(COSTS, frozenset(all_operators(2)))
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from torch import nn
 
 import opskip_compile as opskip
 from opskip_compile.calibration import costs
-from opskip_compile.calibration.meter import Meter
-from opskip_compile.calibration.operators import Operator, skipped_by
+from opskip_compile.calibration.divergence_meter import DivergenceMeter
+from opskip_compile.calibration.operator_sets import OperatorId, skipped_by
 from opskip_compile.calibration.replay import Replay
 from opskip_compile.calibration.samples import Samples
 from opskip_compile.errors import OpSkipError, OptionError
@@ -36,18 +36,18 @@ def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Capturing a decoder takes seconds: models of one class, depth and prompt have one report."""
     real = costs.compiled_report
 
-    def report(model: nn.Module, given: Samples) -> Any:
-        shape = tuple(given.inputs(0)["input_ids"].shape)
-        key = (type(model), len(decoder_layers(model)), next(model.parameters()).dtype, shape, given.rows)
+    def report(model: nn.Module, prompts: Samples) -> Any:
+        shape = tuple(prompts.inputs(0)["input_ids"].shape)
+        key = (type(model), len(decoder_layers(model)), next(model.parameters()).dtype, shape, prompts.rows)
         if key not in _CAPTURED:
-            _CAPTURED[key] = real(model, given)
+            _CAPTURED[key] = real(model, prompts)
         return copy.copy(_CAPTURED[key])
 
     monkeypatch.setattr(costs, "compiled_report", report)
 
 
 @pytest.fixture(scope="module")
-def found() -> opskip.CalibrationResult:
+def calibrated() -> opskip.CalibrationResult:
     """A calibration with everything in it."""
     return opskip.calibrate(FAMILIES["qwen3_vl"].build(4), samples("qwen3_vl", 6), 0.4, answer_tokens=2)
 
@@ -76,28 +76,30 @@ def test_the_control_is_fooled() -> None:
     assert by_size.calibration.divergence > 1e-4
 
 
-def test_the_evidence(found: opskip.CalibrationResult) -> None:
-    chosen = found.chosen
+def test_the_evidence(calibrated: opskip.CalibrationResult) -> None:
+    chosen = calibrated.chosen
     assert chosen.cut >= 0.4
-    assert chosen.cost <= 0.6 * found.dense_cost
-    assert skipped_by(found.schedule, 4) == chosen.skipped
-    assert set(found.scores.values) == {Operator(layer, kind) for layer in range(4) for kind in ("attention", "ffn")}
-    assert set(found.controls) == {"whole layers", "random", "late"}
-    assert len(found.controls["random"]) == 10
-    assert all(choice.cut >= chosen.cut - 1e-9 for choice in found.controls["random"])
-    assert found.front[0].cut < 0.4 < found.front[-1].cut
-    assert [c.cut for c in found.front] == sorted(c.cut for c in found.front)
-    divergences = [c.calibration.divergence for c in found.front if c.calibration is not None]
+    assert chosen.cost <= 0.6 * calibrated.dense_cost
+    assert skipped_by(calibrated.schedule, 4) == chosen.skipped
+    assert set(calibrated.scores.values) == {
+        OperatorId(layer, kind) for layer in range(4) for kind in ("attention", "ffn")
+    }
+    assert set(calibrated.controls) == {"whole layers", "random", "late"}
+    assert len(calibrated.controls["random"]) == 10
+    assert all(choice.cut >= chosen.cut - 1e-9 for choice in calibrated.controls["random"])
+    assert calibrated.front[0].cut < 0.4 < calibrated.front[-1].cut
+    assert [c.cut for c in calibrated.front] == sorted(c.cut for c in calibrated.front)
+    divergences = [c.calibration.divergence for c in calibrated.front if c.calibration is not None]
     assert divergences == sorted(divergences)
-    assert all(c.heldout is not None for c in found.front)
-    assert found.stability is not None
-    assert 0 <= found.stability.overlap <= 1
-    assert found.full == ()
-    assert found.spent.flops > 0
-    assert found.spent.dense_prefills > 8
+    assert all(c.heldout is not None for c in calibrated.front)
+    assert calibrated.stability is not None
+    assert 0 <= calibrated.stability.overlap <= 1
+    assert calibrated.full == ()
+    assert calibrated.spent.flops > 0
+    assert calibrated.spent.dense_prefills > 8
 
 
-def test_choices_are_measured_by_the_oracle(found: opskip.CalibrationResult) -> None:
+def test_choices_are_measured_by_the_oracle(calibrated: opskip.CalibrationResult) -> None:
     """The divergence of the chosen schedule, computed again by hand on all its samples."""
     model = FAMILIES["qwen3_vl"].build(4)
     divergences = []
@@ -112,28 +114,28 @@ def test_choices_are_measured_by_the_oracle(found: opskip.CalibrationResult) -> 
                 "mm_token_type_ids": torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(answer)], 1),
             }
             dense = model(**more).logits[:, -3:-1].log_softmax(-1)
-            with opskip.oracle(model, found.schedule, said == 190):
+            with opskip.oracle(model, calibrated.schedule, said == 190):
                 skipped = model(**more).logits[:, -3:-1].log_softmax(-1)
         divergences += (dense.exp() * (dense - skipped)).sum(-1).mean(-1).tolist()
-    calibration, heldout = found.chosen.calibration, found.chosen.heldout
-    assert calibration is not None
+    inside, heldout = calibrated.chosen.calibration, calibrated.chosen.heldout
+    assert inside is not None
     assert heldout is not None
-    total = calibration.divergence * calibration.samples + heldout.divergence * heldout.samples
+    total = inside.divergence * inside.samples + heldout.divergence * heldout.samples
     assert total == pytest.approx(sum(divergences), rel=1e-3)
 
 
-def test_the_schedule_runs_compiled(found: opskip.CalibrationResult, fresh: None) -> None:
+def test_the_schedule_runs_compiled(calibrated: opskip.CalibrationResult, fresh: None) -> None:
     model, inputs = FAMILIES["qwen3_vl"].build(4), samples("qwen3_vl", 1)[0]
-    opskip.compile(model, found.schedule, options={"lower": "eager", "strict": True})
+    opskip.compile(model, calibrated.schedule, options={"lower": "eager", "strict": True})
     got = model(**inputs).logits
     opskip.remove(model)
-    with opskip.oracle(model, found.schedule, inputs["input_ids"] == 190):
+    with opskip.oracle(model, calibrated.schedule, inputs["input_ids"] == 190):
         torch.testing.assert_close(got, model(**inputs).logits, atol=1e-4, rtol=1e-4)
-    assert len(opskip.last_report().skipped) == len(found.chosen.skipped)
+    assert len(opskip.last_report().skipped) == len(calibrated.chosen.skipped)
 
 
-def test_provenance(found: opskip.CalibrationResult) -> None:
-    about = found.schedule.provenance
+def test_provenance(calibrated: opskip.CalibrationResult) -> None:
+    about = calibrated.schedule.provenance
     assert about["source"] == "opskip calibrate"
     assert about["budget"] == "40.0% fewer FLOPs"
     assert about["samples"] == 8  # two in each of the four batches that are not held out
@@ -142,29 +144,29 @@ def test_provenance(found: opskip.CalibrationResult) -> None:
     assert about["torch"] == torch.__version__
     assert re.fullmatch("[0-9a-f]{16}", about["model"])
     assert re.fullmatch("[0-9a-f]{16}", about["data"])
-    assert found.schedule.model["architecture"] == "qwen3_vl"
-    assert found.schedule.model["num_layers"] == 4
+    assert calibrated.schedule.model["architecture"] == "qwen3_vl"
+    assert calibrated.schedule.model["num_layers"] == 4
 
 
-def test_report_is_json_and_text_says_the_same(found: opskip.CalibrationResult) -> None:
-    report = json.loads(json.dumps(found.report))
-    assert report["schedule"] == found.schedule.to_dict()
-    assert len(report["front"]) == len(found.front)
-    assert report["scores"]["values"]["0.ffn"] == found.scores.values[Operator(0, "ffn")]
+def test_report_is_json_and_text_says_the_same(calibrated: opskip.CalibrationResult) -> None:
+    report = json.loads(json.dumps(calibrated.report))
+    assert report["schedule"] == calibrated.schedule.to_dict()
+    assert len(report["front"]) == len(calibrated.front)
+    assert report["scores"]["values"]["0.ffn"] == calibrated.scores.values[OperatorId(0, "ffn")]
     assert 0 < report["chosen"]["heldout"]["turned"] < 1
-    text = str(found)
-    assert f"{found.chosen.cut:.1%} fewer FLOPs" in text
-    assert found.schedule.to_spec() in text
+    text = str(calibrated)
+    assert f"{calibrated.chosen.cut:.1%} fewer FLOPs" in text
+    assert calibrated.schedule.to_spec() in text
     assert "whole layers: " in text
 
 
-def test_two_runs_with_one_seed_write_the_same_bytes(found: opskip.CalibrationResult, tmp_path: Path) -> None:
+def test_two_runs_with_one_seed_write_the_same_bytes(calibrated: opskip.CalibrationResult, tmp_path: Path) -> None:
     again = opskip.calibrate(FAMILIES["qwen3_vl"].build(4), samples("qwen3_vl", 6), 0.4, answer_tokens=2)
-    found.schedule.save(tmp_path / "a.json")
+    calibrated.schedule.save(tmp_path / "a.json")
     again.schedule.save(tmp_path / "b.json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert {k: v for k, v in again.report.items() if k != "spent"} == {
-        k: v for k, v in found.report.items() if k != "spent"
+        k: v for k, v in calibrated.report.items() if k != "spent"
     }
 
 
@@ -174,8 +176,8 @@ class Interrupted(Exception):
 
 def test_an_interrupt_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped again and again: the measurements of all runs together are those of one, each made once."""
-    journal, model, given = tmp_path / "journal", FAMILIES["llava"].build(3), samples("llava", 5)
-    wanted = opskip.calibrate(model, given, 0.4, answer_tokens=2)
+    journal, model, prompts = tmp_path / "journal", FAMILIES["llava"].build(3), samples("llava", 5)
+    wanted = opskip.calibrate(model, prompts, 0.4, answer_tokens=2)
     whole, ran = Replay.outcome, 0
 
     def counted(self: Replay, skipped: Any) -> Any:
@@ -188,7 +190,7 @@ def test_an_interrupt_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Replay, "outcome", counted)
     for _ in range(40):
         try:
-            result = opskip.calibrate(model, given, 0.4, answer_tokens=2, resume=journal)
+            result = opskip.calibrate(model, prompts, 0.4, answer_tokens=2, resume=journal)
             break
         except Interrupted:
             continue
@@ -199,7 +201,7 @@ def test_an_interrupt_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     keys = [(line["key"], line["item"]) for line in lines]
     assert len(keys) == len(set(keys))
     ran = 1
-    opskip.calibrate(model, given, 0.4, answer_tokens=2, resume=journal)
+    opskip.calibrate(model, prompts, 0.4, answer_tokens=2, resume=journal)
     assert ran == 1  # everything was known
 
 
@@ -217,13 +219,13 @@ def test_another_model_or_other_samples_need_another_journal(tmp_path: Path) -> 
 
 def test_the_model_stays_as_it_was(fresh: None) -> None:
     """Compiled and in training mode, before and after; it is calibrated dense all the same."""
-    model, given = FAMILIES["llava"].build(3), samples("llava", 2)
-    plain = opskip.calibrate(model, given, 0.3, **QUICK)
+    model, prompts = FAMILIES["llava"].build(3), samples("llava", 2)
+    plain = opskip.calibrate(model, prompts, 0.3, **QUICK)
     opskip.compile(model, "silent:0-2", options={"lower": "eager"})
     model.train()
     model.model.vision_tower.eval()
     forward = model.get_decoder().forward
-    result = opskip.calibrate(model, given, 0.3, **QUICK)
+    result = opskip.calibrate(model, prompts, 0.3, **QUICK)
     assert result.schedule == plain.schedule
     assert result.report["front"] == plain.report["front"]
     assert model.get_decoder().forward is forward
@@ -243,11 +245,11 @@ def test_every_way_to_choose_meets_the_budget(method: str, level: str) -> None:
 
 
 def test_flops_and_floor_budgets() -> None:
-    model, given = FAMILIES["llava"].build(4), samples("llava", 2)
-    dense = opskip.calibrate(model, given, 0.2, whole_front=False, **QUICK).dense_cost
-    asked = opskip.calibrate(model, given, f"{0.7 * dense} FLOPs", whole_front=False, **QUICK)
+    model, prompts = FAMILIES["llava"].build(4), samples("llava", 2)
+    dense = opskip.calibrate(model, prompts, 0.2, whole_front=False, **QUICK).dense_cost
+    asked = opskip.calibrate(model, prompts, f"{0.7 * dense} FLOPs", whole_front=False, **QUICK)
     assert asked.chosen.cost <= 0.7 * dense
-    floors = [opskip.calibrate(model, given, f"kl<{most}", **QUICK) for most in (1e-5, 1e-2)]
+    floors = [opskip.calibrate(model, prompts, f"kl<{most}", **QUICK) for most in (1e-5, 1e-2)]
     for result, most in zip(floors, (1e-5, 1e-2), strict=True):
         assert result.chosen.calibration is not None
         assert result.chosen.calibration.divergence < most
@@ -256,8 +258,8 @@ def test_flops_and_floor_budgets() -> None:
 
 def test_flops_are_those_of_the_prompts() -> None:
     """The mean over prompts of different length, without their answers: as `count_flops` has it."""
-    model, given = FAMILIES["llava"].build(3), samples("llava", 2)
-    result = opskip.calibrate(model, given, 0.3, **{**QUICK, "answer_tokens": 7})
+    model, prompts = FAMILIES["llava"].build(3), samples("llava", 2)
+    result = opskip.calibrate(model, prompts, 0.3, **{**QUICK, "answer_tokens": 7})
     counted = [
         opskip.count_flops(model, visual_tokens=visual, text_tokens=text, schedule=result.schedule)
         for visual, text in ((16, 8), (32, 9)) * 2
@@ -268,7 +270,7 @@ def test_flops_are_those_of_the_prompts() -> None:
 
 def test_milliseconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By a table of the four layer states, timed once and kept in the journal."""
-    model, given = FAMILIES["llava"].build(3), samples("llava", 2)
+    model, prompts = FAMILIES["llava"].build(3), samples("llava", 2)
     timed: list[int] = []
 
     def table(model: Any, batch: Any, candidates: Any, rows: Any, **more: Any) -> dict[str, float]:
@@ -277,25 +279,25 @@ def test_milliseconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(costs, "latency_table", table)
     for _ in range(2):
-        result = opskip.calibrate(model, given, "20 ms", resume=tmp_path / "journal", **QUICK)
+        result = opskip.calibrate(model, prompts, "20 ms", resume=tmp_path / "journal", **QUICK)
     assert timed == [1]
     assert result.unit == "ms"
     assert result.dense_cost == 30
     assert result.chosen.cost <= 20
     assert "30 ms -> " in str(result)
     with pytest.raises(OptionError, match="budget: 2 ms can't be met: with every operator skipped that can be, 3 ms"):
-        opskip.calibrate(model, given, "2ms", resume=tmp_path / "journal", **QUICK)
+        opskip.calibrate(model, prompts, "2ms", resume=tmp_path / "journal", **QUICK)
 
 
 def test_the_table_is_of_the_compiled_decoder(fresh: None) -> None:
     """All four states are compiled and run; what is skipped is what the state says."""
     model = FAMILIES["qwen3_vl"].build(2)
-    every = frozenset(Operator(layer, kind) for layer in range(2) for kind in ("attention", "ffn"))
+    every = frozenset(OperatorId(layer, kind) for layer in range(2) for kind in ("attention", "ffn"))
     with torch.no_grad():
         batch = meter(model, samples("qwen3_vl", 1)).samples.batch(0)
-        found = costs.latency_table(model, batch, every - {Operator(0, "ffn")}, lower="eager", rounds=1)
-    assert set(found) == {"full", "attend", "transform", "silent"}
-    assert all(value > 0 for value in found.values())
+        milliseconds = costs.latency_table(model, batch, every - {OperatorId(0, "ffn")}, lower="eager", rounds=1)
+    assert set(milliseconds) == {"full", "attend", "transform", "silent"}
+    assert all(value > 0 for value in milliseconds.values())
     assert {len(report.skipped) for report in opskip.reports() if report.operators} == {0, 1, 2, 3}
 
 
@@ -308,29 +310,29 @@ def test_experts_recurrences_and_shared_keys(family: str, full: int) -> None:
 
 
 def test_operators_that_the_compiler_leaves_full_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = costs.compiled_report
+    real = costs.compiled_report
 
-    def partly(model: Any, given: Any) -> Any:
-        report = made(model, given)
+    def partly(model: Any, prompts: Any) -> Any:
+        report = real(model, prompts)
         report.operators = tuple(op if op.name != "3.ffn" else replace(op, rows=None) for op in report.operators)
         return report
 
     monkeypatch.setattr(costs, "compiled_report", partly)
     result = opskip.calibrate(FAMILIES["llava"].build(4), samples("llava", 2), 0.4, **QUICK)
     assert result.full == ("3.ffn",)
-    assert all(Operator(3, "ffn") not in choice.skipped for choice in result.front)
+    assert all(OperatorId(3, "ffn") not in choice.skipped for choice in result.front)
     assert "left full by the compiler: 3.ffn" in str(result)
 
 
 def test_what_the_compiler_leaves_full_saves_nothing() -> None:
     model = FAMILIES["llava"].build(2)
-    given = meter(model, samples("llava", 1)).samples
-    report = costs.compiled_report(model, given)
+    prompts = meter(model, samples("llava", 1)).samples
+    report = costs.compiled_report(model, prompts)
     report.operators = tuple(op if op.name != "1.ffn" else replace(op, rows=None) for op in report.operators)
-    prices, candidates = costs.flops_costs(model, given, report)
-    assert candidates == {Operator(0, "attention"), Operator(0, "ffn"), Operator(1, "attention")}
-    assert prices.of(frozenset({Operator(1, "ffn")})) == prices.dense
-    assert prices.of(frozenset({Operator(0, "ffn")})) < prices.dense
+    prices, candidates = costs.flops_costs(model, prompts, report)
+    assert candidates == {OperatorId(0, "attention"), OperatorId(0, "ffn"), OperatorId(1, "attention")}
+    assert prices.of(frozenset({OperatorId(1, "ffn")})) == prices.dense
+    assert prices.of(frozenset({OperatorId(0, "ffn")})) < prices.dense
 
 
 @pytest.mark.parametrize(
@@ -352,12 +354,12 @@ def test_what_the_compiler_leaves_full_saves_nothing() -> None:
 def test_bad_options_are_refused_before_the_model_answers(
     more: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Meter, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(DivergenceMeter, "measure", lambda *_: pytest.fail("measured"))
     model = FAMILIES["llava"].build(2)
     monkeypatch.setattr(model, "generate", lambda **_: pytest.fail("generated"))
-    given = {"samples": samples("llava", 2), "budget": 0.3, **more}
+    arguments = {"samples": samples("llava", 2), "budget": 0.3, **more}
     with pytest.raises(OptionError, match=re.escape(said)):
-        opskip.calibrate(model, **given)
+        opskip.calibrate(model, **arguments)
 
 
 @pytest.mark.parametrize(("family", "why"), [("mllama", "cross-attention")])

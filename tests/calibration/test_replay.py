@@ -11,9 +11,16 @@ from torch import Tensor, nn
 
 import opskip_compile as opskip
 from opskip_compile.calibration.batches import Batch
-from opskip_compile.calibration.meter import compare
-from opskip_compile.calibration.operators import NOTHING, Operator, as_schedule, operators, skipped_by, spell
-from opskip_compile.calibration.replay import Outcome, Replay
+from opskip_compile.calibration.divergence_meter import compare
+from opskip_compile.calibration.operator_sets import (
+    NOTHING,
+    OperatorId,
+    all_operators,
+    as_schedule,
+    skipped_by,
+    spec_text,
+)
+from opskip_compile.calibration.replay import AnswerOutputs, Replay
 from opskip_compile.models.oracle import decoder_layers, oracle
 from tests.helpers.families import FAMILIES
 from tests.helpers.planted import meter, samples
@@ -54,13 +61,17 @@ def test_layers_before_the_first_difference_do_not_run() -> None:
     for i, layer in enumerate(decoder_layers(model)):
         layer.mlp.register_forward_hook(lambda m, a, o, i=i: ran.append(i))
     model.model.visual.register_forward_hook(lambda m, a, o: ran.append(-1))
-    for skipped, expected in (({Operator(2, "ffn")}, [2, 3]), (set(), []), ({Operator(0, "attention")}, [0, 1, 2, 3])):
+    for skipped, expected in (
+        ({OperatorId(2, "ffn")}, [2, 3]),
+        (set(), []),
+        ({OperatorId(0, "attention")}, [0, 1, 2, 3]),
+    ):
         ran.clear()
         replay.outcome(frozenset(skipped))
         assert ran == expected
-    replay.move(frozenset({Operator(0, "ffn")}))
+    replay.move(frozenset({OperatorId(0, "ffn")}))
     ran.clear()
-    replay.outcome(frozenset({Operator(0, "ffn"), Operator(3, "ffn")}))
+    replay.outcome(frozenset({OperatorId(0, "ffn"), OperatorId(3, "ffn")}))
     assert ran == [3]
 
 
@@ -69,7 +80,7 @@ def test_work_is_counted() -> None:
     replay = Replay(model, batch)
     before = replay.layer_runs
     assert before == 2 * 4  # two prompts through four layers
-    replay.outcome(frozenset({Operator(3, "ffn")}))
+    replay.outcome(frozenset({OperatorId(3, "ffn")}))
     assert replay.layer_runs - before == 2
 
 
@@ -91,9 +102,9 @@ def test_a_model_that_is_more_than_its_layers_is_run_whole() -> None:
     layer = decoder_layers(model)[3]
     layer.mlp = Counting(layer.mlp)
     assert not Replay(model, batch).reproduces()
-    found = meter(model, [ZOO["llava"].inputs()])
-    found.measure([frozenset({Operator(3, "attention")})], [0])
-    assert found.reuse is False
+    dense_meter = meter(model, [ZOO["llava"].inputs()])
+    dense_meter.measure([frozenset({OperatorId(3, "attention")})], [0])
+    assert dense_meter.reuse is False
 
 
 def test_recording_leaves_the_model_as_it_was() -> None:
@@ -102,8 +113,8 @@ def test_recording_leaves_the_model_as_it_was() -> None:
     hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
     replay = Replay(model, batch)
     replay.reproduces()
-    replay.move(frozenset({Operator(1, "ffn")}))
-    replay.outcome(frozenset({Operator(2, "ffn")}))
+    replay.move(frozenset({OperatorId(1, "ffn")}))
+    replay.outcome(frozenset({OperatorId(2, "ffn")}))
     assert [set(vars(module)) for module in model.modules()] == [set(values) for values in before]
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == hooks
 
@@ -111,8 +122,8 @@ def test_recording_leaves_the_model_as_it_was() -> None:
 def test_compared_row_by_row() -> None:
     """KL, cosine and agreement by hand: one element with one answer row, one with two."""
     answers = torch.tensor([[False, True, False], [True, True, False]])
-    dense = Outcome(torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 3.0]]), torch.eye(3))
-    other = Outcome(
+    dense = AnswerOutputs(torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 3.0]]), torch.eye(3))
+    other = AnswerOutputs(
         torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 2.0]])
     )
     got = compare(dense, other, answers)
@@ -125,26 +136,26 @@ def test_compared_row_by_row() -> None:
 
 def test_of_logits_that_overflow_in_half() -> None:
     """16-bit logits are compared in float64: no NaN from large values."""
-    dense = Outcome(torch.tensor([[60000.0, -60000.0]]).half().float(), torch.ones(1, 2))
-    other = Outcome(torch.tensor([[-60000.0, 60000.0]]).half().float(), torch.ones(1, 2))
-    (found,) = compare(dense, other, torch.tensor([[True]]))
-    assert found[0] == pytest.approx(120000, rel=1e-3)
-    assert found[2] == 0
+    dense = AnswerOutputs(torch.tensor([[60000.0, -60000.0]]).half().float(), torch.ones(1, 2))
+    other = AnswerOutputs(torch.tensor([[-60000.0, 60000.0]]).half().float(), torch.ones(1, 2))
+    (difference,) = compare(dense, other, torch.tensor([[True]]))
+    assert difference[0] == pytest.approx(120000, rel=1e-3)
+    assert difference[2] == 0
 
 
 def test_sets_are_spelled_one_way() -> None:
-    some = frozenset({Operator(2, "ffn"), Operator(1, "attention"), Operator(1, "ffn")})
-    assert spell(some) == "silent:1 attend:2"
+    some = frozenset({OperatorId(2, "ffn"), OperatorId(1, "attention"), OperatorId(1, "ffn")})
+    assert spec_text(some) == "silent:1 attend:2"
     assert skipped_by(as_schedule(some), 4) == some
-    assert spell(NOTHING) == "none"
-    assert operators(1) == (Operator(0, "attention"), Operator(0, "ffn"))
-    assert Operator(17, "ffn").name == "17.ffn"
+    assert spec_text(NOTHING) == "none"
+    assert all_operators(1) == (OperatorId(0, "attention"), OperatorId(0, "ffn"))
+    assert OperatorId(17, "ffn").name == "17.ffn"
 
 
 def test_through_visual_is_the_oracles() -> None:
     model, batch = recorded("llava")
     replay = Replay(model, batch, rows="through_visual")
-    some = frozenset({Operator(1, "ffn"), Operator(2, "attention")})
+    some = frozenset({OperatorId(1, "ffn"), OperatorId(2, "attention")})
     with torch.no_grad(), oracle(model, as_schedule(some, "through_visual"), batch.visual):
         want = model(**batch.inputs, use_cache=False).logits[batch.answers]
     assert torch.equal(replay.outcome(some).logits, want)
@@ -154,11 +165,11 @@ def test_through_visual_is_the_oracles() -> None:
 def test_batches_that_do_not_fit_are_run_again() -> None:
     """The same figures with and without memory for recorded batches; with it, the dense forward runs once."""
     model = FAMILIES["llava"].build(3)
-    given = samples("llava", 2)
-    sets = [frozenset({op}) for op in operators(3)]
-    kept, dropped = meter(model, given), meter(model, given, kept_bytes=0)
-    for found in (kept, dropped):
-        found.measure(sets[:3], [0, 1])
+    prompts = samples("llava", 2)
+    sets = [frozenset({op}) for op in all_operators(3)]
+    kept, dropped = meter(model, prompts), meter(model, prompts, kept_bytes=0)
+    for each in (kept, dropped):
+        each.measure(sets[:3], [0, 1])
     assert kept.measure(sets, [0, 1]) == dropped.measure(sets, [0, 1])
     assert len(kept._replays) == 2
     assert not dropped._replays

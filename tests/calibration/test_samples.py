@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from opskip_compile.calibration.batches import prompt_rows, with_answers
+from opskip_compile.calibration.divergence_meter import DivergenceMeter
 from opskip_compile.calibration.files import FileSamples
 from opskip_compile.calibration.journal import Journal
-from opskip_compile.calibration.meter import Meter
-from opskip_compile.calibration.samples import GivenSamples, Samples
+from opskip_compile.calibration.samples import InMemorySamples, Samples
 from opskip_compile.demo.data import load_model, load_processor
 from opskip_compile.demo.samples import DemoEncoder, DemoSamples
 from opskip_compile.errors import OpSkipError, OptionError
@@ -29,10 +29,10 @@ from tests.helpers.planted import samples
 LLAVA = FAMILIES["llava"]
 
 
-def ready(found: Samples) -> Samples:
-    found.check()
-    found.answer(Journal(None, {}))
-    return found
+def ready(checked: Samples) -> Samples:
+    checked.check()
+    checked.answer(Journal(None, {}))
+    return checked
 
 
 def test_answers_stand_behind_the_prompts() -> None:
@@ -40,11 +40,11 @@ def test_answers_stand_behind_the_prompts() -> None:
     inputs = {**LLAVA.inputs(UNEVEN), "mm_token_type_ids": torch.ones(2, 25, dtype=torch.int64)}
     length = inputs["input_ids"].shape[1]
     inputs["mm_token_type_ids"] = torch.ones(2, length, dtype=torch.int64)
-    found, rows = with_answers(inputs, [[7, 8, 9], [6]], pad=0)
-    assert found["input_ids"][:, length:].tolist() == [[7, 8, 9], [6, 0, 0]]
-    assert found["attention_mask"][:, length:].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert found["mm_token_type_ids"][:, length:].tolist() == [[0] * 3] * 2
-    assert found["pixel_values"] is inputs["pixel_values"]
+    answered, rows = with_answers(inputs, [[7, 8, 9], [6]], pad=0)
+    assert answered["input_ids"][:, length:].tolist() == [[7, 8, 9], [6, 0, 0]]
+    assert answered["attention_mask"][:, length:].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert answered["mm_token_type_ids"][:, length:].tolist() == [[0] * 3] * 2
+    assert answered["pixel_values"] is inputs["pixel_values"]
     assert rows[0].nonzero().flatten().tolist() == [length - 1, length, length + 1]
     assert rows[1].nonzero().flatten().tolist() == [length - 1]
 
@@ -52,8 +52,8 @@ def test_answers_stand_behind_the_prompts() -> None:
 def test_greedy_answers_are_the_models() -> None:
     """Forced through one pass, each answer row predicts what `generate` said."""
     model = LLAVA.build(3)
-    found = ready(GivenSamples(model, samples("llava", 1), answer_tokens=4))
-    batch = found.batch(0)
+    answered = ready(InMemorySamples(model, samples("llava", 1), answer_tokens=4))
+    batch = answered.batch(0)
     with torch.no_grad():
         logits = model(**batch.inputs).logits[batch.answers]
     logits[:, IMAGE] = -torch.inf  # an answer has no image in it
@@ -62,14 +62,14 @@ def test_greedy_answers_are_the_models() -> None:
 
 
 def test_labels_are_the_same_as_answers() -> None:
-    model, given = LLAVA.build(3), samples("llava", 1)
-    asked = ready(GivenSamples(model, given, answer_tokens=3)).batch(0)
+    model, prompts = LLAVA.build(3), samples("llava", 1)
+    asked = ready(InMemorySamples(model, prompts, answer_tokens=3)).batch(0)
     labels = torch.where(asked.answers.roll(1, 1), asked.inputs["input_ids"], -100)
-    told = ready(GivenSamples(model, [{**asked.inputs, "labels": labels}]))
+    told = ready(InMemorySamples(model, [{**asked.inputs, "labels": labels}]))
     again = told.batch(0)
     assert torch.equal(again.answers, asked.answers)
     assert torch.equal(again.predicted, asked.predicted)
-    assert told.items[0].rows == ready(GivenSamples(model, given)).items[0].rows  # FLOPs are those of the prompt
+    assert told.items[0].rows == ready(InMemorySamples(model, prompts)).items[0].rows  # FLOPs are those of the prompt
     assert "labels" not in again.inputs
 
 
@@ -83,16 +83,16 @@ def test_rows_of_prompts() -> None:
 
 
 def test_split_is_disjoint_and_the_same_for_a_seed() -> None:
-    found = GivenSamples(LLAVA.build(1), samples("llava", 8))
-    found.check()
-    inside, outside = found.split(0.25, 0)
+    eight = InMemorySamples(LLAVA.build(1), samples("llava", 8))
+    eight.check()
+    inside, outside = eight.split(0.25, 0)
     assert sorted(inside + outside) == list(range(8))
     assert len(outside) == 2
-    assert found.split(0.25, 0) == (inside, outside)
-    assert {found.split(0.25, seed)[1] for seed in range(6)} != {outside}
-    assert found.split(0, 0) == (tuple(range(8)), ())
+    assert eight.split(0.25, 0) == (inside, outside)
+    assert {eight.split(0.25, seed)[1] for seed in range(6)} != {outside}
+    assert eight.split(0, 0) == (tuple(range(8)), ())
     with pytest.raises(OpSkipError, match="samples: 1 given, of which 1 would be held out"):
-        one = GivenSamples(LLAVA.build(1), samples("llava", 1))
+        one = InMemorySamples(LLAVA.build(1), samples("llava", 1))
         one.check()
         one.split(0.1, 0)
 
@@ -100,10 +100,10 @@ def test_split_is_disjoint_and_the_same_for_a_seed() -> None:
 def test_digest_is_that_of_the_content() -> None:
     model = LLAVA.build(1)
 
-    def digest(given: list[Any]) -> str:
-        found = GivenSamples(model, given)
-        found.check()
-        return found.digest
+    def digest(prompts: list[Any]) -> str:
+        in_memory = InMemorySamples(model, prompts)
+        in_memory.check()
+        return in_memory.digest
 
     same, other = samples("llava", 2), samples("llava", 2)
     assert digest(same) == digest(other)
@@ -114,11 +114,11 @@ def test_digest_is_that_of_the_content() -> None:
 
 def test_samples_can_be_used_again() -> None:
     """For another budget, say: nothing is counted twice."""
-    found = GivenSamples(LLAVA.build(1), samples("llava", 2))
-    found.check()
-    before = found.digest, found.count
-    found.check()
-    assert (found.digest, found.count) == before == (found.digest, 4)
+    in_memory = InMemorySamples(LLAVA.build(1), samples("llava", 2))
+    in_memory.check()
+    before = in_memory.digest, in_memory.count
+    in_memory.check()
+    assert (in_memory.digest, in_memory.count) == before == (in_memory.digest, 4)
 
 
 def changed(**more: Any) -> dict[str, Any]:
@@ -130,7 +130,7 @@ PADDED_RIGHT = torch.tensor([[1] * 23 + [0]])
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("prompt", "said"),
     [
         ([], "samples: there are none"),
         (None, "samples: expected a list of processor outputs or a file, got a NoneType"),
@@ -145,18 +145,18 @@ PADDED_RIGHT = torch.tensor([[1] * 23 + [0]])
         ([changed(labels=torch.full((1, 24), -100))], r"samples\[0\]: labels: an element has no answer"),
     ],
 )
-def test_a_bad_sample_is_named_before_the_model_runs(given: Any, said: str) -> None:
+def test_a_bad_sample_is_named_before_the_model_runs(prompt: Any, said: str) -> None:
     model = LLAVA.build(1)
     model.register_forward_hook(lambda *_: pytest.fail("the model ran"))
     with pytest.raises(OpSkipError, match=said):
-        GivenSamples(model, given).check()
+        InMemorySamples(model, prompt).check()
 
 
 def test_a_model_without_an_image_token() -> None:
     model = LLAVA.build(1)
     model.config.image_token_id = None
     with pytest.raises(OpSkipError, match="model: the config of LlavaForConditionalGeneration names no image token"):
-        GivenSamples(model, samples("llava", 1))
+        InMemorySamples(model, samples("llava", 1))
 
 
 @pytest.mark.parametrize("answered", [False, True])
@@ -164,15 +164,15 @@ def test_logits_that_are_not_finite_are_named(answered: bool) -> None:
     model = LLAVA.build(2)
     with torch.no_grad():
         model.lm_head.weight[5] = torch.nan
-    given = samples("llava", 2, ((3, 5),))
+    prompts = samples("llava", 2, ((3, 5),))
     if answered:
-        for inputs in given:
+        for inputs in prompts:
             inputs["labels"] = torch.where(torch.arange(24) > 20, inputs["input_ids"], -100)
-    found = GivenSamples(model, given)
-    found.check()
+    in_memory = InMemorySamples(model, prompts)
+    in_memory.check()
     with pytest.raises(OpSkipError, match=r"samples\[0\]: the (dense )?model's logits are not finite"):
-        found.answer(Journal(None, {}))
-        Meter(model, found, Journal(None, {})).measure([frozenset()], [0, 1])
+        in_memory.answer(Journal(None, {}))
+        DivergenceMeter(model, in_memory, Journal(None, {})).measure([frozenset()], [0, 1])
 
 
 @pytest.fixture
@@ -215,9 +215,11 @@ def test_a_bad_line_is_named(bad: Any, said: str, pictures: Path) -> None:
 
 def test_a_picture_that_is_none_is_named(pictures: Path) -> None:
     (pictures / "1.png").write_text("no picture")
-    found = FileSamples(load_model(), lines(pictures, GOOD, {**GOOD, "image": "1.png"}), DemoEncoder(load_processor()))
+    from_file = FileSamples(
+        load_model(), lines(pictures, GOOD, {**GOOD, "image": "1.png"}), DemoEncoder(load_processor())
+    )
     with pytest.raises(OpSkipError, match=r"^data.jsonl, line 2: image: cannot read the image "):
-        found.check()
+        from_file.check()
 
 
 def test_files(pictures: Path) -> None:
@@ -226,11 +228,11 @@ def test_files(pictures: Path) -> None:
     with pytest.raises(OpSkipError, match=r"data: '.*data.jsonl' holds no samples"):
         read_lines(lines(pictures, "", "  "))
     more = {**GOOD, "images": ["1.png", "2.png"], "answer": ["a", "b"], "task": "x"}
-    found = read_lines(lines(pictures, GOOD, "", more))
-    assert [line.name for line in found] == ["data.jsonl, line 1", "data.jsonl, line 3"]
-    assert found[1].images == (pictures / "1.png", pictures / "2.png")
-    assert (found[0].answer, found[0].task) == (None, "data")
-    assert (found[1].answer, found[1].answers, found[1].task) == ("a", ("a", "b"), "x")
+    read = read_lines(lines(pictures, GOOD, "", more))
+    assert [line.name for line in read] == ["data.jsonl, line 1", "data.jsonl, line 3"]
+    assert read[1].images == (pictures / "1.png", pictures / "2.png")
+    assert (read[0].answer, read[0].task) == (None, "data")
+    assert (read[1].answer, read[1].answers, read[1].task) == ("a", ("a", "b"), "x")
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE])
@@ -253,15 +255,15 @@ def test_lines_through_a_processor(
     assert batch.inputs["pixel_values"].dtype == model.dtype
     for i, counts in enumerate((2, None, 1)):
         one = alone.batch(i)
-        mask, own = batch.inputs["attention_mask"][i].bool(), one.inputs["attention_mask"][0].bool()
-        assert torch.equal(batch.inputs["input_ids"][i][mask], one.inputs["input_ids"][0][own])
+        mask, unpadded = batch.inputs["attention_mask"][i].bool(), one.inputs["attention_mask"][0].bool()
+        assert torch.equal(batch.inputs["input_ids"][i][mask], one.inputs["input_ids"][0][unpadded])
         assert counts is None or int(one.answers.sum()) == counts
 
 
 def test_lines_are_spread_evenly_under_a_limit(pictures: Path) -> None:
     file = lines(pictures, *[{**GOOD, "prompt": f"what {i}"} for i in range(10)])
-    found = FileSamples(load_model(), file, DemoEncoder(load_processor()), limit=5)
-    assert [line.prompt for line in found.lines] == [f"what {i}" for i in (0, 2, 4, 6, 8)]
+    from_file = FileSamples(load_model(), file, DemoEncoder(load_processor()), limit=5)
+    assert [line.prompt for line in from_file.lines] == [f"what {i}" for i in (0, 2, 4, 6, 8)]
 
 
 @pytest.mark.parametrize(
@@ -284,11 +286,11 @@ def test_what_the_processor_refuses_is_named(pictures: Path) -> None:
 
 
 def test_the_demos_own_samples() -> None:
-    found = DemoSamples(load_model(), load_processor(), 20, seed=1)
-    found.check()
-    assert found.count == 20
-    assert [len(item.names) for item in found.items] == [2] * 10
-    assert len({question.image_id for question in found.questions}) == 20
+    of_demo = DemoSamples(load_model(), load_processor(), 20, seed=1)
+    of_demo.check()
+    assert of_demo.count == 20
+    assert [len(item.names) for item in of_demo.items] == [2] * 10
+    assert len({question.image_id for question in of_demo.questions}) == 20
 
 
 def test_journal_goes_on_behind_a_torn_line(tmp_path: Path) -> None:

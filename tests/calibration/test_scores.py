@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from opskip_compile.calibration.gates import derivatives, gate_points, gated
-from opskip_compile.calibration.meter import Meter, compare
-from opskip_compile.calibration.operators import Operator, Skipped, operators
+from opskip_compile.calibration.divergence_meter import DivergenceMeter, compare
+from opskip_compile.calibration.operator_sets import OperatorId, Skipped, all_operators
 from opskip_compile.calibration.replay import Replay
 from opskip_compile.calibration.scores import METHODS, Scores, score
+from opskip_compile.calibration.update_gates import derivatives, gate_points, gated
 from opskip_compile.errors import OpSkipError, OptionError
 from tests.helpers.families import FAMILIES
 from tests.helpers.planted import LAYERS, deaf_after, meter, nothing_on_visual_rows, samples, text_looks_away
@@ -18,7 +18,7 @@ from tests.helpers.support import ZOO
 ANSWERED = ("probe", "first_order", "fisher")  # those that look at the answer
 
 
-def found(meter_: Meter, method: str) -> Scores:
+def scores_by(meter_: DivergenceMeter, method: str) -> Scores:
     return score(method, meter_, range(len(meter_.samples.items)), seed=0)
 
 
@@ -32,24 +32,24 @@ def smallest(scores: Scores, unread: Skipped) -> bool:
 @pytest.mark.parametrize("method", ANSWERED)
 def test_updates_that_nobody_reads_are_found(method: str, family: str) -> None:
     model, unread = deaf_after(3, family)
-    assert smallest(found(meter(model, samples(family)), method), unread)
+    assert smallest(scores_by(meter(model, samples(family)), method), unread)
 
 
 @pytest.mark.parametrize("method", ANSWERED)
 def test_text_that_never_looks_at_the_image_after_a_layer(method: str) -> None:
     model = FAMILIES["llava"].build(LAYERS)
     with text_looks_away(model, 2) as unread:
-        assert smallest(found(meter(model, samples("llava")), method), unread)
+        assert smallest(scores_by(meter(model, samples("llava")), method), unread)
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("op", [Operator(1, "attention"), Operator(2, "ffn")])
-def test_an_update_that_is_zero_on_visual_rows_scores_zero(op: Operator, method: str) -> None:
+@pytest.mark.parametrize("op", [OperatorId(1, "attention"), OperatorId(2, "ffn")])
+def test_an_update_that_is_zero_on_visual_rows_scores_zero(op: OperatorId, method: str) -> None:
     model = FAMILIES["llava"].build(LAYERS)
     with nothing_on_visual_rows(model, op):
-        scores = found(meter(model, samples("llava", 2)), method)
+        scores = scores_by(meter(model, samples("llava", 2)), method)
     assert scores.values[op] <= 1e-12
-    last = Operator(LAYERS - 1, "ffn")  # nothing reads the last layer's visual rows
+    last = OperatorId(LAYERS - 1, "ffn")  # nothing reads the last layer's visual rows
     assert all(value > 1e-12 for other, value in scores.values.items() if other.layer < LAYERS - 1 and other != op)
     assert (scores.values[last] > 0.1) == (method == "update_norm")
 
@@ -57,7 +57,7 @@ def test_an_update_that_is_zero_on_visual_rows_scores_zero(op: Operator, method:
 def test_the_size_of_an_update_misleads() -> None:
     """The control ranks large updates that nobody reads as the most important ones."""
     model, unread = deaf_after(3)
-    scores = found(meter(model, samples("llava")), "update_norm")
+    scores = scores_by(meter(model, samples("llava")), "update_norm")
     top = sorted(scores.values, key=scores.values.__getitem__)[-3:]
     assert {op for op in top if op.kind == "ffn"} <= unread
     assert top[-1] in unread
@@ -113,10 +113,10 @@ def test_fisher_is_the_divergence_of_a_small_change() -> None:
 def test_fisher_of_pairs() -> None:
     """The interaction with itself is the score, and two operators together are more than their sum or less."""
     model = FAMILIES["llava"].build(3)
-    scores = found(meter(model, samples("llava", 2)), "fisher")
-    for op in operators(3):
+    scores = scores_by(meter(model, samples("llava", 2)), "fisher")
+    for op in all_operators(3):
         assert scores.interaction[op, op] == pytest.approx(scores.values[op], rel=1e-6)
-    a, b = Operator(0, "attention"), Operator(1, "ffn")
+    a, b = OperatorId(0, "attention"), OperatorId(1, "ffn")
     assert scores.interaction[a, b] == scores.interaction[b, a] != 0
 
 
@@ -146,12 +146,12 @@ def test_unknown_method() -> None:
 
 def test_errors_are_standard_errors() -> None:
     model = FAMILIES["llava"].build(2)
-    scores = found(meter(model, samples("llava", 3)), "probe")
-    one = Operator(0, "attention")
+    scores = scores_by(meter(model, samples("llava", 3)), "probe")
+    one = OperatorId(0, "attention")
     measured = meter(model, samples("llava", 3)).measure([frozenset({one})], range(3))[0]
     values = torch.tensor(measured.divergence, dtype=torch.float64)
     assert len(values) == 6
     assert scores.values[one] == pytest.approx(values.mean().item())
     assert scores.errors[one] == pytest.approx((values.std() / 6**0.5).item())
     assert scores.turned[one] == pytest.approx(sum(measured.turned) / 6)
-    assert scores.turned[one] > 1e-9 > abs(scores.turned[Operator(1, "ffn")])  # nothing reads the last layer
+    assert scores.turned[one] > 1e-9 > abs(scores.turned[OperatorId(1, "ffn")])  # nothing reads the last layer

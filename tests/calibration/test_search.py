@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from opskip_compile.calibration.costs import FlopsCosts, LatencyCosts
-from opskip_compile.calibration.meter import Measured
-from opskip_compile.calibration.operators import NOTHING, Operator, Skipped, operators
+from opskip_compile.calibration.divergence_meter import Measured
+from opskip_compile.calibration.operator_sets import NOTHING, OperatorId, Skipped, all_operators
 from opskip_compile.calibration.scores import Scores
 from opskip_compile.calibration.search import Point, Search, at_random, cheapest, pareto, units_of
 
 Divergence = Callable[[Skipped], float]
 LAYERS = 4
-EVERY = operators(LAYERS)
+EVERY = all_operators(LAYERS)
 COSTS = FlopsCosts(
     {op: 1.0 if op.kind == "attention" else 3.0 for op in EVERY},
     {op: 0.4 if op.kind == "attention" else 0.2 for op in EVERY},
@@ -61,11 +61,11 @@ def with_pairs(seed: int) -> Divergence:
     return lambda skipped: sum(alone[op] for op in skipped) + sum(v for pair, v in pairs.items() if pair <= skipped)
 
 
-def chosen(found: Search, most: float, refined: bool = True) -> Point:
-    point = next(p for p in found.grow(lambda p: COSTS.of(p.skipped) <= most) if COSTS.of(p.skipped) <= most)
-    ranked = cheapest(found.by_scores(), COSTS, most)
+def chosen(search_: Search, most: float, refined: bool = True) -> Point:
+    point = next(p for p in search_.grow(lambda p: COSTS.of(p.skipped) <= most) if COSTS.of(p.skipped) <= most)
+    ranked = cheapest(search_.by_scores(), COSTS, most)
     assert ranked is not None
-    return found.refine([point, *found.measure([ranked])], most) if refined else point
+    return search_.refine([point, *search_.measure([ranked])], most) if refined else point
 
 
 @pytest.mark.parametrize("share", [0.25, 0.4, 0.6])
@@ -88,10 +88,10 @@ def test_joint_measurements_beat_scores_where_operators_stand_in_for_each_other(
     most, better = COSTS.dense * 0.5, 0
     for seed in range(12):
         divergence = with_pairs(seed)
-        found = search(divergence)
-        ranked = cheapest(found.by_scores(), COSTS, most)
+        search_ = search(divergence)
+        ranked = cheapest(search_.by_scores(), COSTS, most)
         assert ranked is not None
-        joint = chosen(found, most).divergence
+        joint = chosen(search_, most).divergence
         assert joint <= divergence(ranked) * (1 + 1e-9)
         better += joint < 0.9 * divergence(ranked)
     assert better >= 6
@@ -99,7 +99,7 @@ def test_joint_measurements_beat_scores_where_operators_stand_in_for_each_other(
 
 def test_a_pair_that_must_not_be_skipped_together() -> None:
     """Each alone is free, both together ruin the answer."""
-    pair = frozenset({Operator(0, "ffn"), Operator(1, "ffn")})
+    pair = frozenset({OperatorId(0, "ffn"), OperatorId(1, "ffn")})
 
     def divergence(skipped: Skipped) -> float:
         return (100.0 if pair <= skipped else 0.0) + 0.1 * len(skipped - pair)
@@ -109,7 +109,7 @@ def test_a_pair_that_must_not_be_skipped_together() -> None:
 
 
 def test_blocks_are_taken_back_where_together_they_do_harm() -> None:
-    pair = frozenset({Operator(0, "ffn"), Operator(1, "ffn")})
+    pair = frozenset({OperatorId(0, "ffn"), OperatorId(1, "ffn")})
 
     def divergence(skipped: Skipped) -> float:
         return (100.0 if pair <= skipped else 0.0) + 0.1 * len(skipped)
@@ -128,8 +128,8 @@ def test_growth_ends_with_everything() -> None:
 
 def test_fill_stays_below_the_floor() -> None:
     divergence = additive(3)
-    found = search(divergence)
-    point = found.fill(found.measure([NOTHING])[0], 0.8)
+    search_ = search(divergence)
+    point = search_.fill(search_.measure([NOTHING])[0], 0.8)
     assert point.divergence < 0.8
     assert all(divergence(point.skipped | {op}) >= 0.8 for op in EVERY if op not in point.skipped)
 
@@ -139,23 +139,23 @@ def test_whole_layers_are_chosen_together() -> None:
     assert [len(unit) for unit in units] == [2] * LAYERS
     point = chosen(search(additive(1), units), COSTS.dense * 0.5)
     assert all(
-        (Operator(layer, "attention") in point.skipped) == (Operator(layer, "ffn") in point.skipped)
+        (OperatorId(layer, "attention") in point.skipped) == (OperatorId(layer, "ffn") in point.skipped)
         for layer in range(4)
     )
-    assert units_of(frozenset({Operator(1, "ffn")}), "layer") == (frozenset({Operator(1, "ffn")}),)
+    assert units_of(frozenset({OperatorId(1, "ffn")}), "layer") == (frozenset({OperatorId(1, "ffn")}),)
 
 
 def test_fewer_are_measured_than_there_are() -> None:
-    found = search(additive(0), refresh=2)
-    found.grow(lambda point: False)
-    assert len(found.meter.asked) < 2 * len(EVERY) + 2  # type: ignore[attr-defined]
+    search_ = search(additive(0), refresh=2)
+    search_.grow(lambda point: False)
+    assert len(search_.meter.asked) < 2 * len(EVERY) + 2  # type: ignore[attr-defined]
 
 
 def test_scores_that_are_no_divergences_are_held_against_those_measured() -> None:
     """Norms of a hundred do not keep an operator from being looked at beside divergences of a thousandth."""
     divergence = additive(5)
     small = lambda s: divergence(s) / 1000  # noqa: E731
-    found = Search(
+    search_ = Search(
         Known(small),
         (0,),
         COSTS,
@@ -166,7 +166,7 @@ def test_scores_that_are_no_divergences_are_held_against_those_measured() -> Non
         refresh=2,
     )
     most = COSTS.dense * 0.5
-    assert chosen(found, most).divergence == pytest.approx(best_under(small, most), rel=0.3)
+    assert chosen(search_, most).divergence == pytest.approx(best_under(small, most), rel=0.3)
 
 
 def test_interactions_of_scores() -> None:
@@ -205,9 +205,13 @@ def test_random_paths_are_the_same_for_a_seed() -> None:
 
 def test_milliseconds_go_by_layer_state() -> None:
     table = {"full": 100.0, "attend": 40.0, "transform": 80.0, "silent": 10.0}
-    costs = LatencyCosts(table, 4, frozenset(EVERY) - {Operator(3, "ffn")})
+    costs = LatencyCosts(table, 4, frozenset(EVERY) - {OperatorId(3, "ffn")})
     assert costs.dense == 100
-    skipped = frozenset({Operator(0, "ffn"), Operator(1, "attention"), Operator(2, "ffn"), Operator(2, "attention")})
+    skipped = frozenset(
+        {OperatorId(0, "ffn"), OperatorId(1, "attention"), OperatorId(2, "ffn"), OperatorId(2, "attention")}
+    )
     assert costs.of(skipped) == pytest.approx((40 + 80 + 10 + 100) / 4)
-    assert costs.of(frozenset({Operator(3, "ffn")})) == 100  # the compiler would leave it full
-    assert costs.saved(frozenset({Operator(0, "ffn")}), frozenset({Operator(0, "attention")})) == pytest.approx(0.075)
+    assert costs.of(frozenset({OperatorId(3, "ffn")})) == 100  # the compiler would leave it full
+    assert costs.saved(frozenset({OperatorId(0, "ffn")}), frozenset({OperatorId(0, "attention")})) == pytest.approx(
+        0.075
+    )

@@ -1,4 +1,4 @@
-"""``opskip calibrate`` and ``opskip diagnose``: files as they are said, bad input as one line, pages and plots."""
+"""``opskip calibrate`` and ``opskip diagnose``: the files that it writes, bad input as one line, pages and plots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 import opskip_compile as opskip
 from opskip_compile.calibration import page
 from opskip_compile.calibration import plots as draw
-from opskip_compile.calibration.diagnose import SILENT
+from opskip_compile.calibration.effects import SILENT
 from opskip_compile.cli.main import app
 from opskip_compile.models.inspection import load_checkpoint
 from tests.cli.test_inspect import make_checkpoint
@@ -78,8 +78,8 @@ def test_everything_is_written(model: Path, data: Path, tmp_path: Path) -> None:
     assert schedule.to_spec() in (tmp_path / "p.html").read_text()
     # The same as from Python, with the same samples.
     whole, processor = load_checkpoint(model)
-    found = opskip.calibrate(whole, data, 0.3, processor=processor, batch=2, answer_tokens=2)
-    assert found.schedule.to_dict() == schedule.to_dict()
+    calibration = opskip.calibrate(whole, data, 0.3, processor=processor, batch=2, answer_tokens=2)
+    assert calibration.schedule.to_dict() == schedule.to_dict()
     # And the schedule is one that the compiler takes.
     inspected = call(
         "inspect", model / "config.json", "--schedule", tmp_path / "s.json", "--visual", "16", "--text", "4"
@@ -184,7 +184,7 @@ def test_diagnosis_as_data_table_and_plot(diagnosis: opskip.Diagnosis, tmp_path:
     data = json.loads(json.dumps(diagnosis.to_dict()))
     assert [layer["silent"] for layer in data["layers"]] == [row.silent for row in diagnosis.rows]
     assert diagnosis.table().row_count == 5
-    drawn = draw.diagnosis_figure(diagnosis)
+    drawn = draw.diagnosis_figure(diagnosis.title, diagnosis.rows)
     lines = {line.get_gid(): line for axes in drawn.axes for line in axes.lines}
     assert list(lines["update-ffn"].get_ydata()) == [row.of("ffn").update for row in diagnosis.rows]
     assert list(lines["effect-layer"].get_ydata())[:2] == [row.of("layer").divergence for row in diagnosis.rows[:2]]

@@ -1,4 +1,4 @@
-"""``opskip eval``: files as they are said, bad input as one line before the model is read."""
+"""``opskip eval``: the files that it writes, bad input as one line before the model is read."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def test_the_demo_model(tmp_path: Path) -> None:
     chosen = ["--schedule", tmp_path / "mine.json", "--method", "vtw", "--cut", "0.5"]
     run = call("eval", "--model", "demo", *QUICK, *chosen, *files, "--json")
     assert run.exit_code == 0, run.output
-    found = json.loads(run.stdout)
-    assert found == json.loads((tmp_path / "out.json").read_text())
-    assert [(o["method"], o["asked"]) for o in found["outcomes"]] == [("dense", None), ("mine", None), ("vtw", 0.5)]
-    assert found["tasks"] == {"easy_vqa": {"questions": 6, "images": 6}}
-    assert found["outcomes"][1]["accuracy"] == 1  # nothing reads the visual rows of the last layer's FFN
+    figures = json.loads(run.stdout)
+    assert figures == json.loads((tmp_path / "out.json").read_text())
+    assert [(o["method"], o["asked"]) for o in figures["outcomes"]] == [("dense", None), ("mine", None), ("vtw", 0.5)]
+    assert figures["tasks"] == {"easy_vqa": {"questions": 6, "images": 6}}
+    assert figures["outcomes"][1]["accuracy"] == 1  # nothing reads the visual rows of the last layer's FFN
     assert "| mine |" in (tmp_path / "tables.md").read_text()
     assert "last layers" not in (plot := (tmp_path / "plot.svg").read_text())
     assert "token dropping, VTW-like" in plot

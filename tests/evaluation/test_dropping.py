@@ -22,8 +22,8 @@ ONE = ((3, 5),)  # one prompt with one image of 16 visual rows
 
 def logits(model: nn.Module, inputs: Any) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model(**inputs, use_cache=False).logits
-    return found
+        result: Tensor = model(**inputs, use_cache=False).logits
+    return result
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
@@ -34,13 +34,13 @@ def test_all_visual_rows_leave(family: str, layer: int) -> None:
     text = ~visual_mask(inputs) & inputs["attention_mask"].bool()
     dense = logits(model, inputs)
     with dropping_tokens(model, Dropping(layer, 1.0)):
-        found = logits(model, inputs)
+        result = logits(model, inputs)
     assert torch.equal(logits(model, inputs), dense)  # it is gone again
     other = FAMILIES[family].build(LAYERS)
     with text_looks_away(other, layer):
         expected = logits(other, inputs)
-    assert torch.allclose(found[text], expected[text], atol=1e-5)
-    assert not torch.allclose(found[text], dense[text], atol=1e-3)
+    assert torch.allclose(result[text], expected[text], atol=1e-5)
+    assert not torch.allclose(result[text], dense[text], atol=1e-3)
 
 
 def shorter(model: Any, inputs: Any, layer: int, kept: int) -> Tensor:
@@ -58,8 +58,8 @@ def shorter(model: Any, inputs: Any, layer: int, kept: int) -> Tensor:
         hidden, cos, sin = (x[:, stay] for x in (hidden, cos, sin))
         for part in decoder.layers[layer:]:
             hidden = part(hidden, attention_mask=None, position_embeddings=(cos, sin))
-        found: Tensor = model.lm_head(decoder.norm(hidden))[0, -1]
-    return found
+        result: Tensor = model.lm_head(decoder.norm(hidden))[0, -1]
+    return result
 
 
 @pytest.mark.parametrize("share", [0.25, 0.75])
@@ -68,9 +68,9 @@ def test_a_share_of_the_visual_rows_leaves(share: float) -> None:
     dropping = Dropping(2, share)
     expected = shorter(model, inputs, 2, dropping.kept(16))
     with dropping_tokens(model, dropping):
-        found = logits(model, inputs)[0, -1]
-    assert torch.allclose(found, expected, atol=1e-5)
-    assert not torch.allclose(found, logits(model, inputs)[0, -1], atol=1e-3)
+        result = logits(model, inputs)[0, -1]
+    assert torch.allclose(result, expected, atol=1e-5)
+    assert not torch.allclose(result, logits(model, inputs)[0, -1], atol=1e-3)
 
 
 def test_decode_steps_do_not_see_the_rows_that_left() -> None:
@@ -80,12 +80,12 @@ def test_decode_steps_do_not_see_the_rows_that_left() -> None:
     with dropping_tokens(model, Dropping(1, 1.0)):
         answers = greedy(model, inputs, 4, ("a", "b"))
         for i, answer in enumerate(answers):
-            own = {k: v[i : i + 1] for k, v in FAMILIES["llava"].inputs(UNEVEN).items() if k != "pixel_values"}
-            own["pixel_values"] = inputs["pixel_values"][sum(counts[:i]) : sum(counts[: i + 1])]
+            alone = {k: v[i : i + 1] for k, v in FAMILIES["llava"].inputs(UNEVEN).items() if k != "pixel_values"}
+            alone["pixel_values"] = inputs["pixel_values"][sum(counts[:i]) : sum(counts[: i + 1])]
             for n, token in enumerate(answer):
                 tail = torch.tensor([answer[:n]], dtype=torch.int64)
-                more = {**own, "input_ids": torch.cat([own["input_ids"], tail], 1)}
-                more["attention_mask"] = torch.cat([own["attention_mask"], torch.ones_like(tail)], 1)
+                more = {**alone, "input_ids": torch.cat([alone["input_ids"], tail], 1)}
+                more["attention_mask"] = torch.cat([alone["attention_mask"], torch.ones_like(tail)], 1)
                 scores = logits(model, more)[0, -1]
                 scores[IMAGE] = -torch.inf
                 assert int(scores.argmax()) == token

@@ -16,7 +16,7 @@ import opskip_compile as opskip
 from opskip_compile.errors import OpSkipError, OptionError, ScheduleError
 from opskip_compile.evaluation import plots as draw
 from opskip_compile.evaluation.measures import TaskRows, bootstrap, is_right, retained
-from opskip_compile.evaluation.show import table
+from opskip_compile.evaluation.result_tables import outcome_table
 from opskip_compile.models.generation import greedy
 from opskip_compile.models.inspection import load_checkpoint
 from opskip_compile.models.jsonl import Line, encode
@@ -65,8 +65,8 @@ def asked(folder: Path, split: str) -> list[Line]:
 def questions(model: Any, encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> list[Line]:
     """Three quarters of the answers are those of the eager dense model, a quarter are wrong."""
     lines = asked(tmp_path_factory.mktemp("data"), "test")
-    own = eager_answers(model, encoder, lines)
-    return [replace(q, answers=("never",) if i % 4 == 3 else ("no", own[i].upper())) for i, q in enumerate(lines)]
+    answers = eager_answers(model, encoder, lines)
+    return [replace(q, answers=("never",) if i % 4 == 3 else ("no", answers[i].upper())) for i, q in enumerate(lines)]
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +92,13 @@ def result(model: Any, encoder: Encoder, questions: list[Line], prompts: list[Li
 
 def eager_answers(model: Any, encoder: Encoder, lines: list[Line], spec: str = "none") -> list[str]:
     """By the oracle's definition, one prompt at a time."""
-    found = []
+    answers = []
     for line in lines:
         inputs = encode([line], encoder)
         with opskip.oracle(model, opskip.Schedule.from_spec(spec), inputs["input_ids"] == IMAGE):
             (tokens,) = greedy(model, inputs, TOKENS, ("x",))
-        found.append(encoder.text(tokens))
-    return found
+        answers.append(encoder.text(tokens))
+    return answers
 
 
 def test_answers_are_the_oracles(
@@ -109,8 +109,8 @@ def test_answers_are_the_oracles(
     same = [a == b for a, b in zip(dense, skipped, strict=True)]
     right = [s and i % 4 != 3 for i, s in enumerate(same)]
     for task in ("plain", "odd"):
-        own = [r for r, q in zip(right, questions, strict=True) if q.task == task]
-        assert result.of("mine").by_task[task] == pytest.approx(sum(own) / 6)
+        of_task = [r for r, q in zip(right, questions, strict=True) if q.task == task]
+        assert result.of("mine").by_task[task] == pytest.approx(sum(of_task) / 6)
     assert result.of("mine").agreement == pytest.approx(sum(same) / 12)
     assert 0 < sum(same) < 12  # else the test can't tell
     assert result.dense.by_task == {"plain": 1.0, "odd": 0.5}
@@ -120,14 +120,14 @@ def test_answers_are_the_oracles(
 def test_cuts_are_at_least_what_was_asked_for(result: opskip.Evaluation, model: Any) -> None:
     """And no more than one unit of the method over it; FLOPs are those of the formula."""
     for method in METHODS:
-        found = result.of(method, 0.4)
-        assert all(run.cut >= 0.4 for run in found.contenders), method
-        assert found.cut < 0.4 + (0.03 if method == "fastv" else 0.17), method
+        outcome = result.of(method, 0.4)
+        assert all(run.cut >= 0.4 for run in outcome.runs), method
+        assert outcome.cut < 0.4 + (0.03 if method == "fastv" else 0.17), method
     counts = [opskip.count_flops(model, visual_tokens=16, text_tokens=n, schedule=SPEC) for n in (3, 4)]
     cut = 1 - sum(c.skipped for c in counts) / sum(c.dense for c in counts)
     assert result.of("mine").cut == pytest.approx(cut)
-    assert [run.seed for run in result.of("random", 0.4).contenders] == [0, 1]
-    (shortv,) = result.of("shortv", 0.4).contenders
+    assert [run.seed for run in result.of("random", 0.4).runs] == [0, 1]
+    (shortv,) = result.of("shortv", 0.4).runs
     assert shortv.schedule is not None
     assert {states.state for states in shortv.schedule.resolve(5)} == {"full", "silent"}
 
@@ -136,7 +136,7 @@ def test_a_schedule_for_other_rows_is_counted_with_them(
     model: Any, encoder: Encoder, questions: list[Line], prompts: list[Line]
 ) -> None:
     """Rows before the image count where a schedule leaves them out too."""
-    found = opskip.evaluate(
+    evaluation = opskip.evaluate(
         model,
         [replace(q, prompt=f"this {q.prompt}") for q in questions[:1]],
         processor=Before(encoder.processor),
@@ -145,22 +145,22 @@ def test_a_schedule_for_other_rows_is_counted_with_them(
     )
     for name, before in (("visual", 0), ("through", 2)):
         rows = opskip.count_flops(
-            model, visual_tokens=16, text_tokens=6, text_before=2, schedule=found.of(name).contenders[0].schedule
+            model, visual_tokens=16, text_tokens=6, text_before=2, schedule=evaluation.of(name).runs[0].schedule
         )
-        assert found.of(name).cut == pytest.approx(rows.cut), before
-    assert found.of("through").cut > found.of("visual").cut
+        assert evaluation.of(name).cut == pytest.approx(rows.cut), before
+    assert evaluation.of("through").cut > evaluation.of("visual").cut
 
 
 class Before(Encoder):
     """Two words before the image."""
 
     def prompts(self, images: Any, texts: Any) -> dict[str, torch.Tensor]:
-        found = super().prompts(images, texts)
+        inputs = super().prompts(images, texts)
         head = torch.tensor([[3, 4]]).expand(len(texts), -1)
         return {
-            **found,
-            "input_ids": torch.cat([head, found["input_ids"]], 1),
-            "attention_mask": torch.cat([torch.ones_like(head), found["attention_mask"]], 1),
+            **inputs,
+            "input_ids": torch.cat([head, inputs["input_ids"]], 1),
+            "attention_mask": torch.cat([torch.ones_like(head), inputs["attention_mask"]], 1),
         }
 
 
@@ -168,30 +168,30 @@ def test_unread_operators_are_found(result: opskip.Evaluation) -> None:
     """What can be left out for free is, and no other way that was measured keeps more."""
     ours = result.of("operators", 0.4)
     assert ours.retained == ours.agreement == 1
-    (run,) = ours.contenders
+    (run,) = ours.runs
     assert run.schedule is not None
     assert all(states.state == "full" for states in run.schedule.resolve(5)[:2])
     assert result.of("random", 0.4).accuracy < ours.accuracy
 
 
 def test_random_runs_are_reported_by_their_mean(result: opskip.Evaluation) -> None:
-    found = result.of("random", 0.4)
-    assert found.worst is not None and found.best is not None and found.retained is not None
-    assert found.worst <= found.retained <= found.best
-    assert found.retained == pytest.approx((found.worst + found.best) / 2)
+    outcome = result.of("random", 0.4)
+    assert outcome.worst is not None and outcome.best is not None and outcome.retained is not None
+    assert outcome.worst <= outcome.retained <= outcome.best
+    assert outcome.retained == pytest.approx((outcome.worst + outcome.best) / 2)
 
 
 def test_tables_json_and_plot(result: opskip.Evaluation, tmp_path: Path) -> None:
     plain = json.loads(json.dumps(result.to_dict()))
     assert [o["method"] for o in plain["outcomes"]][:2] == ["dense", "mine"]
     assert plain["tasks"] == {name: {"questions": 6, "images": 3} for name in ("plain", "odd")}
-    assert table(result).row_count == len(result.outcomes) == 8
+    assert outcome_table(result).row_count == len(result.outcomes) == 8
     text = result.markdown()
     assert "| accuracy | FLOPs cut | plain | odd |" in text
     assert text.count("| random, mean of 2 |") == 2
     assert "| dense | 0.0% | 100.0% | 50.0% |" in text
-    made = draw.figure(result)
-    above, below = made.axes
+    figure = draw.figure(result)
+    above, below = figure.axes
     (point,) = (line for line in above.lines if line.get_gid() == "mine")
     assert list(point.get_ydata()) == [pytest.approx(100 * (result.of("mine").retained or 0))]
     bars = {c[0].get_gid(): [bar.get_height() for bar in c] for c in below.containers}
@@ -221,7 +221,7 @@ def test_an_interrupted_run_goes_on(
     with pytest.raises(KeyboardInterrupt):
         run(questions)
     first = run(questions)
-    assert sizes == [6] * 5  # two batches for each of two contenders, one of them begun again
+    assert sizes == [6] * 5  # two batches for each of two runs, one of them begun again
     assert run(questions).to_dict() == first.to_dict()
     assert len(sizes) == 5
     with pytest.raises(OpSkipError, match=r"resume: .*answers.jsonl.* was written with data"):
@@ -229,14 +229,16 @@ def test_an_interrupted_run_goes_on(
 
 
 def test_prefill_is_timed(model: Any, encoder: Encoder, questions: list[Line]) -> None:
-    given: dict[str, Any] = {**FAST, "rounds": 1, "timed": "eager"}
-    found = opskip.evaluate(model, questions[:4], processor=encoder, methods=("vtw", "late"), cuts=(0.4,), **given)
-    assert not found.missing
+    options: dict[str, Any] = {**FAST, "rounds": 1, "timed": "eager"}
+    evaluation = opskip.evaluate(
+        model, questions[:4], processor=encoder, methods=("vtw", "late"), cuts=(0.4,), **options
+    )
+    assert not evaluation.missing
     for method in ("vtw", "late"):
-        speed = found.of(method, 0.4).speed
+        speed = evaluation.of(method, 0.4).speed
         assert speed is not None and speed.measured > 0
-        assert speed.ideal == pytest.approx(1 / (1 - found.of(method, 0.4).cut), rel=0.05)
-    assert found.dense.speed is None
+        assert speed.ideal == pytest.approx(1 / (1 - evaluation.of(method, 0.4).cut), rel=0.05)
+    assert evaluation.dense.speed is None
 
 
 @pytest.mark.parametrize(
@@ -270,9 +272,9 @@ def test_what_is_refused(
     """Before any question is asked."""
     monkeypatch.setattr(evaluating, "greedy", lambda *args: pytest.fail("too late"))
     known = {"data": questions[:3], "unanswered": [replace(questions[0], answers=())], "nothing": []}
-    given = {k: known.get(v, v) if isinstance(v, str) else v for k, v in {"data": "data", **options}.items()}
+    arguments = {k: known.get(v, v) if isinstance(v, str) else v for k, v in {"data": "data", **options}.items()}
     with pytest.raises(error, match=said):
-        opskip.evaluate(model, given.pop("data"), processor=encoder, **{**FAST, **given})
+        opskip.evaluate(model, arguments.pop("data"), processor=encoder, **{**FAST, **arguments})
 
 
 def test_exact_match() -> None:
@@ -291,16 +293,16 @@ def test_intervals_draw_whole_images() -> None:
     """Ten questions about each image that are right or wrong together are worth as many as there are images."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(60, generator=generator) < 0.8
-    own = images.repeat_interleave(10).double().tolist()
+    right = images.repeat_interleave(10).double().tolist()
     dense = [1.0] * 600
     by_image = {"t": TaskRows(tuple(range(600)), tuple(i // 10 for i in range(600)))}
     alone = {"t": TaskRows(tuple(range(600)), tuple(range(600)))}
-    wide, narrow = (bootstrap(own, dense, tasks, 2000, 0) for tasks in (by_image, alone))
+    wide, narrow = (bootstrap(right, dense, tasks, 2000, 0) for tasks in (by_image, alone))
     assert wide.retained is not None and narrow.retained is not None
     share = float(images.double().mean())
     error = (share * (1 - share) / 60) ** 0.5
     for bound, sign in ((wide.retained.low, -1), (wide.retained.high, 1)):
         assert bound == pytest.approx(share + sign * 1.96 * error, abs=0.25 * error)
     assert (narrow.retained.high - narrow.retained.low) * 3 < wide.retained.high - wide.retained.low + 0.01
-    assert bootstrap(own, dense, by_image, 2000, 0) == wide
-    assert bootstrap(own, own, by_image, 500, 0).retained == bootstrap(dense, dense, by_image, 500, 0).retained
+    assert bootstrap(right, dense, by_image, 2000, 0) == wide
+    assert bootstrap(right, right, by_image, 500, 0).retained == bootstrap(dense, dense, by_image, 500, 0).retained

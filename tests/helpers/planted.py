@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opskip_compile.calibration.divergence_meter import DivergenceMeter
 from opskip_compile.calibration.journal import Journal
-from opskip_compile.calibration.meter import Meter
-from opskip_compile.calibration.operators import Operator, Skipped, operators
-from opskip_compile.calibration.samples import GivenSamples
+from opskip_compile.calibration.operator_sets import OperatorId, Skipped, all_operators
+from opskip_compile.calibration.samples import InMemorySamples
 from opskip_compile.models.oracle import decoder_layers
 from tests.helpers.families import FAMILIES, IMAGE, UNEVEN
 
@@ -24,13 +24,15 @@ def samples(family: str, count: int = 3, layout: Sequence[Sequence[int]] = UNEVE
     return [dict(FAMILIES[family].inputs(layout, seed=seed)) for seed in range(count)]
 
 
-def meter(model: nn.Module, given: Sequence[Mapping[str, Any]], answer_tokens: int = 3, **more: Any) -> Meter:
+def meter(
+    model: nn.Module, prompts: Sequence[Mapping[str, Any]], answer_tokens: int = 3, **more: Any
+) -> DivergenceMeter:
     """A meter on samples that were checked and answered."""
-    found = GivenSamples(model, given, "visual", answer_tokens)
-    found.check()
+    in_memory = InMemorySamples(model, prompts, "visual", answer_tokens)
+    in_memory.check()
     journal = Journal(None, {})
-    found.answer(journal)
-    return Meter(model, found, journal, **more)
+    in_memory.answer(journal)
+    return DivergenceMeter(model, in_memory, journal, **more)
 
 
 def deaf_after(k: int, family: str = "llava") -> tuple[nn.Module, Skipped]:
@@ -44,7 +46,7 @@ def deaf_after(k: int, family: str = "llava") -> tuple[nn.Module, Skipped]:
                 attention.o_proj.weight.zero_()
             if i >= k - 1:
                 ffn.down_proj.weight.mul_(20)
-    return model, frozenset(op for op in operators(LAYERS) if op.layer >= k - 1)
+    return model, frozenset(op for op in all_operators(LAYERS) if op.layer >= k - 1)
 
 
 @contextmanager
@@ -68,14 +70,14 @@ def text_looks_away(model: nn.Module, k: int) -> Iterator[Skipped]:
         layer.self_attn.register_forward_pre_hook(mask_out, with_kwargs=True) for layer in decoder_layers(model)[k:]
     ]
     try:
-        yield frozenset(op for op in operators(len(decoder_layers(model))) if op.layer >= k - 1)
+        yield frozenset(op for op in all_operators(len(decoder_layers(model))) if op.layer >= k - 1)
     finally:
         for handle in handles:
             handle.remove()
 
 
 @contextmanager
-def nothing_on_visual_rows(model: nn.Module, op: Operator) -> Iterator[None]:
+def nothing_on_visual_rows(model: nn.Module, op: OperatorId) -> Iterator[None]:
     """The operator's update is zero on visual rows."""
     layer = decoder_layers(model)[op.layer]
     module = layer.self_attn if op.kind == "attention" else layer.mlp

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from opskip_compile.schedule.schedule import OPERATORS, Rows, Rule, Schedule
 
 
-class Operator(NamedTuple):
+class OperatorId(NamedTuple):
     """One branch of one decoder layer; ``kind`` is ``"attention"`` or ``"ffn"``. Sorted in the order of execution."""
 
     layer: int
@@ -20,28 +20,28 @@ class Operator(NamedTuple):
         return f"{self.layer}.{self.kind}"
 
 
-Skipped = frozenset[Operator]
+Skipped = frozenset[OperatorId]
 NOTHING: Skipped = frozenset()
 
 
-def operators(num_layers: int) -> tuple[Operator, ...]:
+def all_operators(num_layers: int) -> tuple[OperatorId, ...]:
     """All operators of a decoder, in the order of execution."""
-    return tuple(Operator(layer, kind) for layer in range(num_layers) for kind in OPERATORS)
+    return tuple(OperatorId(layer, kind) for layer in range(num_layers) for kind in OPERATORS)
 
 
 def skipped_by(schedule: Schedule, num_layers: int) -> Skipped:
     """The operators that a schedule skips."""
     states = schedule.resolve(num_layers)
-    return frozenset(op for op in operators(num_layers) if getattr(states[op.layer], op.kind))
+    return frozenset(op for op in all_operators(num_layers) if getattr(states[op.layer], op.kind))
 
 
-def as_schedule(skipped: Iterable[Operator], rows: Rows = "visual", **more: Any) -> Schedule:
+def as_schedule(skipped: Iterable[OperatorId], rows: Rows = "visual", **more: Any) -> Schedule:
     """The schedule that skips these operators; ``more`` are fields of `Schedule`."""
     rules = tuple(Rule((op.layer,), (op.kind,), rows) for op in sorted(skipped))
     return Schedule(rules=rules, **more)
 
 
-def spell(skipped: Iterable[Operator]) -> str:
+def spec_text(skipped: Iterable[OperatorId]) -> str:
     """Spec text, such as ``silent:7 attend:0,3``: one text for one set."""
     return as_schedule(skipped).to_spec()
 

@@ -1,4 +1,4 @@
-"""A gate on every operator's visual update, and what the answer feels of it: all scores from one forward pass.
+"""A gate on every operator's visual update, and how the answer depends on it: all scores from one forward pass.
 
 With gates ``g`` of shape ``(batch, layers, 2)`` an operator does ``h[r] <- h[r] + g * f(h)[r]`` on visual rows: 1 is
 the dense model, 0 is the operator skipped. The derivatives at 1 come from `torch.func.vjp`.
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opskip_compile.calibration.operators import Operator, as_schedule
+from opskip_compile.calibration.operator_sets import OperatorId, as_schedule
 from opskip_compile.calibration.replay import Replay, first_of, widened, with_first
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.oracle import branch_modules, oracle
@@ -25,7 +25,7 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, tor
 
 @contextmanager
 def gated(points: Points, gates: Tensor, rows: Tensor) -> Iterator[None]:
-    """Put gates on, for a while.
+    """Put gates on until the block ends.
 
     Args:
         points: of the layers that are gated, as many as ``gates`` has.
@@ -57,17 +57,17 @@ def gated(points: Points, gates: Tensor, rows: Tensor) -> Iterator[None]:
 def gate_points(replay: Replay) -> Points:
     """Where each operator's update can be scaled: its branch, or the norm behind it.
 
-    Found by trying in every layer: a gate of 0 has to be what the oracle calls skipped, and a gate of one half has to
+    Each is tried: a gate of 0 has to be what the oracle calls skipped, and a gate of one half has to
     be halfway.
 
     Raises:
         OpSkipError: no such place in a layer; names the operator.
     """
-    found: list[list[list[nn.Module]]] = []
+    by_layer: list[list[list[nn.Module]]] = []
     failed: list[str] = []
 
     def look(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        number = len(found)
+        number = len(by_layer)
         places: list[list[nn.Module]] = []
         for kind, name in enumerate(OPERATORS):
             norms = [[child] for part, child in layer.named_children() if "norm" in part]
@@ -76,9 +76,9 @@ def gate_points(replay: Replay) -> Points:
                     places.append(place)
                     break
             else:
-                failed.append(Operator(number, name).name)
+                failed.append(OperatorId(number, name).name)
                 places.append([])
-        found.append(places)
+        by_layer.append(places)
 
     handles = [layer.register_forward_hook(look, with_kwargs=True) for layer in replay.layers]
     try:
@@ -91,7 +91,7 @@ def gate_points(replay: Replay) -> Points:
         raise OpSkipError(
             f"method: the updates of {', '.join(failed[:4])} can't be scaled by a gate in this decoder; use 'probe'"
         )
-    return found
+    return by_layer
 
 
 def _scales(
@@ -106,12 +106,12 @@ def _scales(
             return first_of(layer.forward(*args, **named))[rows].double()
 
     def skipped(*kinds: str) -> Tensor:
-        plan = as_schedule({Operator(0, name) for name in kinds}, replay.rows)
-        with oracle(_Holder(layer), plan, visual):
+        schedule = as_schedule({OperatorId(0, name) for name in kinds}, replay.rows)
+        with oracle(_Holder(layer), schedule, visual):
             return first_of(layer.forward(*args, **named))[rows].double()
 
     if kind == 0:  # beside a skipped FFN, so that nothing comes behind it; other gates are not known yet
-        with oracle(_Holder(layer), as_schedule({Operator(0, "ffn")}, replay.rows), visual):
+        with oracle(_Holder(layer), as_schedule({OperatorId(0, "ffn")}, replay.rows), visual):
             full, half, none = run(1), run(0.5), run(0)
         wanted = skipped(*OPERATORS)
     else:
@@ -152,16 +152,16 @@ def derivatives(replay: Replay, points: Points, draws: int, seed: int) -> tuple[
     ones = torch.ones(batch, len(replay.layers), len(OPERATORS), device=device, dtype=replay.dense.logits.dtype)
     with torch.no_grad():
         transformed: Any = torch.func.vjp(logits, ones)
-        said, pull = transformed
+        said, pull_back = transformed
         p = said.softmax(-1)
         right = torch.nn.functional.one_hot(replay.batch.predicted, p.shape[-1]).to(p.dtype)
-        (first,) = pull((p - right) * weight)
+        (first,) = pull_back((p - right) * weight)
         generator = torch.Generator().manual_seed(seed)
         vectors = []
         for _ in range(draws):
             z = torch.randn(p.shape, generator=generator).to(p)
             root = p.sqrt()
-            (vector,) = pull((root * z - p * (root * z).sum(-1, keepdim=True)) * weight.sqrt())
+            (vector,) = pull_back((root * z - p * (root * z).sum(-1, keepdim=True)) * weight.sqrt())
             vectors.append(vector)
     replay.layer_runs += (1 + draws) * batch * len(replay.layers)  # a pull back costs about what a forward does
     return first, torch.stack(vectors)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from opskip_compile.calibration.result import CalibrationResult, Choice, Quality
+from opskip_compile.calibration.data import CalibrationData, Choice, Quality
 
 
-def table(result: CalibrationResult) -> Table:
+def front_table(result: CalibrationData) -> Table:
     """The front, one line a point; the chosen schedule is marked."""
-    made = Table(title="Schedules on the front of cut against divergence", title_justify="left")
+    table = Table(title="Schedules on the front of cut against divergence", title_justify="left")
     for name in ("FLOPs cut", "KL", "KL held out", "same answer", "schedule"):
-        made.add_column(name, justify="left" if name == "schedule" else "right", no_wrap=name != "schedule")
+        table.add_column(name, justify="left" if name == "schedule" else "right", no_wrap=name != "schedule")
     choices: list[Choice] = [*result.front]
     if result.chosen.skipped not in {choice.skipped for choice in choices}:
         choices.append(result.chosen)
     for choice in sorted(choices, key=lambda choice: choice.cut):
         if not choice.skipped:
             continue
-        judged = choice.heldout or choice.calibration
+        judged = choice.judged
         chosen = choice.skipped == result.chosen.skipped
-        made.add_row(
+        table.add_row(
             f"{choice.cut:.1%}",
             _divergence(choice.calibration),
             _divergence(choice.heldout),
@@ -28,7 +28,7 @@ def table(result: CalibrationResult) -> Table:
             choice.schedule.to_spec() + ("  <- chosen" if chosen else ""),
             style="bold" if chosen else None,
         )
-    return made
+    return table
 
 
 def _divergence(quality: Quality | None) -> str:

@@ -1,7 +1,7 @@
 """Measures sets of skipped operators on samples: how far the answer rows are from the dense model's.
 
 Every measurement is made once, kept by set and item, and written to the journal. Several processes
-(``torchrun``) take items in turn and exchange what they found, so each of them searches the same way.
+(``torchrun``) take items in turn and exchange what they measured, so each of them searches the same way.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.nn.functional import cosine_similarity
 from opskip_compile.calibration import processes
 from opskip_compile.calibration.batches import Batch
 from opskip_compile.calibration.journal import Journal
-from opskip_compile.calibration.operators import NOTHING, Skipped, spell
-from opskip_compile.calibration.replay import Outcome, Replay
+from opskip_compile.calibration.operator_sets import NOTHING, Skipped, spec_text
+from opskip_compile.calibration.replay import AnswerOutputs, Replay
 from opskip_compile.calibration.samples import Samples
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.oracle import decoder_layers
@@ -61,13 +61,13 @@ class Measured:
         return statistics.fmean(self.agrees)
 
 
-class Meter:
+class DivergenceMeter:
     """Measures on the items of some `Samples`.
 
     Args:
         model: dense, in evaluation mode.
         samples: checked and answered.
-        journal: what is known already, and where what is found goes.
+        journal: what is known already, and where new measurements go.
         step: called with what is done now, items done, items in all.
         kept_bytes: memory for recorded batches; the dense forward of a batch that does not fit is run again for each
             pass over the samples.
@@ -105,20 +105,21 @@ class Meter:
         def job(skipped: Skipped) -> Job:
             return lambda replay, item: _compare(replay, replay.outcome(skipped))
 
-        found = self._run({spell(skipped): job(skipped) for skipped in sets}, items, base)
-        return [_measured([found[spell(skipped), i] for i in items]) for skipped in sets]
+        values = self._run({spec_text(skipped): job(skipped) for skipped in sets}, items, base)
+        return [_measured([values[spec_text(skipped), i] for i in items]) for skipped in sets]
 
     def each(self, key: str, job: Job, items: Sequence[int]) -> list[Any]:
         """What ``job`` makes of every item, as JSON values, in the order of the items; ``key`` names it."""
-        found = self._run({key: job}, items, NOTHING)
-        return [found[key, i] for i in items]
+        values = self._run({key: job}, items, NOTHING)
+        return [values[key, i] for i in items]
 
     def _run(self, jobs: Mapping[str, Job], items: Sequence[int], base: Skipped) -> dict[tuple[str, int], Any]:
         missing = {i: [key for key in jobs if self._journal.get(key, i) is None] for i in items}
         open_items = [i for i in items if missing[i]]
-        own, made = processes.own(open_items), []
-        for done, i in enumerate(own):
-            self.step(self.doing, done, len(own))
+        to_measure = processes.items_of_this_process(open_items)
+        new: list[tuple[str, int, Any]] = []
+        for done, i in enumerate(to_measure):
+            self.step(self.doing, done, len(to_measure))
             replay = self._replay(i)
             before = replay.layer_runs
             if base:
@@ -126,10 +127,10 @@ class Meter:
             for key in missing[i]:
                 value = jobs[key](replay, i)
                 self._journal.put(key, i, value)
-                made.append((key, i, value))
+                new.append((key, i, value))
             self.layer_runs += replay.layer_runs - before
         if open_items:
-            others = list(processes.from_others((made, self.layer_runs)))
+            others = list(processes.from_others((new, self.layer_runs)))
             self._of_others = sum(runs for _, runs in others)
             for entries, _ in others:
                 for key, i, value in entries:
@@ -150,12 +151,12 @@ class Meter:
         return replay
 
 
-def _compare(replay: Replay, outcome: Outcome) -> list[list[float]]:
+def _compare(replay: Replay, outcome: AnswerOutputs) -> list[list[float]]:
     """For every element: divergence, turn, and whether the answer is the same."""
     return compare(replay.dense, outcome, replay.batch.answers).tolist()
 
 
-def compare(dense: Outcome, other: Outcome, answers: Tensor) -> Tensor:
+def compare(dense: AnswerOutputs, other: AnswerOutputs, answers: Tensor) -> Tensor:
     """How far two outcomes are apart.
 
     Args:
@@ -170,8 +171,7 @@ def compare(dense: Outcome, other: Outcome, answers: Tensor) -> Tensor:
     turned = 1 - cosine_similarity(dense.hidden.double(), other.hidden.double(), dim=-1)
     same = (p.argmax(-1) == q.argmax(-1)).double()
     rows = by_element(torch.stack([divergence, turned, same], -1), answers)
-    found = [torch.cat([part[:, :2].mean(0), part[:, 2:].amin(0)]) for part in rows]
-    return torch.stack(found)
+    return torch.stack([torch.cat([part[:, :2].mean(0), part[:, 2:].amin(0)]) for part in rows])
 
 
 def by_element(values: Tensor, rows: Tensor) -> tuple[Tensor, ...]:

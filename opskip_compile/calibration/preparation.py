@@ -1,0 +1,55 @@
+"""What every measurement on a model starts with: the model dense and without dropout, the samples as `Samples`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from opskip_compile.api import decompiled
+from opskip_compile.calibration.files import FileSamples
+from opskip_compile.calibration.option_checks import check_choice, check_count
+from opskip_compile.calibration.samples import InMemorySamples, Samples
+from opskip_compile.errors import OptionError
+from opskip_compile.models.prompts import Encoder
+from opskip_compile.schedule.schedule import ROWS, Rows
+
+SampleSource = Sequence[Mapping[str, Any]] | str | os.PathLike[str] | Samples
+
+
+@contextmanager
+def dense(model: nn.Module) -> Iterator[None]:
+    """The model dense, in evaluation mode and without gradients until the block ends; then as it was."""
+    with decompiled(model), torch.no_grad():
+        in_training = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            yield
+        finally:
+            for module in in_training:
+                module.training = True
+
+
+def as_samples(
+    model: nn.Module, source: SampleSource, processor: Any, rows: Rows, batch: int, answer_tokens: int
+) -> Samples:
+    """`Samples` of processor outputs or of a JSONL file; those that are `Samples` already as they are.
+
+    Raises:
+        OptionError: a bad option, a file without a processor, or samples that were made for another row set.
+    """
+    check_choice("rows", rows, ROWS)
+    check_count("answer_tokens", answer_tokens, 1)
+    if isinstance(source, Samples):
+        if source.rows != rows:
+            raise OptionError(f"rows: the samples were made for {source.rows!r}, not {rows!r}")
+        return source
+    if isinstance(source, str | os.PathLike):
+        if processor is None:
+            raise OptionError("processor: needed to read samples from a file")
+        return FileSamples(model, source, Encoder.of(processor), rows, answer_tokens, batch)
+    return InMemorySamples(model, source, rows, answer_tokens)

@@ -1,0 +1,179 @@
+"""The runs of an evaluation: each method at each cut, as a schedule or as token dropping.
+
+A method is asked for a share of the FLOPs and gives the least that reaches it, so each of them says what it really cut.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from opskip_compile.bench.dropping import Dropping
+from opskip_compile.calibration.batches import PromptRows
+from opskip_compile.calibration.costs import FlopsCosts
+from opskip_compile.calibration.operator_sets import Skipped, as_schedule
+from opskip_compile.calibration.search import at_random, cheapest, last_layers, units_of
+from opskip_compile.errors import OptionError
+from opskip_compile.evaluation.methods import CALIBRATED, DENSE, FASTV_LAYER
+from opskip_compile.schedule.flops import Geometry
+from opskip_compile.schedule.schedule import Rows, Schedule
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """One way to answer all questions.
+
+    Attributes:
+        method: of `METHODS`, ``"dense"``, or the name of a schedule of the user's.
+        asked: share of FLOPs to save; None where none was asked for.
+        cut: share that it saves, the mean over the prompts.
+        schedule: what it skips; None for token dropping.
+        dropping: which rows leave; None for a schedule.
+        seed: of a random choice.
+    """
+
+    method: str
+    asked: float | None
+    cut: float
+    schedule: Schedule | None = None
+    dropping: Dropping | None = None
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """For messages and tables."""
+        asked = "" if self.asked is None else f" {self.asked:.1%}"
+        return f"{self.method}{asked}" + ("" if self.seed is None else f" #{self.seed}")
+
+    @property
+    def spec(self) -> str:
+        """What it does, in full: one text for one thing to do."""
+        if self.schedule is not None:
+            return self.schedule.to_spec()
+        assert self.dropping is not None
+        return f"{self.dropping.share!r} of the visual rows leave before layer {self.dropping.layer}"
+
+
+@dataclass(frozen=True)
+class EvaluationSetup:
+    """What the runs share: the prompts and what operators cost in them.
+
+    Attributes:
+        costs: of `flops_costs`, by the rows that a skipped operator leaves out.
+        candidates: operators that the compiler can skip.
+        prompts: rows of each.
+        geometry: of the decoder; None where the formula of FLOPs does not apply, and then no tokens can be dropped.
+        rows: the row set of the methods' schedules.
+    """
+
+    costs: Mapping[Rows, FlopsCosts]
+    candidates: Skipped
+    prompts: Sequence[PromptRows]
+    geometry: Geometry | None
+    num_layers: int
+    rows: Rows
+
+    @property
+    def method_costs(self) -> FlopsCosts:
+        """With the row set of the methods' schedules."""
+        return self.costs[self.rows]
+
+    def schedule_run(self, name: str, schedule: Schedule, asked: float | None = None) -> EvaluationRun:
+        """The run of a schedule; what the compiler leaves full saves nothing.
+
+        Raises:
+            ScheduleError: it does not fit the number of layers.
+        """
+        states = schedule.resolve(self.num_layers)
+        left = dict(self.method_costs.full)
+        for op in self.candidates:
+            rows: Rows | None = getattr(states[op.layer], op.kind)
+            if rows is not None:
+                left[op] = self.costs[rows].left[op]
+        return EvaluationRun(name, asked, 1 - sum(left.values()) / self.method_costs.dense, schedule)
+
+    def uncalibrated_runs(self, method: str, asked: float, seeds: int) -> list[EvaluationRun]:
+        """The runs of a method that needs no calibration; none where the method can't save so much."""
+        if method in ("fastv", "vtw"):
+            dropping = self._dropping(method, asked)
+            if dropping is None:
+                return []
+            return [EvaluationRun(method, asked, self._saved(dropping), dropping=dropping)]
+        if method == "late":
+            paths = [last_layers(self.candidates)]
+        else:
+            paths = [at_random(units_of(self.candidates, "operator"), seed) for seed in range(seeds)]
+        most = self.method_costs.dense * (1 - asked)
+        sets = [cheapest(path, self.method_costs, most) for path in paths]
+        return [
+            replace(
+                self.schedule_run(method, as_schedule(skipped, self.rows), asked),
+                seed=seed if method == "random" else None,
+            )
+            for seed, skipped in enumerate(sets)
+            if skipped is not None
+        ]
+
+    def _dropping(self, method: str, asked: float) -> Dropping | None:
+        """VTW-like: all visual rows leave, as late as will do. FastV-like: as few as will do leave at its layer."""
+        if self.geometry is None:
+            return None
+        if method == "vtw":
+            choices = [Dropping(layer, 1.0) for layer in range(self.num_layers - 1, -1, -1)]
+        else:
+            most = max(prompt.visual for prompt in self.prompts)
+            choices = [Dropping(FASTV_LAYER, n / most) for n in range(1, most + 1)] if self.num_layers > 2 else []
+        return next((dropping for dropping in choices if self._saved(dropping) >= asked), None)
+
+    def _saved(self, dropping: Dropping) -> float:
+        assert self.geometry is not None
+        geometry = self.geometry
+        counted = [dropping.flops(geometry, p.visual, p.all - p.visual) for p in self.prompts]
+        return 1 - statistics.fmean(counted) / self.method_costs.dense
+
+
+def all_runs(
+    setup: EvaluationSetup,
+    methods: Sequence[str],
+    cuts: Sequence[float],
+    schedules: Mapping[str, Schedule],
+    seeds: int,
+    calibrated: Callable[[str, float], Schedule],
+) -> list[EvaluationRun]:
+    """The dense model, the user's schedules, and every method at every cut that it can reach.
+
+    Args:
+        schedules: by name.
+        seeds: how many random choices.
+        calibrated: the schedule of a method of `CALIBRATED` for a cut.
+    """
+    runs = [EvaluationRun(DENSE, None, 0.0, Schedule())]
+    runs += [setup.schedule_run(name, schedule) for name, schedule in schedules.items()]
+    for cut in cuts:
+        for method in methods:
+            if method in CALIBRATED:
+                runs.append(setup.schedule_run(method, calibrated(method, cut), cut))
+            else:
+                runs += setup.uncalibrated_runs(method, cut, seeds)
+    return runs
+
+
+def check_reach(setup: EvaluationSetup, methods: Sequence[str], cuts: Sequence[float]) -> None:
+    """Check that the cuts can be reached.
+
+    Raises:
+        OptionError: not even with everything skipped.
+    """
+    most = setup.method_costs.cut(setup.candidates)
+    for cut in cuts if methods else ():
+        if cut > most:
+            raise OptionError(f"cuts: {cut:.1%} can't be met: with all operators skipped {most:.1%} are saved")
+
+
+def out_of_reach(runs: Sequence[EvaluationRun], methods: Sequence[str], cuts: Sequence[float]) -> list[str]:
+    """Methods that can't reach a cut, as messages."""
+    there = {(run.method, run.asked) for run in runs}
+    return [
+        f"{method} {cut:.1%}: it can't save so much" for cut in cuts for method in methods if (method, cut) not in there
+    ]
