@@ -21,7 +21,8 @@ from rich.table import Table
 from torch import nn
 
 import opskip_compile as opskip
-from opskip_compile.bench.machine import check_place, environment
+from opskip_compile.models.devices import check_place
+from opskip_compile.output.environment import environment
 from opskip_compile.calibration.journal import Journal
 from opskip_compile.calibration.operators import Skipped
 from opskip_compile.calibration.replay import Replay

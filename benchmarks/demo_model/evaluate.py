@@ -30,7 +30,7 @@ from opskip_compile.demo.data import (
     load_processor,
     load_questions,
 )
-from opskip_compile.demo.run import SCHEDULE_FILE
+from opskip_compile.models.packaged.model import SCHEDULE_FILE
 from opskip_compile.models.oracle import oracle
 from opskip_compile.schedule.flops import count_flops
 from opskip_compile.schedule.schedule import Schedule

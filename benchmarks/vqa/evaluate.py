@@ -27,7 +27,7 @@ from benchmarks.vqa.architectures import CONFIGS, Kit, load
 from benchmarks.vqa.export import export
 from benchmarks.vqa.exporting import LONGEST_ANSWER
 from benchmarks.vqa.tasks import TASKS
-from opskip_compile.bench.machine import environment
+from opskip_compile.output.environment import environment
 from opskip_compile.calibration.files import FileSamples
 from opskip_compile.evaluation.evaluate import CUTS
 from opskip_compile.evaluation.result import Evaluation

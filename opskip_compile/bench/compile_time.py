@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from opskip_compile.bench.decoders import DECODERS
 from opskip_compile.errors import OpSkipError
 from opskip_compile.output.progress import Step
+from opskip_compile.timing.decoders import DECODERS
 
 DENSE = "dense"
 PROBE = "probe"

@@ -20,7 +20,7 @@ from opskip_compile.calibration.samples import Samples
 from opskip_compile.calibration.scores import Scores, score
 from opskip_compile.calibration.search import Point, Search, at_random, cheapest, pareto, units_of
 from opskip_compile.errors import OpSkipError
-from opskip_compile.schedule.flops import Geometry
+from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.schedule import Schedule
 
 RANDOM_SEEDS = 10

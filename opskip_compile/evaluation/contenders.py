@@ -9,13 +9,13 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from opskip_compile.bench.dropping import Dropping
 from opskip_compile.calibration.batches import PromptRows
 from opskip_compile.calibration.costs import FlopsCosts
 from opskip_compile.calibration.operators import Skipped, as_schedule
 from opskip_compile.calibration.search import at_random, cheapest, units_of
-from opskip_compile.schedule.flops import Geometry
+from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.schedule import Rows, Schedule
+from opskip_compile.timing.dropping import Dropping
 
 DENSE = "dense"
 # How `calibrate` makes each of them. ShortV (arXiv 2504.00502) ranks layers by the KL of the output when the visual

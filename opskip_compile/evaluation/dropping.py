@@ -18,10 +18,10 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from opskip_compile.api import decoder_of
-from opskip_compile.bench.dropping import Dropping
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.oracle import branch_modules, decoder_layers
 from opskip_compile.models.rows import token_mask, visual_tokens
+from opskip_compile.timing.dropping import Dropping
 
 _NAME = "opskip_dropping"
 _ACTIVE: WeakKeyDictionary[nn.Module, tuple[_Drop, int]] = WeakKeyDictionary()

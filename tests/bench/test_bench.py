@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 import opskip_compile as opskip
 from opskip_compile import _compat
-from opskip_compile.bench import decoders, prefill
-from opskip_compile.bench.decoders import DECODERS, Decoder, thinned
-from opskip_compile.bench.dropping import Dropping
-from opskip_compile.bench.kinds import kind_of
-from opskip_compile.bench.prefill import EAGER, INDUCTOR, ONEDNN, Row, run_prefill
-from opskip_compile.bench.show import Case, figure, table
+from opskip_compile.timing import decoders, prefill
+from opskip_compile.timing.decoders import DECODERS, Decoder, thinned
+from opskip_compile.timing.dropping import Dropping
+from opskip_compile.timing.time_by_kind import kind_of
+from opskip_compile.timing.prefill import EAGER, INDUCTOR, ONEDNN, PrefillTimes, run_prefill
+from opskip_compile.bench.show_prefill import Case, figure, table
 from opskip_compile.cli.main import app
 from opskip_compile.passes.tune import onednn
 from opskip_compile.schedule.presets import presets
@@ -95,7 +95,7 @@ def test_presets_are_thinned_over_the_depth() -> None:
     assert thinned(late, 4) is late
 
 
-def measured(**more: Any) -> list[Row]:
+def measured(**more: Any) -> list[PrefillTimes]:
     schedules = {"none": opskip.Schedule.of("none"), "some": opskip.Schedule.of("silent:1 attend:3")}
     sizes = {"visual": VISUAL, "text": TEXT, "rounds": 2, "lower": "eager", **more}
     return run_prefill(Decoder("small", "Qwen3VLText", SMALL), schedules, {"drop": Dropping(2, 1.0)}, **sizes)
@@ -179,7 +179,7 @@ def test_prompts_come_with_an_attention_mask(attention_mask: bool) -> None:
 
 
 def test_figures_of_a_row() -> None:
-    row = Row("x", "schedule", "silent:0", 50, 100, (0.5, 0.25, 1.0), (1.0, 1.0, 1.0), 3 << 20, 4 << 20)
+    row = PrefillTimes("x", "schedule", "silent:0", 50, 100, (0.5, 0.25, 1.0), (1.0, 1.0, 1.0), 3 << 20, 4 << 20)
     found = row.to_dict()
     assert (row.cut, row.ideal, row.measured) == (0.5, 2.0, 2.0)
     assert (found["spread"], found["realised"], found["milliseconds"]) == ([1.0, 4.0], 1.0, 500.0)
@@ -205,7 +205,7 @@ def test_a_schedule_that_stays_full_is_no_figure(monkeypatch: pytest.MonkeyPatch
 
 
 def test_plot_and_table() -> None:
-    row = Row("x", "schedule", "silent:0", 50, 100, (0.5, 0.25), (1.0, 1.0), 3, 4)
+    row = PrefillTimes("x", "schedule", "silent:0", 50, 100, (0.5, 0.25), (1.0, 1.0), 3, 4)
     dense = replace(row, name=INDUCTOR, kind="dense", flops=100, seconds=(1.0, 1.0))
     case = Case("M", 4, 36, 1024, 64, (dense, row, replace(row, name="d", kind="dropping")))
     made = figure([case, case], "CPU")

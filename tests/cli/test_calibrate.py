@@ -20,7 +20,7 @@ from opskip_compile.calibration import page
 from opskip_compile.calibration import plots as draw
 from opskip_compile.calibration.diagnose import SILENT
 from opskip_compile.cli.main import app
-from opskip_compile.models.inspection import load_checkpoint
+from opskip_compile.models.checkpoint import load_checkpoint
 from tests.cli.test_inspect import make_checkpoint
 from tests.helpers.planted import deaf_after, samples
 

@@ -21,7 +21,7 @@ from opskip_compile.backend import entry as backend
 from opskip_compile.cli.main import app
 from opskip_compile.demo import data
 from opskip_compile.models import inspection, tiny
-from opskip_compile.models.inspection import Request, find
+from opskip_compile.models.explain_target import Request, find
 from opskip_compile.passes.ops import RULES
 
 TEMPLATE = (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opskip_compile.bench.dropping import Dropping
+from opskip_compile.timing.dropping import Dropping
 from opskip_compile.errors import OpSkipError
 from opskip_compile.evaluation.dropping import dropping_tokens
 from opskip_compile.models.generation import greedy

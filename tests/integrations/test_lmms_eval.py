@@ -25,7 +25,7 @@ import opskip_compile as opskip
 from opskip_compile.demo import data
 from opskip_compile.demo.run import SCHEDULE_FILE, spread
 from opskip_compile.errors import OpSkipError
-from opskip_compile.models.inspection import load_checkpoint
+from opskip_compile.models.checkpoint import load_checkpoint
 from opskip_compile.models.prompts import processed
 from opskip_compile.models.rows import visual_tokens
 from tests.cli.test_inspect import TEMPLATE, make_checkpoint

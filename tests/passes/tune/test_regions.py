@@ -15,7 +15,7 @@ from transformers import StaticCache
 import opskip_compile as opskip
 from opskip_compile import _compat
 from opskip_compile.backend import entry as backend
-from opskip_compile.bench.decoders import Decoder
+from opskip_compile.timing.decoders import Decoder
 from opskip_compile.passes.tune import regions
 
 pytestmark = pytest.mark.usefixtures("fresh")

@@ -17,10 +17,10 @@ def seconds_by_kind(call: Callable[[], Any]) -> dict[str, float]:
     """
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         call()
-    found = dict.fromkeys(KINDS, 0.0)
+    seconds = dict.fromkeys(KINDS, 0.0)
     for event in profiler.key_averages():
-        found[kind_of(event.key)] += event.self_cpu_time_total / 1e6
-    return found
+        seconds[kind_of(event.key)] += event.self_cpu_time_total / 1e6
+    return seconds
 
 
 def kind_of(name: str) -> str:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import opskip_compile as opskip
-from opskip_compile.bench.decoders import Decoder
-from opskip_compile.bench.peak import peak_bytes
+from opskip_compile.timing.decoders import Decoder
+from opskip_compile.timing.peak_memory import peak_bytes
 
 pytestmark = pytest.mark.usefixtures("fresh")
 DECODER = Decoder("", "Qwen3VLText", opskip.Geometry(4, 256, 768, 4, 2, 64))

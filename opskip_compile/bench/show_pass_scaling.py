@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from opskip_compile.bench.scaling import Depth
+from opskip_compile.bench.pass_scaling import Depth
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,12 +32,12 @@ def to_dict(depth: Depth) -> dict[str, Any]:
 def table(depths: Sequence[Depth], title: str) -> Table:
     """One row for each depth."""
     names = list(depths[0].matchers)
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("layers", "nodes", "after", "passes ms", "per layer", "slowest", *names):
-        made.add_column(column, justify="right", no_wrap=column not in names)
+        view.add_column(column, justify="right", no_wrap=column not in names)
     for depth in depths:
         slowest = max(depth.passes, key=lambda name: depth.passes[name])
-        made.add_row(
+        view.add_row(
             str(depth.layers),
             str(depth.nodes),
             str(depth.nodes_after),
@@ -46,9 +46,9 @@ def table(depths: Sequence[Depth], title: str) -> Table:
             f"{slowest} {depth.passes[slowest]:.0f}",
             *(f"{each.milliseconds:.0f} ({each.found})" for each in depth.matchers.values()),
         )
-    made.caption = "after: nodes handed to the compiler. Matchers: ms (operators found)."
-    made.caption_justify = "left"
-    return made
+    view.caption = "after: nodes handed to the compiler. Matchers: ms (operators found)."
+    view.caption_justify = "left"
+    return view
 
 
 def figure(depths: Sequence[Depth], title: str) -> Figure:
@@ -56,9 +56,9 @@ def figure(depths: Sequence[Depth], title: str) -> Figure:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(11, 4.5), dpi=150, layout="constrained")
-    made.suptitle(title, fontsize=12, x=0.02, ha="left", parse_math=False)
-    left, right = made.subplots(1, 2)
+    drawing = Figure(figsize=(11, 4.5), dpi=150, layout="constrained")
+    drawing.suptitle(title, fontsize=12, x=0.02, ha="left", parse_math=False)
+    left, right = drawing.subplots(1, 2)
     layers = [depth.layers for depth in depths]
     names = sorted(depths[-1].passes, key=lambda name: -depths[-1].passes[name])
     stacks = [[depth.passes[name] for depth in depths] for name in names]
@@ -75,4 +75,4 @@ def figure(depths: Sequence[Depth], title: str) -> Figure:
         axes.set_ylabel("ms")
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
-    return made
+    return drawing

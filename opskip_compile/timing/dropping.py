@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from opskip_compile.schedule.flops import Geometry
+from opskip_compile.schedule.geometry import Geometry
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from torch import Tensor, fx, nn
 
 from opskip_compile import _compat
 from opskip_compile.backend import lowering
-from opskip_compile.bench.decoders import Decoder
 from opskip_compile.output.progress import Step
 from opskip_compile.passes.analysis.locate import locate_rows
 from opskip_compile.passes.analysis.match import match_operators
@@ -30,8 +29,9 @@ from opskip_compile.passes.normalize.cleanup import copy_graph
 from opskip_compile.passes.ops.nodes import op_name
 from opskip_compile.passes.pipeline import Resolved, rewrite
 from opskip_compile.passes.runtime import mark_visual
-from opskip_compile.schedule.flops import Geometry
+from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.schedule import Schedule
+from opskip_compile.timing.decoders import Decoder
 
 OURS, VF2, TORCH = "data flow (ours)", "networkx VF2", "torch.fx SubgraphMatcher"
 WIDTH, INNER = 64, 128

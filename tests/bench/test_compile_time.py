@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import opskip_compile as opskip
 from opskip_compile.bench import compile_time
 from opskip_compile.bench.compile_time import DENSE, PARTS, PROBE, Start, measure_starts
-from opskip_compile.bench.show_compile import figure, table, to_dict, with_dense
+from opskip_compile.bench.show_compile_time import figure, table, to_dict, with_dense
 from opskip_compile.cli.main import app
 from opskip_compile.errors import OpSkipError
 

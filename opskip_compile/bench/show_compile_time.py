@@ -41,31 +41,31 @@ def with_dense(starts: Sequence[Start]) -> list[tuple[Start, Start]]:
 
 def table(starts: Sequence[Start], title: str) -> Table:
     """One row for each depth, cache and contender."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("layers", "cache", "contender"):
-        made.add_column(column, no_wrap=True)
+        view.add_column(column, no_wrap=True)
     for column in (*PARTS, "all", "to dense", "no probe", "kernels"):
-        made.add_column(column, justify="right", no_wrap=True)
+        view.add_column(column, justify="right", no_wrap=True)
     for start, dense in with_dense(starts):
         parts = (f"{start.parts[name]:.2f}" for name in PARTS)
         ratios = (start.seconds / dense.seconds, start.own_seconds / dense.own_seconds)
         cache = "warm" if start.warm else "cold"
         shares = (f"{ratio:.2f}x" for ratio in ratios)
-        made.add_row(
+        view.add_row(
             str(start.layers), cache, start.contender, *parts, f"{start.seconds:.2f}", *shares, str(start.kernels)
         )
-    made.caption = "Seconds. no probe: to dense, without the probe of the C++ compiler, which no model needs twice."
-    made.caption_justify = "left"
-    return made
+    view.caption = "Seconds. no probe: to dense, without the probe of the C++ compiler, which no model needs twice."
+    view.caption_justify = "left"
+    return view
 
 
 def figure(starts: Sequence[Start], title: str) -> Figure:
     """Stacked bars, a panel for cold and one for warm caches."""
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(9, 7), dpi=150, layout="constrained")
-    made.suptitle(title, fontsize=12, x=0.02, ha="left", parse_math=False)
-    for axes, warm in zip(made.subplots(2, 1), (False, True), strict=True):
+    drawing = Figure(figsize=(9, 7), dpi=150, layout="constrained")
+    drawing.suptitle(title, fontsize=12, x=0.02, ha="left", parse_math=False)
+    for axes, warm in zip(drawing.subplots(2, 1), (False, True), strict=True):
         chosen = [start for start in starts if start.warm == warm]
         names = [f"{s.layers} layers\n{DENSE if s.contender == DENSE else 'opskip'}" for s in chosen]
         below = [0.0] * len(chosen)
@@ -79,5 +79,5 @@ def figure(starts: Sequence[Start], title: str) -> Figure:
         axes.set_ylabel("seconds of compiling")
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(y=0.15)
-    made.legend(*made.axes[0].get_legend_handles_labels(), frameon=False, ncols=5, loc="outside lower center")
-    return made
+    drawing.legend(*drawing.axes[0].get_legend_handles_labels(), frameon=False, ncols=5, loc="outside lower center")
+    return drawing

@@ -26,7 +26,7 @@ EAGER, INDUCTOR, OPSKIP = "eager", "Inductor", "opskip"
 
 @dataclass(frozen=True)
 class Times:
-    """How fast one contender runs.
+    """How fast one of the models runs.
 
     Attributes:
         name: which one.
@@ -52,7 +52,7 @@ class Times:
         return statistics.median(self.decoder)
 
 
-class Contender:
+class TimedModel:
     """One model with a stopwatch around its text decoder."""
 
     def __init__(self, name: str, model: Any) -> None:
@@ -76,12 +76,12 @@ class Contender:
         return logits, time.perf_counter() - start, self.decoder_seconds
 
 
-def eager(model: Any) -> Contender:
+def eager(model: Any) -> TimedModel:
     """The model as transformers has it."""
-    return Contender(EAGER, copy.deepcopy(model))
+    return TimedModel(EAGER, copy.deepcopy(model))
 
 
-def inductor(model: Any) -> Contender:
+def inductor(model: Any) -> TimedModel:
     """Plain ``torch.compile`` on the text decoder, the very function that `opskip` compiles.
 
     It gets opskip's form of DeepStack, too: without it, Qwen3-VL breaks the graph in the layer loop.
@@ -90,38 +90,38 @@ def inductor(model: Any) -> Contender:
     capture.install()
     decoder = model.get_decoder()
     decoder.forward = torch.compile(decoder.forward)
-    return Contender(INDUCTOR, model)
+    return TimedModel(INDUCTOR, model)
 
 
-def opskip(model: Any, schedule: Schedule, lower: str) -> Contender:
+def opskip(model: Any, schedule: Schedule, lower: str) -> TimedModel:
     """The model after ``opskip_compile.compile``."""
     model = copy.deepcopy(model)
     capture.install()
-    return Contender(OPSKIP, api.compile(model, schedule, options={"lower": lower}))
+    return TimedModel(OPSKIP, api.compile(model, schedule, options={"lower": lower}))
 
 
 def race(
-    contenders: Sequence[Contender],
+    models: Sequence[TimedModel],
     baseline: str,
     inputs: Mapping[str, Tensor],
     rounds: int,
     step: Step,
 ) -> tuple[Times, ...]:
-    """Run every contender once to compile it, then in turn for `rounds` rounds."""
+    """Run every model once to compile it, then in turn for `rounds` rounds."""
     first = {}
-    for contender in contenders:
-        step(f"compiling: {contender.name}", 0, 0)
-        _, first[contender.name], _ = contender(inputs)
-    for contender in contenders:  # the first call after a compilation is no measure
-        contender(inputs)
-    whole: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    part: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for each in models:
+        step(f"compiling: {each.name}", 0, 0)
+        _, first[each.name], _ = each(inputs)
+    for each in models:  # the first call after a compilation is no measure
+        each(inputs)
+    whole: dict[str, list[float]] = {each.name: [] for each in models}
+    part: dict[str, list[float]] = {each.name: [] for each in models}
     for done in range(rounds):
         step("timing the prefill", done, rounds)
-        for contender in contenders:
-            _, model_seconds, decoder_seconds = contender(inputs)
-            whole[contender.name].append(model_seconds)
-            part[contender.name].append(decoder_seconds)
+        for each in models:
+            _, model_seconds, decoder_seconds = each(inputs)
+            whole[each.name].append(model_seconds)
+            part[each.name].append(decoder_seconds)
     step("timing the prefill", rounds, rounds)
     return tuple(
         Times(
@@ -136,5 +136,5 @@ def race(
     )
 
 
-def _ratio(base: Sequence[float], own: Sequence[float]) -> float:
-    return statistics.median(b / o for b, o in zip(base, own, strict=True))
+def _ratio(baseline: Sequence[float], seconds: Sequence[float]) -> float:
+    return statistics.median(dense / each for dense, each in zip(baseline, seconds, strict=True))

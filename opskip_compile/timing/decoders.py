@@ -15,7 +15,7 @@ import transformers
 from torch import nn
 
 from opskip_compile.errors import OptionError
-from opskip_compile.schedule.flops import Geometry
+from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.schedule import LayerStates, Schedule
 
 

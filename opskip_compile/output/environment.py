@@ -1,4 +1,4 @@
-"""What figures depend on: the device, the machine and the versions."""
+"""What figures depend on: the device, the machine and the versions. Stands in every file of figures."""
 
 from __future__ import annotations
 
@@ -10,28 +10,6 @@ from typing import Any
 
 import torch
 import transformers
-
-from opskip_compile.errors import OptionError
-
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-def check_place(device: str, dtype: str) -> str:
-    """The name of the device.
-
-    Raises:
-        OptionError: there is no such device here, or it is no floating point type that a decoder runs in.
-    """
-    if dtype not in DTYPES:
-        raise OptionError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    try:
-        kind = torch.device(device).type
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"device: {device!r} can't be used: {str(error).splitlines()[0]}") from None
-    return (
-        torch.cuda.get_device_name(device) if kind == "cuda" else f"{kind.upper()}, {torch.get_num_threads()} threads"
-    )
 
 
 def processor() -> str:

@@ -20,23 +20,23 @@ import torch
 from torch import Tensor, fx
 
 from opskip_compile import _compat
-from opskip_compile.bench.decoders import Decoder
-from opskip_compile.bench.dropping import Dropping
-from opskip_compile.bench.kinds import seconds_by_kind
-from opskip_compile.bench.peak import peak_bytes
 from opskip_compile.errors import OptionError
 from opskip_compile.output.progress import Step
 from opskip_compile.passes.runtime import mark_visual
 from opskip_compile.passes.tune.onednn import use_onednn
 from opskip_compile.schedule.flops import count_flops
 from opskip_compile.schedule.schedule import Schedule
+from opskip_compile.timing.decoders import Decoder
+from opskip_compile.timing.dropping import Dropping
+from opskip_compile.timing.peak_memory import peak_bytes
+from opskip_compile.timing.time_by_kind import seconds_by_kind
 
 EAGER, INDUCTOR, ONEDNN = "eager", "Inductor", "Inductor, oneDNN"
 BEFORE = 16  # text rows before the visual ones
 
 
 @dataclass(frozen=True)
-class Row:
+class PrefillTimes:
     """One contender. Seconds are those of the rounds; ``flops`` are those of one prefill, ``by_kind`` its seconds by
     what they were spent on, if that was asked for; ``alike_seconds`` those of the dense decoder in oneDNN, if any."""
 
@@ -65,7 +65,7 @@ class Row:
     @property
     def ratios(self) -> list[float]:
         """The speed-up of each round."""
-        return [dense / own for dense, own in zip(self.dense_seconds, self.seconds, strict=True)]
+        return [dense / each for dense, each in zip(self.dense_seconds, self.seconds, strict=True)]
 
     @property
     def measured(self) -> float:
@@ -77,7 +77,7 @@ class Row:
         """The median speed-up against the dense decoder with the same kernels, if that was measured."""
         if not self.alike_seconds:
             return None
-        return statistics.median(dense / own for dense, own in zip(self.alike_seconds, self.seconds, strict=True))
+        return statistics.median(dense / each for dense, each in zip(self.alike_seconds, self.seconds, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Figures for JSON."""
@@ -101,7 +101,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class _Contender:
+class _TimedCall:
     name: str
     kind: str
     spec: str
@@ -125,7 +125,7 @@ def run_prefill(
     lower: str = "inductor",
     profile: bool = False,
     step: Step = lambda what, done, total: None,
-) -> list[Row]:
+) -> list[PrefillTimes]:
     """Measure one decoder on one prompt of ``visual + text`` rows.
 
     Args:
@@ -178,7 +178,7 @@ def run_prefill(
             kinds[each.name] = seconds_by_kind(each.call)
     flops = {each.name: each.flops for each in contenders}
     return [
-        Row(
+        PrefillTimes(
             each.name,
             each.kind,
             each.spec,
@@ -205,7 +205,7 @@ def _contenders(
     without: Collection[str],
     attention_mask: bool,
     lower: str,
-) -> list[_Contender]:
+) -> list[_TimedCall]:
     before = min(BEFORE, text - 1)
     first = next(model.parameters())
     hidden = torch.randn(1, visual + text, decoder.geometry.hidden_size, device=first.device).to(first.dtype)
@@ -220,9 +220,9 @@ def _contenders(
     in_onednn = first.device.type == "cpu" and first.dtype == torch.float32 and _compat.blas_is_slow()
     kernels: Any = partial(_in_onednn, lower) if in_onednn else how
 
-    found = [
-        _Contender(EAGER, "dense", "", dense, _bound(_dense, model, hidden, padding)),
-        _Contender(
+    contenders = [
+        _TimedCall(EAGER, "dense", "", dense, _bound(_dense, model, hidden, padding)),
+        _TimedCall(
             INDUCTOR,
             "dense",
             "",
@@ -232,7 +232,7 @@ def _contenders(
     ]
     if in_onednn:
         alike = torch.compile(_dense, backend=kernels, dynamic=False)
-        found.append(_Contender(ONEDNN, "dense", "", dense, _bound(alike, model, hidden, padding), True))
+        contenders.append(_TimedCall(ONEDNN, "dense", "", dense, _bound(alike, model, hidden, padding), True))
     for name, schedule in schedules.items():
         flops = count_flops(
             decoder.geometry, visual_tokens=visual, text_tokens=text, schedule=schedule, text_before=before
@@ -243,16 +243,16 @@ def _contenders(
             title = name + (f", {off} off" if off else "")
             call = _bound(compiled, model, hidden, padding, mask)
             gains = in_onednn and flops < dense and off != "onednn"
-            found.append(_Contender(title, "schedule", schedule.to_spec(), flops, call, gains))
+            contenders.append(_TimedCall(title, "schedule", schedule.to_spec(), flops, call, gains))
     for name, dropping in droppings.items():
         forward: Callable[..., Any] = dropping.forward
         compiled = torch.compile(forward, backend=kernels, dynamic=False)
         call = _bound(compiled, model, hidden, places, others)
         spec = f"{dropping.share:.0%} of the visual rows leave before layer {dropping.layer}"
-        found.append(
-            _Contender(name, "dropping", spec, dropping.flops(decoder.geometry, visual, text), call, in_onednn)
+        contenders.append(
+            _TimedCall(name, "dropping", spec, dropping.flops(decoder.geometry, visual, text), call, in_onednn)
         )
-    return found
+    return contenders
 
 
 def _in_onednn(lower: str, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -290,6 +290,6 @@ def _seconds(call: Callable[[], Any], device: str) -> float:
     return float(first.elapsed_time(last)) / 1e3
 
 
-def never_slower(rows: Sequence[Row]) -> list[str]:
+def never_slower(rows: Sequence[PrefillTimes]) -> list[str]:
     """Names of the schedules whose median is below plain Inductor's."""
     return [row.name for row in rows if row.kind == "schedule" and row.cut > 0 and row.measured < 1]

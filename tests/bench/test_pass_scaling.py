@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from opskip_compile.bench import scaling
-from opskip_compile.bench.scaling import OURS, TORCH, VF2, Depth, Matched, measure_depths
-from opskip_compile.bench.show_scaling import figure, table, to_dict
+from opskip_compile.bench import pass_scaling
+from opskip_compile.bench.pass_scaling import OURS, TORCH, VF2, Depth, Matched, measure_depths
+from opskip_compile.bench.show_pass_scaling import figure, table, to_dict
 from opskip_compile.cli.main import app
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from opskip_compile.bench.kinds import KINDS
-from opskip_compile.bench.prefill import INDUCTOR, ONEDNN, Row
+from opskip_compile.timing.prefill import INDUCTOR, ONEDNN, PrefillTimes
+from opskip_compile.timing.time_by_kind import KINDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ class Case:
     full_layers: int
     visual: int
     text: int
-    rows: tuple[Row, ...]
+    rows: tuple[PrefillTimes, ...]
 
     @property
     def name(self) -> str:
@@ -49,15 +49,15 @@ class Case:
 
 def table(case: Case) -> Table:
     """One row per contender; speed-ups against plain Inductor of the dense model."""
-    made = Table(title=case.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    made.add_column("contender", no_wrap=True)
+    view = Table(title=case.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    view.add_column("contender", no_wrap=True)
     alike = any(row.alike_seconds for row in case.rows)
     columns = ("ms", "cut", "ideal", "measured", "from - to", "realised", *(["alike"] if alike else []), "peak")
     for column in columns:
-        made.add_column(column, justify="right", no_wrap=True)
+        view.add_column(column, justify="right", no_wrap=True)
     for row in case.rows:
         low, high = min(row.ratios), max(row.ratios)
-        made.add_row(
+        view.add_row(
             row.name,
             f"{statistics.median(row.seconds) * 1e3:.1f}",
             f"{row.cut:.1%}",
@@ -68,30 +68,30 @@ def table(case: Case) -> Table:
             *([_share(row)] if alike else []),
             f"{row.peak / row.dense_peak:.2f}x",
         )
-    made.caption = "cut: of FLOPs. ideal, measured, peak memory: against plain Inductor. realised: measured / ideal."
+    view.caption = "cut: of FLOPs. ideal, measured, peak memory: against plain Inductor. realised: measured / ideal."
     if alike:
-        made.caption += f" alike: realised against {ONEDNN}."
-    made.caption_justify = "left"
-    return made
+        view.caption += f" alike: realised against {ONEDNN}."
+    view.caption_justify = "left"
+    return view
 
 
-def _share(row: Row) -> str:
+def _share(row: PrefillTimes) -> str:
     return "" if row.measured_alike is None else f"{row.measured_alike / row.ideal:.0%}"
 
 
 def profile_table(case: Case) -> Table:
     """What the time of one call goes to, in milliseconds, and as a share of plain Inductor's whole call."""
-    made = Table(title=f"{case.name}: one call", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    made.add_column("contender", no_wrap=True)
+    view = Table(title=f"{case.name}: one call", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    view.add_column("contender", no_wrap=True)
     for column in (*KINDS, "all"):
-        made.add_column(column, justify="right", no_wrap=True)
+        view.add_column(column, justify="right", no_wrap=True)
     whole = sum(next(row for row in case.rows if row.name == INDUCTOR).by_kind.values())
     for row in case.rows:
         seconds = (*(row.by_kind[kind] for kind in KINDS), sum(row.by_kind.values()))
-        made.add_row(row.name, *(f"{each * 1e3:.1f} ms ({each / whole:.1%})" for each in seconds))
-    made.caption = "products: of matrices. other: generated kernels and Python. Shares: of plain Inductor's call."
-    made.caption_justify = "left"
-    return made
+        view.add_row(row.name, *(f"{each * 1e3:.1f} ms ({each / whole:.1%})" for each in seconds))
+    view.caption = "products: of matrices. other: generated kernels and Python. Shares: of plain Inductor's call."
+    view.caption_justify = "left"
+    return view
 
 
 def figure(cases: Sequence[Case], where: str) -> Figure:
@@ -101,9 +101,11 @@ def figure(cases: Sequence[Case], where: str) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(7.5, 5.2 * len(cases)), dpi=150, layout="constrained")
-    made.suptitle(f"Prefill speed-up against plain Inductor, {where}", fontsize=12, x=0.02, ha="left", parse_math=False)
-    for axes, case in zip(made.subplots(len(cases), 1, squeeze=False)[:, 0], cases, strict=True):
+    drawing = Figure(figsize=(7.5, 5.2 * len(cases)), dpi=150, layout="constrained")
+    drawing.suptitle(
+        f"Prefill speed-up against plain Inductor, {where}", fontsize=12, x=0.02, ha="left", parse_math=False
+    )
+    for axes, case in zip(drawing.subplots(len(cases), 1, squeeze=False)[:, 0], cases, strict=True):
         rows = [row for row in case.rows if row.kind in _MARKS]
         most = max([row.cut for row in rows], default=0.5)
         cuts = [most * i / 100 for i in range(101)]
@@ -152,4 +154,4 @@ def figure(cases: Sequence[Case], where: str) -> Figure:
         axes.margins(x=0.14, y=0.16)
         axes.set_ylim(bottom=0)
         axes.legend(loc="upper left", frameon=False)
-    return made
+    return drawing

@@ -16,24 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opskip_compile.demo import data
-from opskip_compile.errors import OpSkipError, OptionError
+from opskip_compile.errors import OpSkipError, OptionError, in_one_line
 from opskip_compile.models import tiny
-from opskip_compile.models.prompts import open_image, processed
+from opskip_compile.models.checkpoint import load_checkpoint, quiet_loading, read_config, with_sdpa
+from opskip_compile.models.images import load_image, open_image
+from opskip_compile.models.packaged import model as packaged
+from opskip_compile.models.prompts import processed
 from opskip_compile.passes.runtime import mark_visual
 from opskip_compile.schedule.schedule import Schedule
 
-DEMO = "demo"
 TINY = {
     "tiny-qwen3-vl": "qwen3_vl",
     "tiny-qwen2.5-vl": "qwen2_5_vl",
     "tiny-llava": "llava",
     "tiny-internvl": "internvl",
 }
-NAMES = (DEMO, *TINY)
+NAMES = (packaged.NAME, *TINY)
 PROMPT = "what is the color of the shape?"
 MOST_ROWS = 1_000_000
-_LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _TOKEN_FIELDS = ("image_token_id", "image_token_index")
 Step = Callable[[str], None]
 
@@ -85,8 +85,8 @@ class MarkedDecoder(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Last hidden state ``(batch, sequence, width)``, of ``hidden`` like it and ``mask`` ``(batch, sequence)``."""
         out = self.decoder(inputs_embeds=mark_visual(hidden, mask), use_cache=False)
-        found: Tensor = out.last_hidden_state
-        return found
+        hidden_states: Tensor = out.last_hidden_state
+        return hidden_states
 
 
 def find(request: Request, step: Step = lambda what: None) -> Target:
@@ -98,10 +98,10 @@ def find(request: Request, step: Step = lambda what: None) -> Target:
         OpSkipError: an unknown name, a field that this kind of model does not take, or files that can't be read.
     """
     path = Path(request.model)
-    if request.model == DEMO:
+    if request.model == packaged.NAME:
         _refuse(request, "the demo model", "layers", "text_before", "visual", "text")
         step("loading the demo model")
-        return _demo(request)
+        return _packaged(request)
     if request.model in TINY:
         _refuse(request, "a tiny model", "prompt", "text_before", "visual", "text")
         step("building the model")
@@ -127,37 +127,18 @@ def find(request: Request, step: Step = lambda what: None) -> Target:
     return _checkpoint(folder, config, image, _prompt(request))
 
 
-def read_config(path: Path, field: str = "config") -> Any:
-    """The transformers config in a folder or a JSON file; nothing is downloaded or executed.
-
-    Raises:
-        OpSkipError: there is no such file, or transformers does not know what is in it. Names ``field``.
-    """
-    from transformers import AutoConfig
-
-    file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
-        raise OpSkipError(f"{field}: there is no file {str(file)!r}")
-    try:
-        return AutoConfig.from_pretrained(file, **_LOCAL)
-    except Exception as error:  # a config class may fail with anything on a file that it does not expect
-        raise OpSkipError(f"{field}: {str(file)!r} is no transformers config: {_short(error)}") from error
-
-
-def _demo(request: Request) -> Target:
-    from opskip_compile.demo.run import SCHEDULE_FILE
-
+def _packaged(request: Request) -> Target:
     if request.image is None:
-        first = data.load_questions("test")[0]
-        path, prompt = first.image_path, first.text if request.prompt is None else _prompt(request)
-    else:
-        open_image(request.image)
-        path, prompt = request.image, _prompt(request)
-    processor = data.load_processor()
-    model: nn.Module = data.load_model()
-    inputs = data.collate([data.Question(0, path, prompt, "")], processor)
+        raise OptionError("image: needed for the demo model")
+    open_image(request.image)
+    prompt = _prompt(request)
+    processor, model = packaged.load_processor(), packaged.load_model()
     return Target(
-        model, inputs, f"the demo model, asked {prompt!r}", Schedule.load(SCHEDULE_FILE), "packaged with the demo"
+        model,
+        packaged.encode([load_image(request.image)], [prompt], processor),
+        f"the demo model, asked {prompt!r}",
+        Schedule.load(packaged.SCHEDULE_FILE),
+        "packaged with the demo",
     )
 
 
@@ -176,10 +157,10 @@ def _decoder_alone(config: Any, request: Request) -> Target:
     try:
         text = config.get_text_config(decoder=True)
         width = int(text.hidden_size)
-        with torch.device("meta"), data.quiet_loading():
-            decoder = _with_sdpa(lambda **how: _build_decoder(config, text, how))
+        with torch.device("meta"), quiet_loading():
+            decoder = with_sdpa(lambda **how: _build_decoder(config, text, how))
     except Exception as error:  # as above: a model class may fail with anything
-        raise OpSkipError(f"model: no text decoder can be built from {name}: {_short(error)}") from error
+        raise OpSkipError(f"model: no text decoder can be built from {name}: {in_one_line(error)}") from error
     hidden = torch.empty(1, before + visual + after, width, device="meta", dtype=decoder.dtype)
     mask = torch.zeros(hidden.shape[:2], dtype=torch.bool)
     mask[:, before : before + visual] = True
@@ -203,37 +184,6 @@ def _build_decoder(config: Any, text: Any, how: Mapping[str, Any]) -> Any:
     return AutoModelForImageTextToText.from_config(config, trust_remote_code=False, **how).get_decoder()
 
 
-def load_checkpoint(folder: Path | str, hint: str = "", download: bool = False) -> tuple[Any, Any]:
-    """The model in a folder, in evaluation mode and its own dtype, and its processor; no code in it is executed.
-
-    Args:
-        folder: of the model; with ``download`` also its name on a model hub. Else nothing is downloaded.
-        hint: put behind messages.
-
-    Raises:
-        OpSkipError: one of them can't be loaded.
-    """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    how_to_load = {**_LOCAL, "local_files_only": not download}
-
-    def load(what: str, loader: Callable[[], Any]) -> Any:
-        try:
-            with data.quiet_loading():
-                return loader()
-        except Exception as error:  # as above: files of others
-            raise OpSkipError(
-                f"model: no {what} could be loaded from {str(folder)!r} ({_short(error)}){hint}"
-            ) from error
-
-    processor = load("processor", lambda: AutoProcessor.from_pretrained(folder, **how_to_load))
-    if not hasattr(processor, "image_processor"):
-        raise OpSkipError(f"model: {str(folder)!r} has no image processor{hint}")
-    build = AutoModelForImageTextToText.from_pretrained
-    model = load("weights", lambda: _with_sdpa(lambda **how: build(folder, dtype="auto", **how_to_load, **how)))
-    return model.eval(), processor
-
-
 def _checkpoint(folder: Path, config: Any, image: Any, prompt: str) -> Target:
     """A whole model with its weights, asked about an image in the words of its own processor."""
     model, processor = load_checkpoint(folder, "; without --image the config is enough")
@@ -241,23 +191,13 @@ def _checkpoint(folder: Path, config: Any, image: Any, prompt: str) -> Target:
         inputs = processed(processor, [[image]], [prompt])
     except Exception as error:  # as above
         raise OpSkipError(
-            f"model: the processor in {str(folder)!r} refuses image and prompt: {_short(error)}"
+            f"model: the processor in {str(folder)!r} refuses image and prompt: {in_one_line(error)}"
         ) from error
     tokens = [getattr(config, field, None) for field in _TOKEN_FIELDS]
     if not any(bool((inputs["input_ids"] == token).any()) for token in tokens if token is not None):
         raise OpSkipError(f"model: the processor in {str(folder)!r} made a prompt without visual rows")
     inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     return Target(model, inputs, f"{type(model).__name__}, asked {prompt!r}")
-
-
-def _with_sdpa(build: Callable[..., Any]) -> Any:
-    """Build a model with the attention of torch, whatever its config asks for; with its plain one if it lacks that."""
-    try:
-        return build(attn_implementation="sdpa")
-    except ValueError as error:
-        if "scaled_dot_product_attention" not in str(error):
-            raise
-        return build(attn_implementation="eager")
 
 
 def _prompt(request: Request) -> str:
@@ -279,7 +219,3 @@ def _refuse(request: Request, what: str, *fields: str) -> None:
     for field in fields:
         if getattr(request, field) is not None:
             raise OptionError(f"{field.replace('_', '-')}: not for {what}")
-
-
-def _short(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
