@@ -15,15 +15,15 @@ from typer.testing import CliRunner
 
 import opskip_compile as opskip
 from opskip_compile import _compat
-from opskip_compile.timing import decoders, prefill
-from opskip_compile.timing.decoders import DECODERS, Decoder, thinned
-from opskip_compile.timing.dropping import Dropping
-from opskip_compile.timing.time_by_kind import kind_of
-from opskip_compile.timing.prefill import EAGER, INDUCTOR, ONEDNN, PrefillTimes, run_prefill
 from opskip_compile.bench.show_prefill import Case, figure, table
 from opskip_compile.cli.main import app
 from opskip_compile.passes.tune import onednn
 from opskip_compile.schedule.presets import presets
+from opskip_compile.timing import decoders, prefill
+from opskip_compile.timing.decoders import DECODERS, Decoder, thinned
+from opskip_compile.timing.dropping import Dropping
+from opskip_compile.timing.prefill import EAGER, INDUCTOR, ONEDNN, PrefillTimes, run_prefill
+from opskip_compile.timing.time_by_kind import kind_of
 
 pytestmark = pytest.mark.usefixtures("fresh", "plain_blas")
 KINDS = sorted({decoder.kind for decoder in DECODERS.values()})

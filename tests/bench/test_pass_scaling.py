@@ -45,8 +45,8 @@ def test_without_matchers() -> None:
 
 def test_median_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 1.0, 9.0, 9.0, 12.0])
-    monkeypatch.setattr(scaling.time, "perf_counter", lambda: next(clock))
-    assert scaling._timed(lambda: 4, 3) == Matched(3000.0, 4)
+    monkeypatch.setattr(pass_scaling.time, "perf_counter", lambda: next(clock))
+    assert pass_scaling._timed(lambda: 4, 3) == Matched(3000.0, 4)
 
 
 def test_table_and_plot() -> None:
@@ -74,7 +74,7 @@ def run(*args: str) -> Any:
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "measure_depths", lambda layers, **how: [depth(n) for n in layers])
+    monkeypatch.setattr(pass_scaling, "measure_depths", lambda layers, **how: [depth(n) for n in layers])
     out, plot = tmp_path / "x.json", tmp_path / "x.png"
     done = run("--layers", "4", "--layers", "2", "--json", "--out", str(out), "--plot", str(plot))
     assert done.exit_code == 0, done.output
