@@ -76,13 +76,13 @@ def measure_depths(
         matchers: also time the pattern matchers.
         step: called with what is done now, and how many of how many steps are done.
     """
-    found = []
+    measured = []
     for i, layers in enumerate(depths):
         step(f"capturing {layers} layers", 2 * i, 2 * len(depths))
         gm, inputs = _capture(layers)
         step(f"passes over {layers} layers", 2 * i + 1, 2 * len(depths))
-        found.append(_measure(gm, inputs, layers, runs, matchers))
-    return found
+        measured.append(_measure(gm, inputs, layers, runs, matchers))
+    return measured
 
 
 def _measure(gm: fx.GraphModule, inputs: Sequence[Any], layers: int, runs: int, matchers: bool) -> Depth:
@@ -97,41 +97,41 @@ def _measure(gm: fx.GraphModule, inputs: Sequence[Any], layers: int, runs: int, 
         for done in result.report.passes:
             passes.setdefault(done.name, []).append(done.milliseconds)
         after = len((shared or result.graph).nodes)
-    found = {}
+    by_matcher = {}
     if matchers:
         graph = copy_graph(captured)
         source = locate_rows(graph)
         assert source is not None
-        found[OURS] = _timed(lambda: len(match_operators(source.root).operators), runs)
+        by_matcher[OURS] = _timed(lambda: len(match_operators(source.root).operators), runs)
         pattern = _capture_ffn().graph
-        found[VF2] = _timed(lambda: _vf2(captured, pattern), runs)
-        found[TORCH] = _timed(lambda: len(_compat.pattern_matches(pattern, captured)), runs)
+        by_matcher[VF2] = _timed(lambda: _vf2(captured, pattern), runs)
+        by_matcher[TORCH] = _timed(lambda: len(_compat.pattern_matches(pattern, captured)), runs)
     medians = {name: statistics.median(times) for name, times in passes.items()}
-    return Depth(layers, len(captured.nodes), after, medians, found)
+    return Depth(layers, len(captured.nodes), after, medians, by_matcher)
 
 
 def _timed(call: Callable[[], int], runs: int) -> Matched:
-    times, found = [], 0
+    times, operators = [], 0
     for _ in range(runs):
         start = time.perf_counter()
-        found = call()
+        operators = call()
         times.append((time.perf_counter() - start) * 1e3)
-    return Matched(statistics.median(times), found)
+    return Matched(statistics.median(times), operators)
 
 
 def _vf2(graph: fx.Graph, pattern: fx.Graph) -> int:
     """Places where the operations of ``pattern`` stand in ``graph``, with edges from each value to its readers."""
 
     def flow(nodes: fx.Graph) -> nx.DiGraph:
-        made = nx.DiGraph()
+        edges = nx.DiGraph()
         for node in nodes.nodes:
             if node.op in ("call_function", "call_method"):
-                made.add_node(node, name=op_name(node))
-                made.add_edges_from((read, node) for read in node.all_input_nodes if read in made)
-        return made
+                edges.add_node(node, name=op_name(node))
+                edges.add_edges_from((read, node) for read in node.all_input_nodes if read in edges)
+        return edges
 
     matcher = DiGraphMatcher(flow(graph), flow(pattern), node_match=lambda a, b: a["name"] == b["name"])
-    return len({frozenset(found) for found in matcher.subgraph_monomorphisms_iter()})
+    return len({frozenset(mapping) for mapping in matcher.subgraph_monomorphisms_iter()})
 
 
 class _FFN(nn.Module):

@@ -67,8 +67,9 @@ def evaluate(
     from opskip_compile.evaluation.evaluate import CUTS
     from opskip_compile.evaluation.evaluate import evaluate as run
     from opskip_compile.evaluation.show import table
+    from opskip_compile.models.devices import usable_device
     from opskip_compile.models.jsonl import read_lines
-    from opskip_compile.models.loading import check_target, load_source
+    from opskip_compile.models.loading import load_source
     from opskip_compile.models.packaged.model import NAME as DEMO
     from opskip_compile.output.environment import environment
     from opskip_compile.output.files import write_whole
@@ -81,7 +82,7 @@ def evaluate(
         check_plot(plot)
     check_targets(out=out, markdown=markdown, plot=plot)
     row_set: Any = rows
-    check_target(device, dtype)
+    usable_device(device, dtype)
     schedules = {_title(text): Schedule.of(text) for text in schedule or []}
     with progress(Console(stderr=True)) as step:
         questions: Any = data

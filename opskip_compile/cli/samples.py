@@ -32,11 +32,12 @@ def model_and_samples(
     from opskip_compile.calibration.files import FileSamples
     from opskip_compile.demo.samples import DemoSamples
     from opskip_compile.errors import OptionError
+    from opskip_compile.models.devices import usable_device
     from opskip_compile.models.jsonl import read_lines
-    from opskip_compile.models.loading import check_target, load_source
+    from opskip_compile.models.loading import load_source
     from opskip_compile.models.packaged.model import NAME
 
-    check_target(device, dtype)
+    usable_device(device, dtype)
     if limit is not None and limit < 1:
         raise OptionError(f"limit: expected at least 1, got {limit}")
     if data is not None:

@@ -135,9 +135,9 @@ def padded_batches(
     length = max(inputs["input_ids"].shape[1] for inputs in batches)
     fill = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0, "mm_token_type_ids": 0}
     for inputs in batches:
-        more = length - inputs["input_ids"].shape[1]
+        missing = length - inputs["input_ids"].shape[1]
         for name, value in fill.items():
-            inputs[name] = functional.pad(inputs[name], (more, 0), value=value)
+            inputs[name] = functional.pad(inputs[name], (missing, 0), value=value)
     return batches
 
 

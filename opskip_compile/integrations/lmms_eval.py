@@ -7,7 +7,6 @@ The package lmms-eval finds `manifest` by the entry point group ``lmms_eval.mode
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from opskip_compile import api
 from opskip_compile.backend.entry import REPORTS
 from opskip_compile.errors import OpSkipError, OptionError, in_one_line
 from opskip_compile.models.checkpoint import load_checkpoint
-from opskip_compile.models.devices import check_place
+from opskip_compile.models.devices import usable_device
 from opskip_compile.models.generation import placed
 from opskip_compile.models.images import open_image
 from opskip_compile.models.packaged import model as packaged
@@ -80,11 +79,7 @@ class OpSkip(lmms):  # type: ignore[misc]
         super().__init__()
         self.batch_size = _positive("batch_size", batch_size)
         self.max_new_tokens = _positive("max_new_tokens", max_new_tokens)
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if place == "cuda":
-            place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        check_place(place, "float32" if dtype == AUTO else dtype)
-        self.device = torch.device(place)
+        self.device = torch.device(usable_device(device, None if dtype == AUTO else dtype))
         self.is_demo = pretrained == packaged.NAME
         self.processor: Any
         if self.is_demo:

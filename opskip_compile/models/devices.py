@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from opskip_compile.errors import OptionError
@@ -25,3 +27,16 @@ def check_place(device: str, dtype: str) -> str:
     return (
         torch.cuda.get_device_name(device) if kind == "cuda" else f"{kind.upper()}, {torch.get_num_threads()} threads"
     )
+
+
+def usable_device(device: str | None, dtype: str | None = None) -> str:
+    """The device; where none is given, a GPU if there is one. Of several GPUs, ``cuda`` is the one of this process.
+
+    Raises:
+        OptionError: as `check_place`.
+    """
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if place == "cuda":
+        place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    check_place(place, dtype or "float32")
+    return place
