@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check bench support clean
+.PHONY: demo test lint layout types imports check bench support clean
 
 demo: $(VENV)/.ready
 	$(BIN)/opskip demo
@@ -15,13 +15,18 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# passes/ stands beside the package and is mapped into it on installation; mypy sees the installed layout.
-types: $(VENV)/.ready
+# passes/ stands beside the package and is mapped into it on installation; mypy and import-linter see the installed layout.
+layout: $(VENV)/.ready
 	rm -rf build/typed && mkdir -p build/typed
 	cp -r opskip_compile build/typed/opskip_compile && cp -r passes build/typed/opskip_compile/passes
+
+types: layout
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p opskip_compile
 
-check: lint types test
+imports: layout
+	cd build/typed && ../../$(BIN)/lint-imports ../../pyproject.toml --no-cache --no-logo
+
+check: lint types imports test
 
 bench: $(VENV)/.ready
 	$(BIN)/opskip bench prefill --schedule none --schedule late:0.33 --schedule late:0.5 --schedule qwen3-vl-8b/20 \

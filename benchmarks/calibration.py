@@ -21,14 +21,16 @@ from rich.table import Table
 from torch import nn
 
 import opskip_compile as opskip
-from opskip_compile.bench.machine import check_place, environment
 from opskip_compile.calibration.journal import Journal
 from opskip_compile.calibration.operator_sets import Skipped
 from opskip_compile.calibration.replay import Replay
 from opskip_compile.calibration.samples import Samples
-from opskip_compile.demo import data
+from opskip_compile.demo import easy_vqa
 from opskip_compile.demo.run import spread
 from opskip_compile.demo.samples import DemoSamples
+from opskip_compile.models.devices import check_place
+from opskip_compile.models.packaged import model as packaged
+from opskip_compile.output.environment import environment
 from opskip_compile.output.progress import Step, progress
 from opskip_compile.schedule.validation import write_json
 
@@ -49,9 +51,9 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 class TestQuestions(Samples):
     """Test questions with their right answers, one token each."""
 
-    def __init__(self, model: nn.Module, processor: data.DemoProcessor, count: int) -> None:
+    def __init__(self, model: nn.Module, processor: packaged.DemoProcessor, count: int) -> None:
         super().__init__(model, "visual", 1)
-        self.questions, self.processor = spread(data.load_questions("test"), count, 0), processor
+        self.questions, self.processor = spread(easy_vqa.load_questions("test"), count, 0), processor
 
     def size(self) -> int:
         return -(-len(self.questions) // BATCH)
@@ -59,7 +61,7 @@ class TestQuestions(Samples):
     def prompt(self, i: int) -> tuple[dict[str, Any], list[list[int] | None], tuple[str, ...]]:
         asked = self.questions[i * BATCH : (i + 1) * BATCH]
         answers: list[list[int] | None] = [[self.processor.token_id(question.answer)] for question in asked]
-        return dict(data.collate(asked, self.processor)), answers, tuple(question.text for question in asked)
+        return dict(easy_vqa.collate(asked, self.processor)), answers, tuple(question.text for question in asked)
 
 
 def accuracies(model: nn.Module, questions: TestQuestions, sets: Iterable[Skipped], step: Step) -> dict[Skipped, float]:
@@ -157,7 +159,7 @@ def main() -> None:
     parser.add_argument("--size-cut", type=float, default=0.5)
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    place, model, processor = check_place("cpu", "float32"), data.load_model(), data.load_processor()
+    place, model, processor = check_place("cpu", "float32"), packaged.load_model(), packaged.load_processor()
 
     def samples(count: int) -> DemoSamples:
         return DemoSamples(model, processor, count)

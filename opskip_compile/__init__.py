@@ -19,7 +19,8 @@ from opskip_compile.models.oracle import oracle
 from opskip_compile.passes.runtime import mark_visual
 from opskip_compile.report.diff import GraphDiff
 from opskip_compile.report.report import Report
-from opskip_compile.schedule.flops import FlopsReport, Geometry, count_flops
+from opskip_compile.schedule.flops import FlopsReport, count_flops
+from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.presets import Preset, presets
 from opskip_compile.schedule.schedule import Rule, Schedule
 

@@ -29,3 +29,8 @@ class UncalibratedScheduleWarning(UserWarning):
 
 class NothingSkippedWarning(UserWarning):
     """A forward pass with visual rows ran through the backend and no operator was skipped."""
+
+
+def in_one_line(error: Exception) -> str:
+    """What an error of somebody else's code says, for a message of ours: in one line of at most 200 characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

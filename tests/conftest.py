@@ -11,6 +11,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool of process
 import pytest
 import torch
 
+from opskip_compile import _compat
 from opskip_compile.backend.reports import REPORTS
 from tests.helpers.browser import browser, page  # noqa: F401
 
@@ -39,3 +40,9 @@ def image(tmp_path: Path) -> Path:
     pixels = bytes(value for y in range(32) for x in range(64) for value in (4 * x, 8 * y, 37 * x * y % 256))
     module.frombytes("RGB", (64, 32), pixels).save(tmp_path / "image.png")
     return tmp_path / "image.png"
+
+
+@pytest.fixture
+def plain_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the processor is: no contender in oneDNN."""
+    monkeypatch.setattr(_compat, "blas_is_slow", lambda: False)

@@ -19,19 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.demo_model.export import write_json
-from opskip_compile.demo.data import (
-    MODEL_DIR,
-    DemoProcessor,
-    Question,
-    accuracy,
-    agreement,
-    batches,
-    load_model,
-    load_processor,
-    load_questions,
-)
-from opskip_compile.demo.run import SCHEDULE_FILE
+from opskip_compile.demo.easy_vqa import Question, accuracy, agreement, batches, load_questions
 from opskip_compile.models.oracle import oracle
+from opskip_compile.models.packaged.model import MODEL_DIR, SCHEDULE_FILE, DemoProcessor, load_model, load_processor
 from opskip_compile.schedule.flops import count_flops
 from opskip_compile.schedule.schedule import Schedule
 

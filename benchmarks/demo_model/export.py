@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from opskip_compile.demo.data import DemoProcessor
+from opskip_compile.models.packaged.model import DemoProcessor
 
 LARGEST_FOLDER = 10 * 1024 * 1024
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.demo_model.tiny_model import MERGE, PATCH, TEMPORAL, VISUAL_TOKENS
-from opskip_compile.demo.data import IMAGE_PAD, DemoProcessor, encode_prompt
+from opskip_compile.models.packaged.model import IMAGE_PAD, DemoProcessor, encode_prompt
 
 PREFIX = VISUAL_TOKENS + 2
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from opskip_compile.demo.data import Question
+from opskip_compile.demo.easy_vqa import Question
 
 COLORS = {
     "black": (0, 0, 0),

@@ -16,7 +16,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from opskip_compile.demo.data import IMAGE_PAD, VISION_END, VISION_START, DemoProcessor
+from opskip_compile.models.packaged.model import IMAGE_PAD, VISION_END, VISION_START, DemoProcessor
 
 IMAGE_SIZE = 64
 PATCH = 4

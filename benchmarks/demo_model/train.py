@@ -28,16 +28,9 @@ from benchmarks.demo_model.export import export_model, write_json
 from benchmarks.demo_model.packing import Packed, pack
 from benchmarks.demo_model.templates import ask, infer_labels, negated, templates
 from benchmarks.demo_model.tiny_model import build_model, build_processor
-from opskip_compile.demo.data import (
-    MODEL_DIR,
-    DemoProcessor,
-    Question,
-    accuracy,
-    batches,
-    load_image,
-    load_questions,
-    predict,
-)
+from opskip_compile.demo.easy_vqa import Question, accuracy, batches, load_questions
+from opskip_compile.models.images import load_image
+from opskip_compile.models.packaged.model import MODEL_DIR, DemoProcessor, predict
 
 LOG_FILE = Path(__file__).parent / "training_log.json"
 HELD_OUT_IMAGES = 300

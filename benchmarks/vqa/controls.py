@@ -20,7 +20,7 @@ import opskip_compile as opskip
 from benchmarks.vqa.architectures import CONFIGS
 from benchmarks.vqa.evaluate import MODELS, RESULTS, calibration_prompts, files, load_trained
 from benchmarks.vqa.exporting import LONGEST_ANSWER
-from opskip_compile.bench.machine import environment
+from opskip_compile.output.environment import environment
 from opskip_compile.output.progress import Step, progress
 from opskip_compile.schedule.validation import write_json
 

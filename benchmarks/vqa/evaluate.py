@@ -27,12 +27,12 @@ from benchmarks.vqa.architectures import CONFIGS, Kit, load
 from benchmarks.vqa.export import export
 from benchmarks.vqa.exporting import LONGEST_ANSWER
 from benchmarks.vqa.tasks import TASKS
-from opskip_compile.bench.machine import environment
 from opskip_compile.calibration.files import FileSamples
 from opskip_compile.evaluation.config import CUTS
 from opskip_compile.evaluation.result import Evaluation
 from opskip_compile.models.jsonl import read_lines
 from opskip_compile.models.prompts import Encoder
+from opskip_compile.output.environment import environment
 from opskip_compile.output.files import write_whole
 from opskip_compile.output.progress import Step, progress
 from opskip_compile.schedule.validation import write_json

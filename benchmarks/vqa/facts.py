@@ -19,7 +19,7 @@ from benchmarks.demo_model.templates import Label, infer_labels
 from benchmarks.vqa.base import CANVAS, Example, Split
 from benchmarks.vqa.draw import COLORS, INKS, SHAPES, Color, Mark, recording
 from benchmarks.vqa.tasks import TASKS, charts, easy, forms, words
-from opskip_compile.demo.data import Question
+from opskip_compile.demo.easy_vqa import Question
 
 CELL = 8
 SIDE = CANVAS // CELL

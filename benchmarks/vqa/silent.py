@@ -17,7 +17,7 @@ from rich.console import Console
 import opskip_compile as opskip
 from benchmarks.vqa.architectures import CONFIGS
 from benchmarks.vqa.evaluate import MODELS, RESULTS, calibration_prompts, load_trained
-from opskip_compile.bench.machine import environment
+from opskip_compile.output.environment import environment
 from opskip_compile.output.progress import progress
 from opskip_compile.schedule.validation import write_json
 

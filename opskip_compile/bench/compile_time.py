@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from opskip_compile.bench.decoders import DECODERS
 from opskip_compile.errors import OpSkipError
 from opskip_compile.output.progress import Step
+from opskip_compile.timing.decoders import DECODERS
 
 DENSE = "dense"
 PROBE = "probe"
@@ -75,7 +75,7 @@ def measure_starts(
     Raises:
         OpSkipError: a process failed; holds the end of what it said.
     """
-    found: list[Start] = []
+    medians: list[Start] = []
     total, done = len(specs) * rounds * 4, 0
     for layers, spec in specs.items():
         job = {"model": model, "layers": layers, "visual": visual, "text": text, "device": device, "dtype": dtype}
@@ -88,8 +88,8 @@ def measure_starts(
                         step(f"{layers} layers, {'warm' if warm else 'cold'}, {contender}", done, total)
                         runs.setdefault((contender, warm), []).append(_in_a_process(job, contender, warm, cache))
                         done += 1
-        found += [_median(starts) for starts in runs.values()]
-    return found
+        medians += [_median(starts) for starts in runs.values()]
+    return medians
 
 
 def _median(starts: Sequence[Start]) -> Start:
@@ -148,9 +148,9 @@ def first_call(job: Mapping[str, Any]) -> Start:
     if not dense and not reports:
         raise OpSkipError(f"nothing was rewritten: {[report.reason for report in REPORTS.all()]}")
     passes = {done.name: done.milliseconds / 1e3 for report in reports for done in report.passes}
-    own = sum(passes.values())
+    in_passes = sum(passes.values())
     capture = spent["_compile.compile_inner"] - backend
-    parts = (probe, capture, own, backend - own - inductor, inductor)
+    parts = (probe, capture, in_passes, backend - in_passes - inductor, inductor)
     return Start(
         job["contender"],
         job["layers"],

@@ -25,7 +25,7 @@ from opskip_compile.errors import NothingSkippedWarning, OpSkipError
 from opskip_compile.output.progress import Step
 from opskip_compile.passes.runtime import mark_visual
 from opskip_compile.report.report import Report
-from opskip_compile.schedule.flops import Geometry
+from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.schedule import SKIPS, Late, Rows, Schedule
 
 

@@ -19,7 +19,7 @@ from opskip_compile.calibration.result import CalibrationResult
 from opskip_compile.calibration.scores import Scores, score
 from opskip_compile.calibration.search import Point, Search, at_random, cheapest, last_layers, pareto, units_of
 from opskip_compile.errors import OpSkipError
-from opskip_compile.schedule.flops import Geometry
+from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.schedule import Schedule
 
 RANDOM_SEEDS = 10

@@ -1,37 +1,15 @@
-"""``opskip calibrate`` and ``opskip diagnose``: from a model and a file of prompts to a schedule, and to the picture
-behind it."""
+"""``opskip calibrate``: from a model and a file of prompts to a schedule."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from opskip_compile.output.console import AsJson, check_targets, note, print_json, print_table
-
-if TYPE_CHECKING:
-    from opskip_compile.calibration.samples import Samples
-    from opskip_compile.output.progress import Step
-    from opskip_compile.schedule.schedule import Rows
-
-LIMIT = 64  # samples of the demo model
-Model = Annotated[str, typer.Option(help="demo, or the folder of a transformers model with weights and processor.")]
-Data = Annotated[
-    Path | None,
-    typer.Option(help="JSONL: image (or images), prompt and perhaps answer on each line. demo has its own."),
-]
-Batch = Annotated[int, typer.Option(help="Prompts to a forward pass.")]
-Limit = Annotated[
-    int | None, typer.Option(help=f"Samples at most, evenly spread over the file; demo: {LIMIT} if not given.")
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; cuda where there is one if not given.")]
-DType = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the model's if not given.")]
-Tokens = Annotated[int, typer.Option(help="Tokens of the model's own answer, at most; demo answers in one.")]
-RowSet = Annotated[str, typer.Option(help="Rows that are left out: visual, or through_visual.")]
+from opskip_compile.cli.options import AsJson, Batch, Data, Device, DType, Limit, Model, RowSet, Tokens
+from opskip_compile.cli.samples import model_and_samples, processes
+from opskip_compile.output.console import check_targets, note, print_json, print_table
 
 
 def calibrate(
@@ -99,8 +77,10 @@ def calibrate(
     if out is not None and out.suffix.lower() != ".json":
         raise OptionError(f"out: expected a file that ends in .json, got {str(out)!r}")
     check_targets(out=out, plot=plot, html=html, report=report, resume=resume)
-    with _processes() as first, progress(Console(stderr=True, quiet=not first)) as step:
-        whole, samples = _sources(model, data, config.rows, batch, limit, seed, answer_tokens, device, dtype, step)
+    with processes() as first, progress(Console(stderr=True, quiet=not first)) as step:
+        whole, samples = model_and_samples(
+            model, data, config.rows, batch, limit, seed, answer_tokens, device, dtype, step
+        )
         result = calibration.calibrate(whole, samples, config=config, step=step)
     if not first:
         return
@@ -119,101 +99,3 @@ def calibrate(
         print(result)
     for written in filter(None, (out, plot, html, report)):
         note(f"wrote {written}")
-
-
-def diagnose(
-    model: Model,
-    data: Data = None,
-    rows: RowSet = "visual",
-    batch: Batch = 1,
-    limit: Limit = None,
-    seed: Annotated[int, typer.Option(help="Of the demo's choice of questions.")] = 0,
-    answer_tokens: Tokens = 16,
-    device: Device = None,
-    dtype: DType = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw it to this .png, .svg or .pdf.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show, layer by layer, how large the visual updates are and what the answer notices of them."""
-    from rich.console import Console
-
-    from opskip_compile import calibration
-    from opskip_compile.output.plots import check_plot
-    from opskip_compile.output.progress import progress
-
-    checked: Any = {"rows": rows}
-    row_set = calibration.CalibrationConfig(**checked, batch=batch, answer_tokens=answer_tokens).rows
-    if plot is not None:
-        check_plot(plot)
-    check_targets(plot=plot)
-    with _processes() as first, progress(Console(stderr=True, quiet=not first)) as step:
-        whole, samples = _sources(model, data, row_set, batch, limit, seed, answer_tokens, device, dtype, step)
-        diagnosis = calibration.diagnose(whole, samples, rows=row_set, step=step)
-    if not first:
-        return
-    if plot is not None:
-        diagnosis.plot(plot)
-    if as_json:
-        print_json(diagnosis.to_dict())
-    else:
-        print_table(diagnosis.table(), least=90)
-    if plot is not None:
-        note(f"wrote {plot}")
-
-
-def _sources(
-    model: str,
-    data: Path | None,
-    rows: Rows,
-    batch: int,
-    limit: int | None,
-    seed: int,
-    answer_tokens: int,
-    device: str | None,
-    dtype: str | None,
-    step: Step,
-) -> tuple[Any, Samples]:
-    """The model and its samples; what can be wrong with a file is found before the weights are read."""
-    from opskip_compile.calibration.files import FileSamples
-    from opskip_compile.demo.samples import DemoSamples
-    from opskip_compile.errors import OptionError
-    from opskip_compile.models import inspection
-    from opskip_compile.models.jsonl import read_lines
-    from opskip_compile.models.loading import check_target, load_source
-
-    check_target(device, dtype)
-    if limit is not None and limit < 1:
-        raise OptionError(f"limit: expected at least 1, got {limit}")
-    if data is not None:
-        step("reading the file", 0, 0)
-        read_lines(data)
-    elif model != inspection.DEMO:
-        raise OptionError("data: needed for a model of your own: a JSONL file with image and prompt on each line")
-    step("loading the model", 0, 0)
-    whole, encoder = load_source(model, device, dtype)
-    if model == inspection.DEMO:
-        answer_tokens = 1
-    if data is None:
-        return whole, DemoSamples(whole, encoder.processor, limit or LIMIT, seed, rows)
-    return whole, FileSamples(whole, data, encoder, rows, answer_tokens, batch, limit)
-
-
-@contextmanager
-def _processes() -> Iterator[bool]:
-    """Under ``torchrun`` or ``accelerate launch``: with the other processes, which share the samples. Gives True in the
-    process that speaks."""
-    from torch import cuda, distributed
-
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not distributed.is_available():
-        yield True
-        return
-    ours = not distributed.is_initialized()
-    if ours:
-        distributed.init_process_group("nccl" if cuda.is_available() else "gloo")
-    if cuda.is_available():
-        cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    try:
-        yield distributed.get_rank() == 0
-    finally:
-        if ours:
-            distributed.destroy_process_group()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opskip_compile.cli.calibrate import Batch, Device, DType, Model, RowSet
-from opskip_compile.output.console import AsJson, check_targets, note, print_json, print_table
+from opskip_compile.cli.options import AsJson, Batch, Device, DType, Model, Plot, RowSet
+from opskip_compile.output.console import check_targets, note, print_json, print_table
 
 if TYPE_CHECKING:
     from opskip_compile.models.jsonl import Line
@@ -57,20 +57,21 @@ def evaluate(
     dtype: DType = None,
     out: Annotated[Path | None, typer.Option(help="Write everything to this JSON file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw it to this .png, .svg or .pdf.")] = None,
+    plot: Plot = None,
     as_json: AsJson = False,
 ) -> None:
     """What of a model's accuracy is retained: skipped operators beside layers, token dropping and chance."""
     from rich.console import Console
 
-    from opskip_compile.bench.machine import environment
     from opskip_compile.errors import OptionError
     from opskip_compile.evaluation.config import CUTS, EvaluationConfig
     from opskip_compile.evaluation.evaluate import evaluate as run
     from opskip_compile.evaluation.result_tables import outcome_table
-    from opskip_compile.models.inspection import DEMO
+    from opskip_compile.models.devices import usable_device
     from opskip_compile.models.jsonl import read_lines
-    from opskip_compile.models.loading import check_target, load_source
+    from opskip_compile.models.loading import load_source
+    from opskip_compile.models.packaged.model import NAME as DEMO
+    from opskip_compile.output.environment import environment
     from opskip_compile.output.files import write_whole
     from opskip_compile.output.plots import check_plot
     from opskip_compile.output.progress import progress
@@ -96,7 +97,7 @@ def evaluate(
         seed=seed,
         resume=resume,
     )
-    check_target(device, dtype)
+    usable_device(device, dtype)
     schedules = {_title(text): Schedule.of(text) for text in schedule or []}
     with progress(Console(stderr=True)) as step:
         questions: Any = data
@@ -148,7 +149,7 @@ def _title(text: str) -> str:
 
 def _demo_questions(split: Any, count: int, seed: int) -> list[Line]:
     """Questions of easy-VQA, the same for a seed."""
-    from opskip_compile.demo.data import load_questions
+    from opskip_compile.demo.easy_vqa import load_questions
     from opskip_compile.models.jsonl import Line
 
     questions = load_questions(split)

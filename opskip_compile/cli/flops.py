@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opskip_compile.output.console import AsJson, check_targets, note, print_json, print_table
+from opskip_compile.cli.options import AsJson
+from opskip_compile.output.console import check_targets, note, print_json, print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,21 +36,23 @@ def flops(
 ) -> None:
     """Count the FLOPs of one prefill, dense and skipped, by layer state and over image sizes."""
     from opskip_compile.errors import OptionError
-    from opskip_compile.models.inspection import read_config
-    from opskip_compile.output import plots
-    from opskip_compile.schedule.flops import Geometry, count_flops
+    from opskip_compile.models.checkpoint import read_config
+    from opskip_compile.output.plots import check_plot
+    from opskip_compile.schedule.flops import count_flops
+    from opskip_compile.schedule.flops_plot import save_plot, sweep
+    from opskip_compile.schedule.geometry import Geometry
     from opskip_compile.schedule.presets import presets as published
     from opskip_compile.schedule.schedule import Schedule
 
     if (preset is None) == (config is None):
         raise OptionError("flops: expected either --preset or --config")
     if plot is not None:
-        plots.check_plot(plot)
+        check_plot(plot)
     check_targets(plot=plot)
     if preset is not None:
         plan = Schedule.preset(preset)
-        found = next(item for item in published() if item.name == preset)
-        geometry, model = found.geometry, found.model
+        chosen = next(item for item in published() if item.name == preset)
+        geometry, model = chosen.geometry, chosen.model
     else:
         assert config is not None
         plan, geometry = Schedule(), Geometry.from_config(read_config(config))
@@ -57,7 +60,7 @@ def flops(
     if schedule is not None:
         plan = Schedule.of(schedule)
     report = count_flops(geometry, visual_tokens=visual, text_tokens=text, schedule=plan)
-    sizes = plots.sweep(geometry, text, plan)
+    sizes = sweep(geometry, text, plan)
     if as_json:
         states = [layer.state for layer in plan.resolve(report.num_layers)]
         by_size = [_size_dict(size) for size in sizes]
@@ -67,7 +70,7 @@ def flops(
         print_table(_sizes_table(sizes))
     if plot is not None:
         named = textwrap.shorten(plan.name or plan.to_spec(), 60, placeholder=" ...")
-        plots.save_plot(sizes, f"{model}: prefill FLOPs with schedule {named}", plot)
+        save_plot(sizes, f"{model}: prefill FLOPs with schedule {named}", plot)
         note(f"wrote {plot}")
 
 
@@ -75,13 +78,13 @@ def _states_table(report: FlopsReport, schedule: Schedule) -> Table:
     from rich.console import Console
     from rich.table import Table
 
-    from opskip_compile.report.text import prefix
+    from opskip_compile.output.numbers import prefix
     from opskip_compile.schedule.validation import format_layers
 
     groups: dict[tuple[str, str], list[int]] = {}
-    for layer, found in enumerate(schedule.resolve(report.num_layers)):
-        rows = " + ".join(dict.fromkeys(filter(None, (found.attention, found.ffn))))
-        groups.setdefault((found.state, rows), []).append(layer)
+    for layer, states in enumerate(schedule.resolve(report.num_layers)):
+        rows = " + ".join(dict.fromkeys(filter(None, (states.attention, states.ffn))))
+        groups.setdefault((states.state, rows), []).append(layer)
     unit, letter = prefix(report.dense)
     prompt = f"{report.visual_tokens} visual + {report.text_tokens} text rows"
     table = Table(title=f"{letter}FLOPs of one prefill, {prompt}", title_justify="left")
@@ -110,7 +113,7 @@ def _states_table(report: FlopsReport, schedule: Schedule) -> Table:
 def _sizes_table(reports: Sequence[FlopsReport]) -> Table:
     from rich.table import Table
 
-    from opskip_compile.report.text import prefix
+    from opskip_compile.output.numbers import prefix
 
     unit, letter = prefix(reports[0].dense)
     table = Table(title=f"{letter}FLOPs over image sizes, {reports[0].text_tokens} text rows", title_justify="left")

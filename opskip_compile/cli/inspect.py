@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from opskip_compile.cli.options import AsJson
 from opskip_compile.errors import OpSkipError
-from opskip_compile.output.console import AsJson, check_targets, note, print_json, print_view
+from opskip_compile.output.console import check_targets, note, print_json, print_view
 
 if TYPE_CHECKING:
-    from opskip_compile.models.inspection import Request, Step
+    from opskip_compile.models.explain_target import Request, Step
     from opskip_compile.report.report import Report
     from opskip_compile.schedule.schedule import Schedule
 
@@ -52,7 +53,7 @@ def inspect(
     """Show what the compiler would skip in a model, what not and why; the decoder is neither lowered nor run."""
     from rich.console import Console
 
-    from opskip_compile.models.inspection import Request
+    from opskip_compile.models.explain_target import Request
     from opskip_compile.output.files import write_whole
     from opskip_compile.output.progress import progress
     from opskip_compile.schedule.schedule import Schedule
@@ -89,13 +90,13 @@ def inspect(
 
 def _explained(request: Request, plan: Schedule | None, step: Step) -> tuple[str, Report]:
     """The model in one line and the report on it. Warnings become notes of one line each."""
-    from opskip_compile import explain
-    from opskip_compile.models import inspection
+    from opskip_compile.api import explain
+    from opskip_compile.models.explain_target import find
 
-    target = inspection.find(request, step)
+    target = find(_with_question(request), step)
     step("capturing the graph")
     chosen: dict[str, Any] = {"schedule": target.schedule if plan is None else plan}
-    with warnings.catch_warnings(record=True) as found:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             report = explain(target.model, target.inputs, **chosen)
@@ -104,8 +105,19 @@ def _explained(request: Request, plan: Schedule | None, step: Step) -> tuple[str
         except Exception as error:  # the model's own code, or Dynamo in it
             text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise OpSkipError(f"model: {target.about} can't be captured: {text}") from error
-    for text in dict.fromkeys(str(item.message) for item in found if item.category.__module__.startswith("opskip")):
+    for text in dict.fromkeys(str(item.message) for item in caught if item.category.__module__.startswith("opskip")):
         note(text.removeprefix("opskip: "))
     if plan is None and target.schedule is not None:
         report = replace(report, schedule_origin=target.origin)
     return target.about, report
+
+
+def _with_question(request: Request) -> Request:
+    """The demo model is asked the first test question about its image, if the user names no image."""
+    from opskip_compile.demo.easy_vqa import load_questions
+    from opskip_compile.models.packaged.model import NAME
+
+    if request.model != NAME or request.image is not None:
+        return request
+    first = load_questions("test")[0]
+    return replace(request, image=first.image_path, prompt=first.text if request.prompt is None else request.prompt)

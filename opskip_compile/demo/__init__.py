@@ -1,5 +1,1 @@
-"""A small trained Qwen3-VL and the easy-VQA data it answers questions about.
-
-It is large enough that skipping visual rows costs or keeps accuracy measurably, and small enough for a
-laptop.
-"""
+"""The demo: the packaged model answers questions of easy-VQA, dense and skipping its visual rows."""

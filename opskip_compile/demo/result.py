@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from opskip_compile.demo.contenders import OPSKIP, Times
+from opskip_compile.demo.timed_models import OPSKIP, Times
 from opskip_compile.report.report import Report
 from opskip_compile.schedule.flops import FlopsReport
 from opskip_compile.schedule.schedule import Schedule

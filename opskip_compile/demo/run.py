@@ -19,16 +19,23 @@ from torch.nn import functional
 
 from opskip_compile import api
 from opskip_compile.backend.reports import REPORTS
-from opskip_compile.demo import contenders, data
-from opskip_compile.demo.contenders import Contender
+from opskip_compile.demo import easy_vqa, timed_models
 from opskip_compile.demo.result import Answers, DemoResult, Example
+from opskip_compile.demo.timed_models import TimedModel
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.oracle import oracle
+from opskip_compile.models.packaged.model import (
+    MODEL_DIR,
+    SCHEDULE_FILE,
+    DemoProcessor,
+    load_model,
+    load_processor,
+    predict,
+)
 from opskip_compile.output.progress import Step
 from opskip_compile.schedule.flops import FlopsReport, count_flops
 from opskip_compile.schedule.schedule import Schedule
 
-SCHEDULE_FILE = data.MODEL_DIR.parent / "schedule.json"
 BATCH = 50
 EXAMPLES = 6
 
@@ -39,7 +46,7 @@ def run_demo(
     seed: int = 0,
     schedule: Schedule | str | os.PathLike[str] | Mapping[str, Any] | None = None,
     eager: bool = False,
-    model_dir: Path = data.MODEL_DIR,
+    model_dir: Path = MODEL_DIR,
     rounds: int = 7,
     step: Step = lambda what, done, total: None,
 ) -> DemoResult:
@@ -63,22 +70,21 @@ def run_demo(
         _check_compiler()
     if not (model_dir / "config.json").is_file():  # else transformers would look for it on the network
         raise OpSkipError(f"model: there is no demo model in {str(model_dir)!r}")
-    asked = spread(data.load_questions("test"), questions, seed)
-    processor, model = data.load_processor(model_dir), data.load_model(model_dir)
+    asked = spread(easy_vqa.load_questions("test"), questions, seed)
+    processor, model = load_processor(model_dir), load_model(model_dir)
     plan = Schedule.of(SCHEDULE_FILE if schedule is None else schedule)
     plan.resolve(model.config.get_text_config().num_hidden_layers)
     batches = padded_batches(asked, processor, step)
-    field = [contenders.eager(model), contenders.opskip(model, plan, "eager" if eager else "inductor")]
+    race = [timed_models.eager(model), timed_models.opskip(model, plan, "eager" if eager else "inductor")]
     if not eager:
-        field.insert(1, contenders.inductor(model))
-    plain, dense, skipping = field[0], field[-2], field[-1]
+        race.insert(1, timed_models.inductor(model))
+    plain, dense, skipping = race[0], race[-2], race[-1]
     earlier = REPORTS.count
     with torch.no_grad():
-        times = contenders.race(field, dense.name, batches[0], rounds, step)
+        times = timed_models.race(race, dense.name, batches[0], rounds, step)
         said = {c.name: answers(c, batches, step) for c in (dense, skipping)}
         error = _oracle_error(plain, skipping, plan, batches[0])
-    made = [report for report in REPORTS.since(earlier) if report.operators]
-    words = {name: data.predict(logits, processor)[: len(asked)] for name, logits in said.items()}
+    words = {name: predict(logits, processor)[: len(asked)] for name, logits in said.items()}
     before, after = words[dense.name], words[skipping.name]
     return DemoResult(
         model=str(model_dir),
@@ -86,7 +92,7 @@ def run_demo(
         schedule=plan,
         origin="packaged with the demo" if schedule is None else "given",
         report=api.last_report(),
-        graphs=len(made),
+        graphs=sum(bool(report.operators) for report in REPORTS.since(earlier)),
         flops=_flops(model, plan, batches[0]),
         batch=len(batches[0]["input_ids"]),
         threads=torch.get_num_threads(),
@@ -94,9 +100,9 @@ def run_demo(
         times=times,
         answers=Answers(
             len(asked),
-            data.accuracy(before, asked),
-            data.accuracy(after, asked),
-            data.agreement(before, after),
+            easy_vqa.accuracy(before, asked),
+            easy_vqa.accuracy(after, asked),
+            easy_vqa.agreement(before, after),
             error,
         ),
         examples=_examples(asked, before, after, seed),
@@ -104,7 +110,7 @@ def run_demo(
     )
 
 
-def spread(questions: Sequence[data.Question], count: int, seed: int) -> list[data.Question]:
+def spread(questions: Sequence[easy_vqa.Question], count: int, seed: int) -> list[easy_vqa.Question]:
     """`count` of the questions at equal distances; `seed` moves the first one. 0 is the first question."""
     if not 0 < count <= len(questions):
         raise OpSkipError(f"questions: expected 1 to {len(questions)}, got {count}")
@@ -113,7 +119,7 @@ def spread(questions: Sequence[data.Question], count: int, seed: int) -> list[da
 
 
 def padded_batches(
-    questions: Sequence[data.Question], processor: data.DemoProcessor, step: Step
+    questions: Sequence[easy_vqa.Question], processor: DemoProcessor, step: Step
 ) -> list[dict[str, Tensor]]:
     """Inputs of equal shape for all questions, so that one compilation serves every batch.
 
@@ -121,35 +127,35 @@ def padded_batches(
     its last question.
     """
     size = min(BATCH, len(questions))
-    found = []
+    batches = []
     for start in range(0, len(questions), size):
         step("reading images", start, len(questions))
         part = list(questions[start : start + size])
-        found.append(data.collate(part + part[-1:] * (size - len(part)), processor))
-    length = max(inputs["input_ids"].shape[1] for inputs in found)
+        batches.append(easy_vqa.collate(part + part[-1:] * (size - len(part)), processor))
+    length = max(inputs["input_ids"].shape[1] for inputs in batches)
     fill = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0, "mm_token_type_ids": 0}
-    for inputs in found:
-        more = length - inputs["input_ids"].shape[1]
+    for inputs in batches:
+        missing = length - inputs["input_ids"].shape[1]
         for name, value in fill.items():
-            inputs[name] = functional.pad(inputs[name], (more, 0), value=value)
-    return found
+            inputs[name] = functional.pad(inputs[name], (missing, 0), value=value)
+    return batches
 
 
-def answers(contender: Contender, batches: Sequence[Mapping[str, Tensor]], step: Step) -> Tensor:
+def answers(model: TimedModel, batches: Sequence[Mapping[str, Tensor]], step: Step) -> Tensor:
     """The logits ``(questions, 1, vocabulary)`` from which the answers are read."""
-    found = []
+    logits = []
     for done, inputs in enumerate(batches):
-        step(f"answering: {contender.name}", done, len(batches))
-        found.append(contender(inputs)[0])
-    step(f"answering: {contender.name}", len(batches), len(batches))
-    return torch.cat(found)
+        step(f"answering: {model.name}", done, len(batches))
+        logits.append(model(inputs)[0])
+    step(f"answering: {model.name}", len(batches), len(batches))
+    return torch.cat(logits)
 
 
-def _oracle_error(plain: Contender, skipping: Contender, schedule: Schedule, inputs: Mapping[str, Tensor]) -> float:
-    found = skipping(inputs)[0]
+def _oracle_error(plain: TimedModel, skipping: TimedModel, schedule: Schedule, inputs: Mapping[str, Tensor]) -> float:
+    logits = skipping(inputs)[0]
     with oracle(plain.model, schedule, inputs["mm_token_type_ids"].bool()):
         wanted = plain(inputs)[0]
-    return float((found - wanted).abs().max() / wanted.abs().max())
+    return float((logits - wanted).abs().max() / wanted.abs().max())
 
 
 def _flops(model: Any, schedule: Schedule, inputs: Mapping[str, Tensor]) -> FlopsReport:
@@ -160,7 +166,7 @@ def _flops(model: Any, schedule: Schedule, inputs: Mapping[str, Tensor]) -> Flop
 
 
 def _examples(
-    asked: Sequence[data.Question], before: Sequence[str], after: Sequence[str], seed: int
+    asked: Sequence[easy_vqa.Question], before: Sequence[str], after: Sequence[str], seed: int
 ) -> tuple[Example, ...]:
     by_image = {q.image_id: i for i, q in enumerate(asked)}
     picked = random.Random(seed).sample(sorted(by_image.values()), min(EXAMPLES, len(by_image)))

@@ -13,9 +13,9 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from opskip_compile.demo import data
-from opskip_compile.demo.contenders import EAGER, INDUCTOR, OPSKIP
 from opskip_compile.demo.result import DemoResult, Example
+from opskip_compile.demo.timed_models import EAGER, INDUCTOR, OPSKIP
+from opskip_compile.models.images import load_image
 
 PIXELS = 24  # width and height of a drawn image: 24 columns, 12 lines
 COLUMN = 30
@@ -53,7 +53,7 @@ def closing_line(result: DemoResult) -> str:
 
 def draw(path: Path, pixels: int, color: bool) -> Text:
     """An image in `pixels` columns and half as many lines; without `color`, its shape on the background."""
-    image = data.load_image(path)
+    image = load_image(path)
     raw = image.resize((pixels, pixels), 4).tobytes()  # 4 is PIL.Image.Resampling.BOX
     rows = [[tuple(raw[3 * (pixels * y + x) :][:3]) for x in range(pixels)] for y in range(pixels)]
     lines = []
@@ -181,5 +181,5 @@ def _caption(example: Example) -> Text:
     return text
 
 
-def _counts(found: Mapping[str, Any]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in found.items())
+def _counts(by_name: Mapping[str, Any]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in by_name.items())

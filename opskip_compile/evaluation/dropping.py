@@ -1,4 +1,4 @@
-"""Token dropping on a whole model of transformers, for its answers: what `bench.dropping` is for the clock.
+"""Token dropping on a whole model of transformers, for its answers: what `timing.dropping` is for the clock.
 
 The rows that leave are hidden from all rows that stay, from the layer on at which they leave, and from every decode
 step. What the rows that stay compute is then what they compute in the shorter sequence at their old positions; the rows
@@ -18,10 +18,10 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from opskip_compile.api import decoder_of
-from opskip_compile.bench.dropping import Dropping
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.oracle import branch_modules, decoder_layers
 from opskip_compile.models.rows import token_mask, visual_tokens
+from opskip_compile.timing.dropping import Dropping
 
 _NAME = "opskip_dropping"
 _ACTIVE: WeakKeyDictionary[nn.Module, tuple[_Drop, int]] = WeakKeyDictionary()

@@ -38,7 +38,7 @@ from opskip_compile.models.jsonl import Line
 from opskip_compile.models.oracle import decoder_layers
 from opskip_compile.models.prompts import Encoder
 from opskip_compile.output.progress import Step
-from opskip_compile.schedule.flops import Geometry
+from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.schedule import ROWS, Schedule
 
 QuestionSource = str | os.PathLike[str] | Sequence[Line] | Sequence[str | os.PathLike[str]]

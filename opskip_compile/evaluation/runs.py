@@ -9,15 +9,15 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from opskip_compile.bench.dropping import Dropping
 from opskip_compile.calibration.batches import PromptRows
 from opskip_compile.calibration.costs import FlopsCosts
 from opskip_compile.calibration.operator_sets import Skipped, as_schedule
 from opskip_compile.calibration.search import at_random, cheapest, last_layers, units_of
 from opskip_compile.errors import OptionError
 from opskip_compile.evaluation.methods import CALIBRATED, DENSE, FASTV_LAYER
-from opskip_compile.schedule.flops import Geometry
+from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.schedule import Rows, Schedule
+from opskip_compile.timing.dropping import Dropping
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Prefill time of the runs on the model's own decoder, by the harness of `bench.prefill`."""
+"""Prefill time of the runs on the model's own decoder, by the harness of `timing.prefill`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from opskip_compile.api import decoder_of
-from opskip_compile.bench.decoders import Decoder
-from opskip_compile.bench.prefill import Row, run_prefill
 from opskip_compile.calibration.batches import PromptRows
 from opskip_compile.errors import OpSkipError
 from opskip_compile.evaluation.methods import DENSE
 from opskip_compile.evaluation.runs import EvaluationRun
 from opskip_compile.output.progress import Step
-from opskip_compile.schedule.flops import Geometry
+from opskip_compile.schedule.geometry import Geometry
+from opskip_compile.timing.decoders import Decoder
+from opskip_compile.timing.prefill import PrefillTimes, run_prefill
 
 
 @dataclass(frozen=True)
@@ -95,5 +95,5 @@ def speeds(
     return {row.name: _speed(row) for row in rows}
 
 
-def _speed(row: Row) -> Speed:
+def _speed(row: PrefillTimes) -> Speed:
     return Speed(row.measured, min(row.ratios), max(row.ratios), row.ideal)

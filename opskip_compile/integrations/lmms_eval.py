@@ -7,7 +7,6 @@ The package lmms-eval finds `manifest` by the entry point group ``lmms_eval.mode
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,13 @@ from torch import Tensor
 
 from opskip_compile import api
 from opskip_compile.backend.reports import REPORTS
-from opskip_compile.bench.machine import check_place
-from opskip_compile.demo import data
-from opskip_compile.demo.run import SCHEDULE_FILE
-from opskip_compile.errors import OpSkipError, OptionError
-from opskip_compile.models import inspection
-from opskip_compile.models.prompts import open_image, processed
+from opskip_compile.errors import OpSkipError, OptionError, in_one_line
+from opskip_compile.models.checkpoint import load_checkpoint
+from opskip_compile.models.devices import usable_device
+from opskip_compile.models.generation import placed
+from opskip_compile.models.images import open_image
+from opskip_compile.models.packaged import model as packaged
+from opskip_compile.models.prompts import by_chat_template, processed
 from opskip_compile.output.console import note
 from opskip_compile.output.progress import progress
 from opskip_compile.schedule.schedule import Schedule
@@ -79,19 +79,15 @@ class OpSkip(lmms):  # type: ignore[misc]
         super().__init__()
         self.batch_size = _positive("batch_size", batch_size)
         self.max_new_tokens = _positive("max_new_tokens", max_new_tokens)
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if place == "cuda":
-            place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        check_place(place, "float32" if dtype == AUTO else dtype)
-        self.device = torch.device(place)
-        self.is_demo = pretrained == inspection.DEMO
+        self.device = torch.device(usable_device(device, None if dtype == AUTO else dtype))
+        self.is_demo = pretrained == packaged.NAME
         self.processor: Any
         if self.is_demo:
             self.max_new_tokens = 1
-            model, self.processor = data.load_model(), data.load_processor()
-            schedule = schedule or str(SCHEDULE_FILE)
+            model, self.processor = packaged.load_model(), packaged.load_processor()
+            schedule = schedule or str(packaged.SCHEDULE_FILE)
         else:
-            model, self.processor = inspection.load_checkpoint(_folder(pretrained))
+            model, self.processor = load_checkpoint(_folder(pretrained))
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left"  # answers come behind the prompts
         if tokenizer.pad_token is None:
@@ -127,7 +123,7 @@ class OpSkip(lmms):  # type: ignore[misc]
                 step("answering", done, len(batches))
                 chats = [self._chat(*requests[place].args) for place in places]
                 answers.update(zip(places, self._answer(chats, requests[places[0]].args[2]), strict=True))
-        for report in [made for made in REPORTS.since(earlier) if made.operators][-1:]:
+        for report in [each for each in REPORTS.since(earlier) if each.operators][-1:]:
             note(f"{len(report.skipped)} of {len(report.operators)} operators skip the visual rows")
         return [answers[place] for place in range(len(requests))]
 
@@ -149,18 +145,18 @@ class OpSkip(lmms):  # type: ignore[misc]
                 return {"type": "image", "image": _image(content["url"])}
             raise OptionError(f"{task}: {MODEL} reads texts and images, not {content['type']}")
 
-        found = messages(self.task_dict[task][split][place])
-        return [{"role": turn["role"], "content": [part(content) for content in turn["content"]]} for turn in found]
+        chat = messages(self.task_dict[task][split][place])
+        return [{"role": turn["role"], "content": [part(content) for content in turn["content"]]} for turn in chat]
 
     def _answer(self, chats: Sequence[Chat], asked: Mapping[str, Any]) -> list[Any]:
         inputs = {name: value for name, value in self._inputs(chats).items() if name in self._inputs_known}
         with torch.no_grad():
-            made = self.model.generate(
-                **{name: self._placed(value) for name, value in inputs.items()},
+            tokens = self.model.generate(
+                **placed(inputs, self.model),
                 **generation(asked, self.max_new_tokens, most=1 if self.is_demo else None),
                 pad_token_id=self.processor.tokenizer.pad_token_id,
             )
-        answers = made[:, inputs["input_ids"].shape[1] :]
+        answers = tokens[:, inputs["input_ids"].shape[1] :]
         pad = self.processor.tokenizer.pad_token_id
         texts = self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
         counts = (answers != pad).sum(1).tolist()
@@ -171,28 +167,19 @@ class OpSkip(lmms):  # type: ignore[misc]
 
     def _inputs(self, chats: Sequence[Chat]) -> Mapping[str, Tensor]:
         if getattr(self.processor, "chat_template", None):
-            found: Mapping[str, Any] = self.processor.apply_chat_template(
-                list(chats),
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                processor_kwargs={"return_tensors": "pt", **({"padding": True} if len(chats) > 1 else {})},
-            )
-            return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+            inputs = by_chat_template(self.processor, chats)
+            return {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         parts = [[part for turn in chat for part in turn["content"]] for chat in chats]
-        images = [[part["image"] for part in own if part["type"] == "image"] for own in parts]
-        texts = ["\n".join(part["text"] for part in own if part["type"] == "text") for own in parts]
+        images = [[part["image"] for part in chat if part["type"] == "image"] for chat in parts]
+        texts = ["\n".join(part["text"] for part in chat if part["type"] == "text") for chat in parts]
         if not self.is_demo and not any(images):
             words: Mapping[str, Tensor] = self.processor.tokenizer(texts, padding=True, return_tensors="pt")
             return words
         if not self.is_demo:
             return processed(self.processor, images, texts)
-        if any(len(own) != 1 for own in images):
-            raise OptionError("image: the demo model takes one image to a prompt")
-        return data.encode([own[0] for own in images], texts, self.processor)
-
-    def _placed(self, value: Tensor) -> Tensor:
-        return value.to(self.device, self.model.dtype) if value.is_floating_point() else value.to(self.device)
+        encoder: Any = packaged.DemoEncoder(self.processor)
+        demo_inputs: Mapping[str, Tensor] = encoder.prompts(images, texts)
+        return demo_inputs
 
 
 def generation(asked: Mapping[str, Any], tokens: int, most: int | None = None) -> dict[str, Any]:
@@ -206,11 +193,11 @@ def generation(asked: Mapping[str, Any], tokens: int, most: int | None = None) -
     limit = int(asked.get("max_new_tokens") or tokens)
     temperature = asked.get("temperature")
     samples = bool(asked.get("do_sample", temperature)) and temperature != 0
-    found = {name: asked[name] for name in _SEARCH if asked.get(name) is not None}
+    arguments = {name: asked[name] for name in _SEARCH if asked.get(name) is not None}
     # None keeps transformers from warning of what the checkpoint's own settings say about samples.
-    found |= {name: asked[name] for name in _SAMPLING if asked.get(name) is not None} if samples else {}
-    found |= {} if samples else dict.fromkeys(_SAMPLING)
-    return {"do_sample": samples, "max_new_tokens": limit if most is None else min(limit, most), **found}
+    arguments |= {name: asked[name] for name in _SAMPLING if asked.get(name) is not None} if samples else {}
+    arguments |= {} if samples else dict.fromkeys(_SAMPLING)
+    return {"do_sample": samples, "max_new_tokens": limit if most is None else min(limit, most), **arguments}
 
 
 def cut(text: str, until: Any) -> str:
@@ -230,8 +217,9 @@ def _folder(name: str) -> Path:
     try:
         return Path(snapshot_download(name))
     except Exception as error:  # of the hub, of the network, and of a name that can't be one
-        why = " ".join(str(error).split())[:200]
-        raise OpSkipError(f"pretrained: {name!r} is no folder, and no checkpoint of the hub: {why}") from error
+        raise OpSkipError(
+            f"pretrained: {name!r} is no folder, and no checkpoint of the hub: {in_one_line(error)}"
+        ) from error
 
 
 def _image(source: Any) -> Any:

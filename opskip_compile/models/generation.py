@@ -29,7 +29,7 @@ def greedy(model: nn.Module, inputs: Mapping[str, Any], tokens: int, names: Sequ
     inputs = {name: value for name, value in placed(inputs, model).items() if name in known}
     length, ends = inputs["input_ids"].shape[1], _ends(model)
     with torch.no_grad():
-        made = model.generate(  # type: ignore[operator]
+        generated = model.generate(  # type: ignore[operator]
             **inputs,
             suppress_tokens=list(visual_tokens(model)),  # rows of an answer are text
             max_new_tokens=tokens,
@@ -39,11 +39,11 @@ def greedy(model: nn.Module, inputs: Mapping[str, Any], tokens: int, names: Sequ
             return_dict_in_generate=True,
             output_logits=True,
         )
-    for name, scores in zip(names, made.logits[0], strict=True):
+    for name, scores in zip(names, generated.logits[0], strict=True):
         if not bool(torch.isfinite(scores).all()):
             raise OpSkipError(f"{name}: the model's logits are not finite")
     answers = []
-    for row in made.sequences[:, length:].tolist():
+    for row in generated.sequences[:, length:].tolist():
         stop = next((i for i, token in enumerate(row) if token in ends), len(row))
         answers.append(row[: max(stop, 1)])  # an empty answer is the decision to end
     return answers
@@ -63,10 +63,10 @@ def placed(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 
 def padding(model: nn.Module) -> int:
     """The token behind answers that are shorter than others of their batch."""
-    found = getattr(getattr(model, "generation_config", None), "pad_token_id", None)
-    return found if isinstance(found, int) else 0
+    token = getattr(getattr(model, "generation_config", None), "pad_token_id", None)
+    return token if isinstance(token, int) else 0
 
 
 def _ends(model: nn.Module) -> set[int]:
-    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return {found} if isinstance(found, int) else set(found or ())
+    tokens = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return {tokens} if isinstance(tokens, int) else set(tokens or ())

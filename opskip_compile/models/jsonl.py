@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opskip_compile.errors import OpSkipError
-from opskip_compile.models.prompts import Encoder, open_image
+from opskip_compile.errors import OpSkipError, in_one_line
+from opskip_compile.models.images import open_image
+from opskip_compile.models.prompts import Encoder
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,7 @@ def encode(lines: Sequence[Line], encoder: Encoder) -> dict[str, Any]:
     try:
         return dict(encoder.prompts(pictures, [line.prompt for line in lines]))
     except Exception as error:  # processors of others fail with anything
-        text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise OpSkipError(f"{lines[0].name}: the processor refuses it: {text}") from error
+        raise OpSkipError(f"{lines[0].name}: the processor refuses it: {in_one_line(error)}") from error
 
 
 def spread(lines: Sequence[Line], limit: int | None) -> list[Line]:
@@ -77,14 +77,14 @@ def read_lines(path: str | os.PathLike[str]) -> list[Line]:
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise OpSkipError(f"data: {str(path)!r} can't be read: {getattr(error, 'strerror', None) or error}") from error
-    found = [
+    lines = [
         _line(f"{file.name}, line {number}", line, file)
         for number, line in enumerate(text.splitlines(), 1)
         if line.strip()
     ]
-    if not found:
+    if not lines:
         raise OpSkipError(f"data: {str(path)!r} holds no samples")
-    return found
+    return lines
 
 
 def _line(name: str, text: str, file: Path) -> Line:
@@ -94,8 +94,8 @@ def _line(name: str, text: str, file: Path) -> Line:
         raise OpSkipError(f"{name}: not JSON: {error}") from error
     if not isinstance(entry, dict):
         raise OpSkipError(f"{name}: expected an object with image, prompt and perhaps answer")
-    given = entry.get("images", entry.get("image"))
-    names = [given] if isinstance(given, str) else given
+    paths = entry.get("images", entry.get("image"))
+    names = [paths] if isinstance(paths, str) else paths
     if not isinstance(names, list) or not names or not all(isinstance(part, str) and part for part in names):
         raise OpSkipError(f"{name}: image: expected a path, or images: a list of paths")
     prompt, answer, task = entry.get("prompt"), entry.get("answer"), entry.get("task", file.stem)

@@ -1,29 +1,16 @@
-"""The model that a command names, with what turns prompts into its inputs."""
+"""The model that a command names, on a device, with what turns prompts into its inputs."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from opskip_compile.bench.machine import check_place
-from opskip_compile.demo.data import load_model, load_processor
-from opskip_compile.demo.samples import DemoEncoder
-from opskip_compile.models import inspection
+from opskip_compile.models.checkpoint import load_checkpoint, read_config
+from opskip_compile.models.devices import usable_device
+from opskip_compile.models.packaged import model as packaged
 from opskip_compile.models.prompts import Encoder
-
-
-def check_target(device: str | None, dtype: str | None) -> str:
-    """The device; this process's GPU if none is given and there is one.
-
-    Raises:
-        OptionError: there is no such device, or no such dtype.
-    """
-    place = device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-    check_place(place, dtype or "float32")
-    return place
 
 
 def load_source(model: str, device: str | None, dtype: str | None, download: bool = False) -> tuple[Any, Encoder]:
@@ -34,18 +21,18 @@ def load_source(model: str, device: str | None, dtype: str | None, download: boo
         dtype: the model's own if not given.
 
     Raises:
-        OptionError: as `check_target`. OpSkipError: the model can't be loaded; says what is missing.
+        OptionError: as `usable_device`. OpSkipError: the model can't be loaded; says what is missing.
     """
-    place = check_target(device, dtype)
+    place = usable_device(device, dtype)
     encoder: Encoder
-    if model == inspection.DEMO:
-        whole, encoder = load_model(), DemoEncoder(load_processor())
+    if model == packaged.NAME:
+        whole, encoder = packaged.load_model(), packaged.DemoEncoder(packaged.load_processor())
     else:
         folder = Path(model)
         if folder.exists() or not download:
-            inspection.read_config(folder, "model")
-            whole, processor = inspection.load_checkpoint(folder if folder.is_dir() else folder.parent)
+            read_config(folder, "model")
+            whole, processor = load_checkpoint(folder if folder.is_dir() else folder.parent)
         else:
-            whole, processor = inspection.load_checkpoint(model, download=True)
+            whole, processor = load_checkpoint(model, download=True)
         encoder = Encoder.of(processor)
     return whole.to(place) if dtype is None else whole.to(place, getattr(torch, dtype)), encoder

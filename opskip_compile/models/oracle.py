@@ -36,7 +36,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     layers = getattr(decoder, "layers", None)
     if isinstance(layers, nn.ModuleList):
         return layers
-    found = [
+    lists = [
         module
         for name, module in decoder.named_modules()
         if isinstance(module, nn.ModuleList)
@@ -44,9 +44,9 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         and any(child in _BRANCHES["attention"] for child, _ in module[0].named_children())
         and not any(word in name for word in ("vision", "visual", "vq", "audio", "encoder", "former", "perceiver"))
     ]
-    if len(found) != 1:
-        raise OpSkipError(f"oracle: {type(model).__name__} has {len(found)} lists named 'layers' in its decoder, not 1")
-    return found[0]
+    if len(lists) != 1:
+        raise OpSkipError(f"oracle: {type(model).__name__} has {len(lists)} lists named 'layers' in its decoder, not 1")
+    return lists[0]
 
 
 @contextmanager

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from opskip_compile.demo import data
-from opskip_compile.errors import OpSkipError, OptionError
+from opskip_compile.errors import OptionError
 
 
 class Encoder:
@@ -38,8 +36,8 @@ class Encoder:
 
     def answer(self, text: str) -> list[int]:
         """Token ids of an answer."""
-        found = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [int(token) for token in found]
+        tokens = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [int(token) for token in tokens]
 
     def text(self, tokens: Sequence[int]) -> str:
         """The words of an answer's token ids."""
@@ -57,32 +55,46 @@ def processed(processor: Any, images: Sequence[Sequence[Any]], texts: Sequence[s
         texts: the words of each prompt.
     """
     with _padded_left(processor):
-        found = _encoded(processor, images, texts)
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+        inputs = _encoded(processor, images, texts)
+    return {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
 
 
 def _encoded(processor: Any, images: Sequence[Sequence[Any]], texts: Sequence[str]) -> Mapping[str, Any]:
-    padding = {"padding": True} if len(texts) > 1 else {}
     if getattr(processor, "chat_template", None):
-        chats = [
-            [{"role": "user", "content": [*({"type": "image", "image": i} for i in own), {"type": "text", "text": t}]}]
-            for own, t in zip(images, texts, strict=True)
-        ]
-        chat: Mapping[str, Any] = processor.apply_chat_template(
-            chats,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            processor_kwargs={"return_tensors": "pt", **padding},
+        return by_chat_template(
+            processor,
+            [
+                [{"role": "user", "content": [*({"type": "image", "image": i} for i in of_one), _text(words)]}]
+                for of_one, words in zip(images, texts, strict=True)
+            ],
         )
-        return chat
     # Gemma's processors put the image where its begin token stands
     token = getattr(processor, "boi_token", None) or getattr(processor, "image_token", None) or "<image>"
-    prompts = ["\n".join([*[token] * len(own), text]) for own, text in zip(images, texts, strict=True)]
-    found: Mapping[str, Any] = processor(
-        text=prompts, images=[list(own) for own in images], return_tensors="pt", **padding
+    prompts = ["\n".join([*[token] * len(of_one), text]) for of_one, text in zip(images, texts, strict=True)]
+    inputs: Mapping[str, Any] = processor(
+        text=prompts, images=[list(of_one) for of_one in images], return_tensors="pt", **_padding(texts)
     )
-    return found
+    return inputs
+
+
+def by_chat_template(processor: Any, chats: Sequence[Any]) -> Mapping[str, Any]:
+    """What a processor makes of a batch of chats by its chat template; longer batches than one are padded."""
+    inputs: Mapping[str, Any] = processor.apply_chat_template(
+        list(chats),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        processor_kwargs={"return_tensors": "pt", **_padding(chats)},
+    )
+    return inputs
+
+
+def _text(words: str) -> dict[str, str]:
+    return {"type": "text", "text": words}
+
+
+def _padding(batch: Sequence[Any]) -> dict[str, bool]:
+    return {"padding": True} if len(batch) > 1 else {}
 
 
 @contextmanager
@@ -97,18 +109,3 @@ def _padded_left(processor: Any) -> Iterator[None]:
     finally:
         if tokenizer is not None:
             tokenizer.padding_side = side
-
-
-def open_image(path: Path) -> Any:
-    """An RGB `PIL.Image`.
-
-    Raises:
-        OpSkipError: the file can't be read as one.
-    """
-    try:
-        return data.load_image(path)
-    except OpSkipError as error:
-        raise OpSkipError(f"image: {error}") from error
-    except Exception as error:  # decoders of broken files fail with more than OSError
-        text = (" ".join(str(error).split()) or type(error).__name__)[:200]
-        raise OpSkipError(f"image: cannot read {str(path)!r}: {text}") from error

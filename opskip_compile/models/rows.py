@@ -62,20 +62,20 @@ def carry_marks(model: nn.Module) -> Callable[[], None]:
     prepare = getattr(model, _PREPARE, None)
     if prepare is None:
         return lambda: None
-    own = vars(model).get(_PREPARE)
+    replaced = vars(model).get(_PREPARE)
 
     @functools.wraps(prepare)
     def prepare_inputs_for_generation(*args: Any, **named: Any) -> Any:
-        made = prepare(*args, **named)
-        mark, copied = MARKS.get(named.get("inputs_embeds")), made.get("inputs_embeds")
+        inputs = prepare(*args, **named)
+        mark, copied = MARKS.get(named.get("inputs_embeds")), inputs.get("inputs_embeds")
         if mark is not None and isinstance(copied, Tensor):
             MARKS.put(copied, mark.mask[:, -copied.shape[1] :])
-        return made
+        return inputs
 
     def undo() -> None:
         delattr(model, _PREPARE)
-        if own is not None:
-            setattr(model, _PREPARE, own)
+        if replaced is not None:
+            setattr(model, _PREPARE, replaced)
 
     setattr(model, _PREPARE, prepare_inputs_for_generation)
     return undo

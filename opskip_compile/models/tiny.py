@@ -73,19 +73,21 @@ class Family:
         """
         generator = torch.Generator().manual_seed(seed)
         rows = [self._element(parts, generator) for parts in layout]
-        found = padded(rows, padding)
-        ids, images = found["input_ids"], sum(len(parts) - 1 for parts in layout)
+        inputs = padded(rows, padding)
+        ids, images = inputs["input_ids"], sum(len(parts) - 1 for parts in layout)
         if not images:
-            return found
+            return inputs
         if self.grid:
-            found["pixel_values"] = torch.randn(images * 4 * ROWS_PER_IMAGE, 3 * 2 * PATCH**2, generator=generator)
-            found["image_grid_thw"] = torch.tensor([[1, self.side // PATCH, self.side // PATCH]] * images)
-            found["mm_token_type_ids"] = (ids == IMAGE).int()
+            inputs["pixel_values"] = torch.randn(images * 4 * ROWS_PER_IMAGE, 3 * 2 * PATCH**2, generator=generator)
+            inputs["image_grid_thw"] = torch.tensor([[1, self.side // PATCH, self.side // PATCH]] * images)
+            inputs["mm_token_type_ids"] = (ids == IMAGE).int()
         else:
-            found["pixel_values"] = torch.randn(images, 3, self.side, self.side, generator=generator)
+            inputs["pixel_values"] = torch.randn(images, 3, self.side, self.side, generator=generator)
         if picture is not None:
-            found["pixel_values"] = patches(picture).repeat(images, 1) if self.grid else picture.repeat(images, 1, 1, 1)
-        return found
+            inputs["pixel_values"] = (
+                patches(picture).repeat(images, 1) if self.grid else picture.repeat(images, 1, 1, 1)
+            )
+        return inputs
 
     def _element(self, parts: Sequence[int], generator: torch.Generator) -> list[int]:
         row: list[int] = []
@@ -130,7 +132,7 @@ def visual_mask(inputs: dict[str, Tensor]) -> Tensor:
     return inputs["input_ids"] == IMAGE
 
 
-def text_config(layers: int, **more: object) -> dict[str, object]:
+def text_config(layers: int, **fields: object) -> dict[str, object]:
     """The decoder that all families share, with a family's own fields."""
     return {
         "vocab_size": VOCAB,
@@ -144,7 +146,7 @@ def text_config(layers: int, **more: object) -> dict[str, object]:
         "bos_token_id": 1,
         "eos_token_id": 2,
         "tie_word_embeddings": False,
-        **more,
+        **fields,
     }
 
 
@@ -166,9 +168,9 @@ QWEN_TOKENS = {
 }
 
 
-def rope(**more: object) -> dict[str, object]:
+def rope(**fields: object) -> dict[str, object]:
     """Rotary parameters of a Qwen decoder with heads of width 8."""
-    return {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4, **more}
+    return {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4, **fields}
 
 
 def _qwen3(layers: int) -> Any:

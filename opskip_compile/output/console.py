@@ -6,9 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from opskip_compile.errors import OpSkipError
 
@@ -16,7 +14,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 WIDE = 120  # narrower tables of a diff would lose their columns; a narrow terminal breaks the lines instead
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 
 
 def print_json(value: object) -> None:

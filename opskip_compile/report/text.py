@@ -11,6 +11,7 @@ from rich.console import Group as Stack
 from rich.table import Table
 from rich.text import Text
 
+from opskip_compile.output.numbers import prefix
 from opskip_compile.report.exports import shape_text
 from opskip_compile.schedule.validation import format_layers
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from opskip_compile.report.diff import GraphDiff, Group, Line
 
 STATUSES = ("kept", "changed", "rewired", "added", "removed")
-_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _SIGNS = dict(zip(STATUSES, " ~>+-", strict=True))
 _STYLES = {"kept": "dim", "changed": "yellow", "rewired": "blue", "added": "green", "removed": "red"}
 _STATES = {"skip": "green", "missed": "red"}
@@ -64,11 +64,6 @@ def flops_text(count: int | None, unit: str = "FLOPs") -> str:
         return "-"
     size, letter = prefix(count)
     return f"{count / size:.4g} {letter}{unit}" if letter else f"{count} {unit}".rstrip()
-
-
-def prefix(count: int) -> tuple[float, str]:
-    """The largest power of 1000 that ``count`` reaches, and its letter: ``(1e12, "T")``."""
-    return next((found for found in _PREFIXES if count >= found[0]), (1.0, ""))
 
 
 def _cells(line: Line) -> Iterator[RenderableType]:

@@ -13,80 +13,56 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opskip_compile.errors import OpSkipError, OptionError
-from opskip_compile.report.text import prefix
+from opskip_compile.output.numbers import prefix
+from opskip_compile.schedule.geometry import Geometry, check_count
 from opskip_compile.schedule.schedule import OPERATORS, Rows, Schedule
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from opskip_compile.report.report import Report
 
-_FFN_WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_PLAIN_FFN = frozenset({"bloom", "falcon", "gpt2", "gpt_neox", "opt", "persimmon", "phi", "starcoder2"})
+class CountedPrompt(Protocol):
+    """The rows of the call for which a graph was compiled: of all elements, and the visual ones of each."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def visual(self) -> Sequence[int]: ...
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """The sizes of a decoder that its FLOPs depend on. `gated`: the FFN has three projections, not two."""
+class CountedOperator(Protocol):
+    """One operator of a compiled graph, with the FLOPs of its matrix products."""
 
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    gated: bool = True
+    @property
+    def layer(self) -> int: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def flops_before(self) -> int | None: ...
+    @property
+    def flops_after(self) -> int | None: ...
 
-    def __post_init__(self) -> None:
-        for item in fields(self)[:-1]:
-            _check_count(getattr(self, item.name), f"geometry.{item.name}", least=1)
 
-    @classmethod
-    def from_config(cls, source: Any) -> Geometry:
-        """Read a `Geometry`, a transformers config (multimodal or not) or a model that has one.
+class CountedGraph(Protocol):
+    """What `count_flops` reads of a graph whose products were counted: of the `Report` of a compile."""
 
-        Raises `OpSkipError` for a size that the config does not give, and for a mixture of experts, which the
-        formula does not describe.
-        """
-        if isinstance(source, cls):
-            return source
-        config = getattr(source, "config", source)
-        if hasattr(config, "get_text_config"):
-            try:
-                config = config.get_text_config(decoder=True)
-            except ValueError as error:
-                raise OpSkipError(f"config: no single text decoder: {error}") from error
-        if any((getattr(config, name, None) or 0) != 0 for name in _EXPERTS):
-            raise OpSkipError("config: a mixture of experts is not counted; pass a Geometry of its active sizes")
-        kind = getattr(config, "model_type", "")
-        hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-        plain_width = 4 * hidden if hidden and kind in _PLAIN_FFN else None
-        sizes = {
-            "num_layers": _size(config, "num_hidden_layers"),
-            "hidden_size": hidden,
-            "intermediate_size": _size(config, *_FFN_WIDTHS) or plain_width,
-            "num_heads": heads,
-            "num_kv_heads": _size(config, "num_key_value_heads") or heads,
-            "head_dim": _size(config, "head_dim") or (hidden // heads if hidden and heads else None),
-        }
-        missing = [name for name, value in sizes.items() if value is None]
-        if missing:
-            raise OpSkipError(f"config: {type(config).__name__} does not give {', '.join(missing)}")
-        found = {name: value for name, value in sizes.items() if value is not None}
-        return cls(**found, gated=kind not in _PLAIN_FFN)
-
-    def attention(self, query_rows: int, key_rows: int) -> int:
-        heads, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        projections = 4 * self.hidden_size * (query_rows * heads + key_rows * kv)
-        return projections + 4 * query_rows * key_rows * heads
-
-    def ffn(self, rows: int) -> int:
-        return (6 if self.gated else 4) * rows * self.hidden_size * self.intermediate_size
+    @property
+    def reason(self) -> str: ...
+    @property
+    def prompt(self) -> CountedPrompt | None: ...
+    @property
+    def operators(self) -> Sequence[CountedOperator]: ...
+    @property
+    def flops_before(self) -> int | None: ...
+    @property
+    def flops_after(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -187,13 +163,13 @@ def count_flops(
     Raises:
         OptionError: a bad count; ScheduleError: a bad schedule; OpSkipError: sizes that are not known.
     """
-    if hasattr(source, "make_diff"):
+    if hasattr(source, "flops_before"):
         return _count_graph(source, visual_tokens, text_tokens, schedule)
     geometry = Geometry.from_config(source)
-    _check_count(visual_tokens, "visual_tokens", least=0)
-    _check_count(text_tokens, "text_tokens", least=0 if visual_tokens else 1)
+    check_count(visual_tokens, "visual_tokens", least=0)
+    check_count(text_tokens, "text_tokens", least=0 if visual_tokens else 1)
     assert visual_tokens is not None and text_tokens is not None
-    _check_count(text_before, "text_before", least=0)
+    check_count(text_before, "text_before", least=0)
     if text_before > (text_tokens if visual_tokens else 0):
         raise OptionError(f"text_before: at most the text rows before a visual row, got {text_before}")
     n = visual_tokens + text_tokens
@@ -211,7 +187,7 @@ def count_flops(
     return FlopsReport(geometry, visual_tokens, text_tokens, text_before, tuple(operators))
 
 
-def _count_graph(report: Report, *others: object) -> FlopsReport:
+def _count_graph(report: CountedGraph, *others: object) -> FlopsReport:
     if any(other is not None for other in others):
         raise OptionError("visual_tokens, text_tokens, schedule: a report has its own")
     if report.prompt is None or report.flops_before is None or report.flops_after is None:
@@ -222,21 +198,3 @@ def _count_graph(report: Report, *others: object) -> FlopsReport:
         OperatorFlops(op.layer, op.kind, op.flops_before or 0, op.flops_after or 0) for op in report.operators
     )
     return FlopsReport(None, visual, text, 0, operators)
-
-
-def _check_count(value: object, name: str, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise OptionError(f"{name}: expected an integer of at least {least}, got {value!r}")
-
-
-def _size(config: Any, *names: str) -> int | None:
-    """The first of these attributes that is set."""
-    for name in names:
-        try:
-            value = getattr(config, name, None)
-        except Exception as error:  # transformers' own, where the layers differ in it
-            raise OpSkipError(f"config: {name} is not the same in all layers") from error
-        if value is not None:
-            _check_count(value, f"config.{name}", least=1)
-            return int(value)
-    return None

@@ -15,11 +15,13 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
 from opskip_compile.errors import ScheduleError
 from opskip_compile.schedule import validation as tables
+from opskip_compile.schedule.published import Published, published
 from opskip_compile.schedule.validation import show, within
 
 Rows = Literal["visual", "through_visual"]
@@ -183,15 +185,13 @@ class Schedule:
     @classmethod
     def preset(cls, name: str) -> Schedule:
         """The published schedule `name`, for example ``qwen3-vl-8b/20``."""
-        from opskip_compile.schedule.presets import presets
-
-        table = {preset.name: preset.schedule for preset in presets()}
-        if not isinstance(name, str) or name not in table:
-            near = difflib.get_close_matches(show(name), table, n=1, cutoff=0.0)[0]
+        known = published()
+        if not isinstance(name, str) or name not in known:
+            near = difflib.get_close_matches(show(name), known, n=1, cutoff=0.0)[0]
             raise ScheduleError(
                 f"preset: there is no {show(name)}, the nearest is {near!r} (a file name ends in .json)"
             )
-        return table[name]
+        return _preset(known[name])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Schedule:
@@ -246,8 +246,9 @@ class Schedule:
         """The states of each layer of a model of `num_layers`; refused if made for another count."""
         tables.check_count(num_layers, "num_layers", most=tables.MAX_LAYER + 1)
         if self.num_layers not in (None, num_layers):
-            made = f"the schedule was made for {self.num_layers} layers"
-            raise ScheduleError(f"num_layers: {made}, the model has {num_layers}")
+            raise ScheduleError(
+                f"num_layers: the schedule was made for {self.num_layers} layers, the model has {num_layers}"
+            )
         states = _merge(self.rules, self.late, num_layers)
         return tuple(states.get(layer, LayerStates()) for layer in range(num_layers))
 
@@ -273,6 +274,16 @@ class Schedule:
         return f"Schedule({self.to_spec()!r}, num_layers={self.num_layers}, digest={self.digest!r})"
 
 
+@cache
+def _preset(source: Published) -> Schedule:
+    return Schedule(
+        rules=Schedule.from_spec(source.spec).rules,
+        model=source.facts(),
+        provenance={"source": source.source},
+        name=source.name,
+    )
+
+
 def _merge(rules: Iterable[Rule], late: Late | None, num_layers: int | None) -> dict[int, LayerStates]:
     """What all rules together say of each layer that they name."""
     parts = [(f"rules[{i}]", rule) for i, rule in enumerate(rules)]
@@ -295,9 +306,9 @@ def _merge(rules: Iterable[Rule], late: Late | None, num_layers: int | None) -> 
 def _normal_form(states: Mapping[int, LayerStates]) -> tuple[Rule, ...]:
     """One rule for each pair of skipped operators and row set, silent layers first."""
     groups: dict[tuple[tuple[str, ...], Rows], list[int]] = {}
-    for layer, found in states.items():
+    for layer, state in states.items():
         for rows in ROWS:
-            skip = tuple(name for name in OPERATORS if getattr(found, name) == rows)
+            skip = tuple(name for name in OPERATORS if getattr(state, name) == rows)
             groups.setdefault((skip, rows), []).append(layer)
     order = [(skip, rows) for skip in SKIPS.values() for rows in ROWS]
     return tuple(Rule(tuple(groups[key]), *key) for key in order if key in groups)

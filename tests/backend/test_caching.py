@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 import opskip_compile as opskip
 from opskip_compile.backend import lowering
-from opskip_compile.bench.decoders import Decoder
+from opskip_compile.timing.decoders import Decoder
 
 pytestmark = pytest.mark.usefixtures("fresh")
 DECODER = Decoder("", "Qwen3VLText", opskip.Geometry(2, 64, 96, 4, 2, 16))

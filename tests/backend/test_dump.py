@@ -15,7 +15,7 @@ import torch
 
 import opskip_compile as opskip
 from opskip_compile.passes.pipeline import PASSES
-from tests.backend.test_backend import EAGER, Decoder, visual
+from tests.helpers.own_decoder import EAGER, Decoder, visual
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

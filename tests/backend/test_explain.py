@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import opskip_compile as opskip
 from opskip_compile.backend.reports import REPORTS
-from tests.backend.test_backend import Decoder, visual
 from tests.helpers.families import FAMILIES, UNEVEN
+from tests.helpers.own_decoder import Decoder, visual
 
 pytestmark = pytest.mark.usefixtures("fresh")
 EAGER = {"lower": "eager"}

@@ -9,8 +9,8 @@ import torch
 
 import opskip_compile as opskip
 from opskip_compile.errors import OptionError
-from tests.backend.test_backend import EAGER, Decoder, visual
 from tests.helpers.families import FAMILIES, UNEVEN, visual_mask
+from tests.helpers.own_decoder import EAGER, Decoder, visual
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

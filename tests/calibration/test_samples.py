@@ -16,13 +16,13 @@ from opskip_compile.calibration.divergence_meter import DivergenceMeter
 from opskip_compile.calibration.files import FileSamples
 from opskip_compile.calibration.journal import Journal
 from opskip_compile.calibration.samples import InMemorySamples, Samples
-from opskip_compile.demo.data import load_model, load_processor
-from opskip_compile.demo.samples import DemoEncoder, DemoSamples
+from opskip_compile.demo.samples import DemoSamples
 from opskip_compile.errors import OpSkipError, OptionError
-from opskip_compile.models.inspection import load_checkpoint
+from opskip_compile.models.checkpoint import load_checkpoint
 from opskip_compile.models.jsonl import read_lines
+from opskip_compile.models.packaged.model import DemoEncoder, load_model, load_processor
 from opskip_compile.models.prompts import Encoder
-from tests.cli.test_inspect import TEMPLATE, make_checkpoint
+from tests.helpers.checkpoints import TEMPLATE, make_checkpoint
 from tests.helpers.families import FAMILIES, IMAGE, UNEVEN, visual_mask
 from tests.helpers.planted import samples
 

@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 import opskip_compile as opskip
 from opskip_compile.calibration import page
 from opskip_compile.calibration import plots as draw
 from opskip_compile.calibration.effects import SILENT
-from opskip_compile.cli.main import app
-from opskip_compile.models.inspection import load_checkpoint
-from tests.cli.test_inspect import make_checkpoint
+from opskip_compile.models.checkpoint import load_checkpoint
+from tests.helpers.checkpoints import make_checkpoint
+from tests.helpers.commands import call, one_line
 from tests.helpers.planted import deaf_after, samples
 
 FAST = ("--no-controls", "--no-stability", "--answer-tokens", "2")
@@ -48,18 +47,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     del entries[3]["answer"]
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, entries)))
     return folder / "data.jsonl"
-
-
-def call(*arguments: str | Path, columns: int = 120) -> Result:
-    return CliRunner(env={"COLUMNS": str(columns)}).invoke(app, list(map(str, arguments)))
-
-
-def one_line(result: Result) -> str:
-    assert result.exit_code == 2, result.output
-    assert not result.stdout
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("opskip: ")
-    return line.removeprefix("opskip: ")
 
 
 def test_everything_is_written(model: Path, data: Path, tmp_path: Path) -> None:

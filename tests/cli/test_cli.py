@@ -17,8 +17,10 @@ from typer.testing import CliRunner, Result
 
 from opskip_compile import Geometry, OpSkipError, Schedule, count_flops, presets
 from opskip_compile.cli.main import app
-from opskip_compile.demo import data, run, show
-from opskip_compile.output import plots
+from opskip_compile.demo import easy_vqa, run, show
+from opskip_compile.models import optional
+from opskip_compile.models.packaged import model as packaged
+from opskip_compile.schedule import flops_plot
 
 SMALL = {
     "model_type": "llama",
@@ -169,9 +171,9 @@ def test_flops_over_image_sizes_as_json(config: Path, spec: str) -> None:
 def test_flops_plot(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     drawn: list[tuple[list[int], str]] = []
-    draw = plots.figure
+    draw = flops_plot.figure
     monkeypatch.setattr(
-        plots,
+        flops_plot,
         "figure",
         lambda reports, title: (drawn.append(([r.skipped for r in reports], title)), draw(reports, title))[1],
     )
@@ -285,7 +287,7 @@ def test_missing_package_says_what_to_install(missing: str, small_model: Path, m
             raise ImportError(name)
         return importlib.import_module(name)
 
-    monkeypatch.setattr(data, "import_module", without)
+    monkeypatch.setattr(optional, "import_module", without)
     result = call("demo", "--eager", "--questions", "2", "--schedule", "none", "--model", str(small_model))
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
@@ -308,7 +310,9 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from benchmarks.demo_model.export import export_model
 
     torch.manual_seed(0)
-    processor = tiny_model.build_processor(text for q in data.load_questions("train") for text in (q.text, q.answer))
+    processor = tiny_model.build_processor(
+        text for q in easy_vqa.load_questions("train") for text in (q.text, q.answer)
+    )
     model = Qwen3VLForConditionalGeneration(tiny_model.build_config(processor, layers=2, width=96))
     folder = tmp_path_factory.mktemp("demo") / "model"
     export_model(model.eval(), processor, folder)
@@ -357,7 +361,7 @@ def test_demo_refuses_a_schedule_of_another_layer_count(small_model: Path) -> No
 
 
 def test_questions_are_evenly_spread() -> None:
-    asked = [data.Question(i, Path(), str(i), "") for i in range(100)]
+    asked = [easy_vqa.Question(i, Path(), str(i), "") for i in range(100)]
     assert [q.image_id for q in run.spread(asked, 4, seed=0)] == [0, 25, 50, 75]
     moved = [q.image_id for q in run.spread(asked, 4, seed=3)]
     assert len(set(moved)) == 4 and moved == [q.image_id for q in run.spread(asked, 4, seed=3)]
@@ -365,7 +369,7 @@ def test_questions_are_evenly_spread() -> None:
 
 
 def test_packaged_demo() -> None:
-    if not data.MODEL_DIR.is_dir() or not run.SCHEDULE_FILE.is_file():
+    if not packaged.MODEL_DIR.is_dir() or not packaged.SCHEDULE_FILE.is_file():
         pytest.skip("the packaged demo model or its schedule is not there")
     pytest.importorskip("easy_vqa")
     found = parsed("demo", "--eager", "--questions", "20", "--json")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cli.test_calibrate import call, one_line
+from tests.helpers.commands import call, one_line
 
 QUICK = ("--eager", "--rounds", "0", "--limit", "6", "--batch", "6", "--resamples", "50")
 

@@ -19,15 +19,12 @@ from typer.testing import CliRunner, Result
 import opskip_compile as opskip
 from opskip_compile.backend import entry as backend
 from opskip_compile.cli.main import app
-from opskip_compile.demo import data
-from opskip_compile.models import inspection, tiny
-from opskip_compile.models.inspection import Request, find
+from opskip_compile.demo import easy_vqa
+from opskip_compile.models import optional, tiny
+from opskip_compile.models.explain_target import TINY, Request, find
+from opskip_compile.models.packaged import model as packaged
+from tests.helpers.checkpoints import TEMPLATE, make_checkpoint
 from tests.helpers.entries import changed_entry
-
-TEMPLATE = (
-    "{% for part in messages[0]['content'] %}"
-    "{% if part['type'] == 'image' %}<image> {% else %}user {{ part['text'] }} answer{% endif %}{% endfor %}"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +57,7 @@ def parsed(*arguments: str | Path) -> Any:
     return json.loads(result.stdout)
 
 
-@pytest.mark.parametrize("name", inspection.TINY)
+@pytest.mark.parametrize("name", TINY)
 def test_tiny_models(name: str) -> None:
     found = parsed(name, "--layers", "3", "--schedule", "silent:2 attend:0")
     assert set(found) == {"report", "diff"}
@@ -94,10 +91,10 @@ def test_demo_takes_its_schedule_unless_one_is_given(monkeypatch: pytest.MonkeyP
 
 def test_demo_asks_about_the_image(image: Path) -> None:
     asked = find(Request("demo", image=image, prompt="is there a circle in the image?"))
-    words = data.load_processor().tokenizer.convert_ids_to_tokens(asked.inputs["input_ids"][0])
+    words = packaged.load_processor().tokenizer.convert_ids_to_tokens(asked.inputs["input_ids"][0])
     assert words[-8:] == ["is", "there", "a", "circle", "in", "the", "image", "?"]
-    question = data.Question(0, image, "is there a circle in the image?", "")
-    want = data.collate([question], data.load_processor())
+    question = easy_vqa.Question(0, image, "is there a circle in the image?", "")
+    want = easy_vqa.collate([question], packaged.load_processor())
     assert torch.equal(asked.inputs["pixel_values"], want["pixel_values"])
     assert asked.about == "the demo model, asked 'is there a circle in the image?'"
 
@@ -172,30 +169,6 @@ def test_default_schedule_is_the_backends(
     warned = [line for line in result.stderr.splitlines() if "uncalibrated" in line]
     assert len(warned) == (1 if variable == "" else 0)
     assert all(line.startswith("opskip: no schedule was given") for line in result.stderr.splitlines())
-
-
-def make_checkpoint(folder: Path, template: str | None = None) -> Path:
-    """A LLaVA folder as one downloads it: config, weights, tokenizer, image processor."""
-    tokenizers = pytest.importorskip("tokenizers")
-    words = ["<pad>", "<unk>", "<bos>", "what", "is", "this", "user", "answer"]
-    table = {f"word{i}": i for i in range(tiny.VOCAB) if i >= len(words) and i != tiny.IMAGE}
-    table.update({word: i for i, word in enumerate(words)}, **{"<image>": tiny.IMAGE})
-    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(table, unk_token="<unk>"))
-    raw.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=raw, unk_token="<unk>", pad_token="<pad>", additional_special_tokens=["<image>"]
-    )
-    pixels = transformers.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    transformers.LlavaProcessor(
-        pixels,
-        tokenizer,
-        patch_size=4,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=template,
-    ).save_pretrained(folder)
-    tiny.FAMILIES["llava"].build(2, torch.bfloat16).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize(("template", "before"), [(None, []), (TEMPLATE, [6])])
@@ -375,7 +348,7 @@ def test_missing_pillow_says_what_to_install(image: Path, monkeypatch: pytest.Mo
             raise ImportError(name)
         return importlib.import_module(name)
 
-    monkeypatch.setattr(data, "import_module", without)
+    monkeypatch.setattr(optional, "import_module", without)
     result = call("tiny-llava", "--image", image)
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
     assert 'pip install "opskip-compile[demo]"' in result.stderr

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opskip_compile.bench.dropping import Dropping
 from opskip_compile.errors import OpSkipError
 from opskip_compile.evaluation.dropping import dropping_tokens
 from opskip_compile.models.generation import greedy
 from opskip_compile.models.oracle import decoder_layers
+from opskip_compile.timing.dropping import Dropping
 from tests.helpers.families import FAMILIES, IMAGE, UNEVEN, visual_mask
 from tests.helpers.planted import text_looks_away
 

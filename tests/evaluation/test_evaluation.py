@@ -17,11 +17,11 @@ from opskip_compile.errors import OpSkipError, OptionError, ScheduleError
 from opskip_compile.evaluation import plots as draw
 from opskip_compile.evaluation.measures import TaskRows, bootstrap, is_right, retained
 from opskip_compile.evaluation.result_tables import outcome_table
+from opskip_compile.models.checkpoint import load_checkpoint
 from opskip_compile.models.generation import greedy
-from opskip_compile.models.inspection import load_checkpoint
 from opskip_compile.models.jsonl import Line, encode
 from opskip_compile.models.prompts import Encoder
-from tests.cli.test_inspect import make_checkpoint
+from tests.helpers.checkpoints import make_checkpoint
 from tests.helpers.families import IMAGE
 from tests.helpers.planted import deaf_after
 

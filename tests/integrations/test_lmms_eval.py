@@ -22,13 +22,15 @@ import torch
 from PIL import Image
 
 import opskip_compile as opskip
-from opskip_compile.demo import data
-from opskip_compile.demo.run import SCHEDULE_FILE, spread
+from opskip_compile.demo import easy_vqa
+from opskip_compile.demo.run import spread
 from opskip_compile.errors import OpSkipError
-from opskip_compile.models.inspection import load_checkpoint
+from opskip_compile.models.checkpoint import load_checkpoint
+from opskip_compile.models.images import load_image
+from opskip_compile.models.packaged.model import SCHEDULE_FILE
 from opskip_compile.models.prompts import processed
 from opskip_compile.models.rows import visual_tokens
-from tests.cli.test_inspect import TEMPLATE, make_checkpoint
+from tests.helpers.checkpoints import TEMPLATE, make_checkpoint
 
 INSTALLED = importlib.util.find_spec("lmms_eval") is not None
 needs_lmms_eval = pytest.mark.skipif(not INSTALLED, reason="lmms-eval is not installed")
@@ -100,7 +102,7 @@ def plain_answers(folder: Path, documents: list[dict[str, Any]], schedule: str, 
     found = []
     for document, most in zip(documents, tokens, strict=True):
         image = document["image"]
-        picture = data.load_image(Path(image)) if isinstance(image, str) else image
+        picture = load_image(Path(image)) if isinstance(image, str) else image
         inputs = processed(processor, [[picture]], [document["words"]])
         inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         mask = torch.isin(inputs["input_ids"], torch.tensor(visual_tokens(model)))
@@ -206,7 +208,7 @@ def test_what_is_refused(lmms: Any, fresh: None) -> None:
 @pytest.mark.parametrize("schedule", ["none", str(SCHEDULE_FILE)])
 def test_lmms_eval_runs_it(schedule: str, tmp_path: Path) -> None:
     """By its own command and entry point, on a task of local files."""
-    asked = spread(data.load_questions("test"), QUESTIONS, 0)
+    asked = spread(easy_vqa.load_questions("test"), QUESTIONS, 0)
     lines = [json.dumps({"image": str(q.image_path), "prompt": q.text, "answer": q.answer}) for q in asked]
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
     (tmp_path / "utils.py").write_text("from PIL import Image\ndef image(doc): return [Image.open(doc['image'])]\n")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import StaticCache
 
 import opskip_compile as opskip
-from opskip_compile.bench.decoders import Decoder
+from opskip_compile.timing.decoders import Decoder
 from tests.helpers.families import FAMILIES, ONE_IMAGE, UNEVEN, visual_mask
 from tests.helpers.random_decoders import Switch
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from opskip_compile.models import tiny
-from opskip_compile.models.inspection import Request, find
+from opskip_compile.models.explain_target import Request, find
 
 
 def test_picture_is_turned_into_the_pixels_that_transformers_makes(image: Path) -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import opskip_compile as opskip
-from tests.backend.test_backend import EAGER, Decoder, visual
 from tests.helpers.families import FAMILIES, visual_mask
+from tests.helpers.own_decoder import EAGER, Decoder, visual
 
 pytestmark = pytest.mark.usefixtures("fresh")
 

@@ -17,10 +17,10 @@ import torch
 import opskip_compile as opskip
 from opskip_compile.report.diff import GraphDiff, Line
 from opskip_compile.report.text import STATUSES
-from tests.backend.test_backend import Decoder, explain_qwen3_vl, visual
 from tests.helpers.decoders import gate_in_layer_one
 from tests.helpers.families import FAMILIES, ONE_IMAGE, UNEVEN
 from tests.helpers.grabbed import grab
+from tests.helpers.own_decoder import Decoder, explain_qwen3_vl, visual
 from tests.helpers.support import ZOO
 from tests.passes.analysis.test_match import BUILDS, run
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from opskip_compile.errors import OpSkipError, OptionError, ScheduleError
-from opskip_compile.schedule.flops import FlopsReport, Geometry, OperatorFlops, count_flops
+from opskip_compile.schedule.flops import FlopsReport, OperatorFlops, count_flops
+from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.presets import presets
 from opskip_compile.schedule.schedule import Schedule
 

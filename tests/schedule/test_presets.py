@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from opskip_compile.schedule.presets import OP_SKIP, SHORTV, Preset, match_preset, presets
+from opskip_compile.schedule.presets import Preset, match_preset, presets
+from opskip_compile.schedule.published import OP_SKIP, SHORTV
 from opskip_compile.schedule.schedule import Schedule
 
 BY_NAME = {preset.name: preset for preset in presets()}

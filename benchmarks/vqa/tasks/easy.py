@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.vqa.base import CANVAS, GENERATED, Example, Split, Task
-from opskip_compile.demo.data import Question, load_image, load_questions
+from opskip_compile.demo.easy_vqa import Question, load_questions
+from opskip_compile.models.images import load_image
 
 NAME = "easy_vqa"
 COLORS = ("black", "gray", "red", "blue", "green", "yellow", "teal", "brown")

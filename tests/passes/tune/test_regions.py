@@ -15,8 +15,8 @@ from transformers import StaticCache
 import opskip_compile as opskip
 from opskip_compile import _compat
 from opskip_compile.backend import entry as backend
-from opskip_compile.bench.decoders import Decoder
 from opskip_compile.passes.tune import regions
+from opskip_compile.timing.decoders import Decoder
 
 pytestmark = pytest.mark.usefixtures("fresh")
 DECODER = Decoder("", "Qwen3VLText", opskip.Geometry(8, 64, 96, 4, 2, 16))

@@ -1,0 +1,75 @@
+"""What ``calibrate`` and ``diagnose`` start from: a model and its samples, shared among processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opskip_compile.cli.options import LIMIT
+
+if TYPE_CHECKING:
+    from opskip_compile.calibration.samples import Samples
+    from opskip_compile.output.progress import Step
+    from opskip_compile.schedule.schedule import Rows
+
+
+def model_and_samples(
+    model: str,
+    data: Path | None,
+    rows: Rows,
+    batch: int,
+    limit: int | None,
+    seed: int,
+    answer_tokens: int,
+    device: str | None,
+    dtype: str | None,
+    step: Step,
+) -> tuple[Any, Samples]:
+    """The model and its samples; what can be wrong with a file is found before the weights are read."""
+    from opskip_compile.calibration.files import FileSamples
+    from opskip_compile.demo.samples import DemoSamples
+    from opskip_compile.errors import OptionError
+    from opskip_compile.models.devices import usable_device
+    from opskip_compile.models.jsonl import read_lines
+    from opskip_compile.models.loading import load_source
+    from opskip_compile.models.packaged.model import NAME
+
+    usable_device(device, dtype)
+    if limit is not None and limit < 1:
+        raise OptionError(f"limit: expected at least 1, got {limit}")
+    if data is not None:
+        step("reading the file", 0, 0)
+        read_lines(data)
+    elif model != NAME:
+        raise OptionError("data: needed for a model of your own: a JSONL file with image and prompt on each line")
+    step("loading the model", 0, 0)
+    whole, encoder = load_source(model, device, dtype)
+    if model == NAME:
+        answer_tokens = 1
+    if data is None:
+        return whole, DemoSamples(whole, encoder.processor, limit or LIMIT, seed, rows)
+    return whole, FileSamples(whole, data, encoder, rows, answer_tokens, batch, limit)
+
+
+@contextmanager
+def processes() -> Iterator[bool]:
+    """Under ``torchrun`` or ``accelerate launch``: with the other processes, which share the samples. Gives True in the
+    process that speaks."""
+    from torch import cuda, distributed
+
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not distributed.is_available():
+        yield True
+        return
+    ours = not distributed.is_initialized()
+    if ours:
+        distributed.init_process_group("nccl" if cuda.is_available() else "gloo")
+    if cuda.is_available():
+        cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        yield distributed.get_rank() == 0
+    finally:
+        if ours:
+            distributed.destroy_process_group()
