@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,76 +18,15 @@ import networkx as nx
 from opskip_compile.errors import OpSkipError
 from opskip_compile.output.files import write_whole
 from opskip_compile.report import exports, page, text
+from opskip_compile.report.diff_data import DiffData, DiffLine, LineGroup
 from opskip_compile.report.record import NodeRecord
-from opskip_compile.report.text import STATUSES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_TITLES = {
-    "inputs": "inputs and weights",
-    "before": "before the layers",
-    "between": "between the operators",
-    "after": "after the layers",
-}
 
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the side-by-side view.
-
-    Attributes:
-        status: ``kept``: the same operation on the same values; ``changed``: the same operation on other shapes or
-            with other arguments; ``rewired``: the same operation and shape, but it reads another node; ``added``;
-            ``removed``.
-        before, after: the node in the captured and in the rewritten graph; one of them may be None.
-    """
-
-    status: str
-    before: NodeRecord | None
-    after: NodeRecord | None
-
-    @property
-    def name(self) -> str:
-        """The node's name in the rewritten graph, or in the captured one if it was removed."""
-        record = self.after or self.before
-        assert record is not None
-        return record.name
-
-
-@dataclass(frozen=True)
-class Group:
-    """The lines of one operator, or of what stands outside of the operators. ``str()`` is the aligned code.
-
-    Attributes:
-        name: ``"17.ffn"``, or ``inputs``, ``before``, ``between``, ``after``.
-        facts: what the report says of the operator; empty for the others.
-    """
-
-    name: str
-    lines: tuple[Line, ...]
-    facts: Mapping[str, Any]
-
-    @property
-    def layer(self) -> int | None:
-        """Zero-based layer, or None outside of the operators."""
-        return int(self.name.split(".")[0]) if "." in self.name else None
-
-    @property
-    def kind(self) -> str | None:
-        """``attention``, ``ffn``, or None outside of the operators."""
-        return self.name.split(".")[1] if "." in self.name else None
-
-    @property
-    def title(self) -> str:
-        """The name in words."""
-        return _TITLES.get(self.name) or f"layer {self.layer} {self.kind}"
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Lines by status, every status named."""
-        found = Counter(line.status for line in self.lines)
-        return {status: found[status] for status in STATUSES}
+class Group(LineGroup):
+    """The lines of one operator, or of what stands outside of the operators. ``str()`` is the aligned code."""
 
     def __rich__(self) -> RenderableType:
         return text.group_view(self)
@@ -99,19 +36,10 @@ class Group:
 
 
 @dataclass(frozen=True)
-class GraphDiff:
-    """The difference of two graphs. ``str()`` is a table by layer and operator.
+class GraphDiff(DiffData):
+    """The difference of two graphs. ``str()`` is a table by layer and operator; see `DiffData` for what it holds."""
 
-    Attributes:
-        before, after: records of the captured and of the rewritten graph, in order.
-        groups: all nodes, by operator, in the order of the graph.
-        facts: ``summary``, ``layers``, ``misses`` and ``stops`` of the report, as plain data.
-    """
-
-    before: tuple[NodeRecord, ...]
-    after: tuple[NodeRecord, ...]
     groups: tuple[Group, ...]
-    facts: Mapping[str, Any]
 
     @classmethod
     def compare(
@@ -144,21 +72,6 @@ class GraphDiff:
         ]
         return cls(tuple(before), tuple(after), tuple(groups), facts)
 
-    @cached_property
-    def lines(self) -> tuple[Line, ...]:
-        """The lines of all groups."""
-        return tuple(line for group in self.groups for line in group.lines)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Nodes by status."""
-        return {status: sum(group.counts[status] for group in self.groups) for status in STATUSES}
-
-    @property
-    def changes(self) -> tuple[Line, ...]:
-        """Every line that is not ``kept``; empty where nothing was rewritten."""
-        return tuple(line for line in self.lines if line.status != "kept")
-
     def operator(self, name: str) -> Group:
         """The aligned code of one operator, such as ``"17.ffn"``, or of one of the other groups.
 
@@ -171,34 +84,6 @@ class GraphDiff:
             hint = f"; the nearest is {near[0]!r}" if near else ""
             raise OpSkipError(f"operator: there is no {name!r} in this graph{hint}")
         return self.groups[names.index(name)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data: the format ``opskip-graph-diff``, version 1. The same from run to run."""
-        at_before = {record.name: i for i, record in enumerate(self.before)}
-        at_after = {record.name: i for i, record in enumerate(self.after)}
-        groups = [
-            {
-                "name": group.name,
-                "title": group.title,
-                "layer": group.layer,
-                "kind": group.kind,
-                "counts": group.counts,
-                "lines": [
-                    [line.status, line.before and at_before[line.before.name], line.after and at_after[line.after.name]]
-                    for line in group.lines
-                ],
-            }
-            for group in self.groups
-        ]
-        return {
-            "format": "opskip-graph-diff",
-            "version": 1,
-            **self.facts,
-            "summary": {**self.facts["summary"], **self.counts},
-            "groups": groups,
-            "before": [record.to_dict() for record in self.before],
-            "after": [record.to_dict() for record in self.after],
-        }
 
     def to_json(self) -> str:
         """`to_dict` as text."""
@@ -265,21 +150,21 @@ def _pairs(before: Iterable[NodeRecord], after: Iterable[NodeRecord]) -> dict[st
     return pairs
 
 
-def _lines(before: list[NodeRecord], after: list[NodeRecord], pairs: Mapping[str, str]) -> list[Line]:
+def _lines(before: list[NodeRecord], after: list[NodeRecord], pairs: Mapping[str, str]) -> list[DiffLine]:
     """One group in the order of the rewritten graph; what was removed stands behind its old predecessor."""
     old = {record.name: record for record in before}
     paired = {pairs[record.name] for record in after if pairs.get(record.name) in old}
-    removed: dict[str, list[Line]] = {}
+    removed: dict[str, list[DiffLine]] = {}
     anchor = ""
     for record in before:
         if record.name in paired:
             anchor = record.name
         else:
-            removed.setdefault(anchor, []).append(Line("removed", record, None))
+            removed.setdefault(anchor, []).append(DiffLine("removed", record, None))
     lines = removed.pop("", [])
     for record in after:
         partner = old.get(pairs.get(record.name, ""))
-        lines.append(Line("added" if partner is None else _status(partner, record), partner, record))
+        lines.append(DiffLine("added" if partner is None else _status(partner, record), partner, record))
         if partner is not None:
             lines += removed.pop(partner.name, [])
     return lines

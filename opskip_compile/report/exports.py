@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import networkx as nx
 
 from opskip_compile.output.files import write_whole
-
-if TYPE_CHECKING:
-    from opskip_compile.report.diff import GraphDiff
-    from opskip_compile.report.record import NodeRecord
+from opskip_compile.report.diff_data import DiffData
+from opskip_compile.report.record import NodeRecord
 
 _COLOURS = {
     "kept": "#d9dde3",
@@ -22,7 +19,7 @@ _COLOURS = {
 }
 
 
-def to_networkx(diff: GraphDiff) -> nx.DiGraph:
+def to_networkx(diff: DiffData) -> nx.DiGraph:
     """The union of both graphs; what was paired is one node.
 
     Node attributes: ``status``, ``operator`` (or the name of the group), ``operation``, ``before``, ``after`` (names),
@@ -63,7 +60,7 @@ def to_networkx(diff: GraphDiff) -> nx.DiGraph:
     return graph
 
 
-def to_dot(diff: GraphDiff, operator: str | None = None) -> str:
+def to_dot(diff: DiffData, operator: str | None = None) -> str:
     """Graphviz text; one cluster an operator. With ``operator`` only its nodes and what they read and feed."""
     graph = to_networkx(diff)
     groups = [group.name for group in diff.groups if operator in (None, group.name)]
@@ -90,7 +87,7 @@ def to_dot(diff: GraphDiff, operator: str | None = None) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def write_graphml(diff: GraphDiff, path: Path) -> None:
+def write_graphml(diff: DiffData, path: Path) -> None:
     """Write the union graph as GraphML, with the summary as attributes of the graph."""
     graph = to_networkx(diff)
     graph.graph.update({key: value for key, value in diff.facts["summary"].items() if isinstance(value, str | int)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -12,13 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from opskip_compile.output.numbers import prefix
+from opskip_compile.report.diff_data import STATUSES, DiffData, DiffLine, LineGroup
 from opskip_compile.report.exports import shape_text
 from opskip_compile.schedule.validation import format_layers
 
-if TYPE_CHECKING:
-    from opskip_compile.report.diff import GraphDiff, Group, Line
-
-STATUSES = ("kept", "changed", "rewired", "added", "removed")
 _SIGNS = dict(zip(STATUSES, " ~>+-", strict=True))
 _STYLES = {"kept": "dim", "changed": "yellow", "rewired": "blue", "added": "green", "removed": "red"}
 _STATES = {"skip": "green", "missed": "red"}
@@ -32,12 +29,12 @@ def plain(view: RenderableType, width: int) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def diff_view(diff: GraphDiff) -> RenderableType:
+def diff_view(diff: DiffData) -> RenderableType:
     """Summary, one line for each run of layers that are alike, and what stayed full although it should not."""
     return Stack(*_summary(diff), _table(diff), *_problems(diff))
 
 
-def group_view(group: Group) -> RenderableType:
+def group_view(group: LineGroup) -> RenderableType:
     """The code of one operator before and after, line by line."""
     facts = group.facts
     title = group.title + (f": {facts['state']}" if facts else "")
@@ -66,14 +63,14 @@ def flops_text(count: int | None, unit: str = "FLOPs") -> str:
     return f"{count / size:.4g} {letter}{unit}" if letter else f"{count} {unit}".rstrip()
 
 
-def _cells(line: Line) -> Iterator[RenderableType]:
+def _cells(line: DiffLine) -> Iterator[RenderableType]:
     yield Text(_SIGNS[line.status])
     for record in (line.before, line.after):
         yield Text("" if record is None else record.code)
         yield Text(shape_text(record))
 
 
-def _summary(diff: GraphDiff) -> list[Text]:
+def _summary(diff: DiffData) -> list[Text]:
     summary, counts = diff.facts["summary"], diff.counts
     nodes = f"{summary['nodes_before']} -> {summary['nodes_after']} nodes"
     if summary["reason"]:
@@ -92,7 +89,7 @@ def _summary(diff: GraphDiff) -> list[Text]:
     return lines
 
 
-def _table(diff: GraphDiff) -> Table:
+def _table(diff: DiffData) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("layers", overflow="fold", min_width=8)
     for name in ("operator", "state"):
@@ -119,9 +116,9 @@ def _sizes(facts: Any) -> tuple[str, str]:
     return rows, before if after in (before, "-") else f"{before} -> {after}"
 
 
-def _runs(diff: GraphDiff) -> list[tuple[list[int], Group]]:
+def _runs(diff: DiffData) -> list[tuple[list[int], LineGroup]]:
     """Groups that say the same, with their layers; the first of them speaks for all."""
-    found: dict[tuple[Any, ...], tuple[list[int], Group]] = {}
+    found: dict[tuple[Any, ...], tuple[list[int], LineGroup]] = {}
     for group in diff.groups:
         facts = group.facts
         sizes = tuple(facts.get(name) for name in ("state", "rows", "rows_after", "flops_before", "flops_after"))
@@ -132,7 +129,7 @@ def _runs(diff: GraphDiff) -> list[tuple[list[int], Group]]:
     return list(found.values())
 
 
-def _problems(diff: GraphDiff) -> list[Text]:
+def _problems(diff: DiffData) -> list[Text]:
     lines = []
     for miss in diff.facts["misses"]:
         place = " ".join(filter(None, (miss["node"], miss["source"]))) or "-"

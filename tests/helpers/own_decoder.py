@@ -9,6 +9,8 @@ from transformers import Qwen3VLTextConfig, Qwen3VLTextModel
 import opskip_compile as opskip
 from opskip_compile.backend.resolve import resolve_schedule
 from opskip_compile.passes.pipeline import rewrite
+from opskip_compile.passes.state import Options
+from opskip_compile.report.build import make_report
 
 EAGER = {"lower": "eager"}
 
@@ -81,7 +83,8 @@ def explain_qwen3_vl(
 
     def passes_only(gm: fx.GraphModule, inputs: object) -> object:
         parsed = None if schedule is None else opskip.Schedule.from_spec(schedule)
-        reports.append(rewrite(gm, lambda match, graph: resolve_schedule(parsed, match, graph)).report)
+        asked = Options(lambda match, graph: resolve_schedule(parsed, match, graph))
+        reports.append(make_report(rewrite(gm, asked)))
         return gm.forward  # the meta device can't run a graph with a row index
 
     # Not with the meta device as the default: Dynamo would trace that mode in every call.

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import opskip_compile as opskip
-from opskip_compile.report.diff import GraphDiff, Line
-from opskip_compile.report.text import STATUSES
+from opskip_compile.report.diff import GraphDiff
+from opskip_compile.report.diff_data import STATUSES, DiffLine
 from tests.helpers.decoders import gate_in_layer_one
 from tests.helpers.families import FAMILIES, ONE_IMAGE, UNEVEN
 from tests.helpers.grabbed import grab
@@ -51,7 +51,7 @@ def check(diff: GraphDiff) -> None:
         assert places == sorted(places), "the right column is in the order of the graph"
 
 
-def check_line(line: Line) -> None:
+def check_line(line: DiffLine) -> None:
     before, after = line.before, line.after
     if line.status == "added":
         assert before is None
