@@ -38,8 +38,6 @@ from opskip_compile.report.report import Report
 Compiled = Callable[..., Any]
 log = logging.getLogger(__name__)
 
-capture.install()
-
 
 class _Reports:
     """The reports of this process, newest last; bounded. Only the newest few keep the graphs for a diff."""
@@ -99,7 +97,7 @@ def opskip(
         RewriteError: under ``strict``, an operator of the schedule has to stay full.
     """
     settings = Settings.parse(options, mode)
-    capture.install()
+    capture.reinstall()
     marked = _marked_position(gm.graph, example_inputs)
     mark = None if marked is None else MARKS.get(example_inputs[marked])
     try:

@@ -1,0 +1,92 @@
+"""Every private name of torch that this package touches, behind small functions; one module for each area.
+
+Support window: torch 2.11 to 2.13. A new torch release is supported once these modules have been read against it.
+Nothing here loads Dynamo or Inductor before a function is called that needs them. Callers use the names of this module.
+"""
+
+from opskip_compile._compat.dynamo import (
+    compile_seconds,
+    compiled_call,
+    emit_artifact,
+    forget_backend,
+    not_on_compile_start,
+    on_compile_start,
+    recompile_limit,
+    recompile_reason,
+    set_apart,
+    set_compiled_call,
+    unlimited_recompiles,
+)
+from opskip_compile._compat.graphs import add_tensor_placeholder, keep_dynamo, pattern_matches
+from opskip_compile._compat.inductor import (
+    allow_caching,
+    generated_kernels,
+    inductor,
+    inductor_mode_options,
+    inductor_option_names,
+    lowering_sources,
+    probe_vector_instructions,
+)
+from opskip_compile._compat.kernels import blas_is_slow, onednn_linear
+from opskip_compile._compat.operators import (
+    is_higher_order,
+    is_overload,
+    is_packet,
+    namespace_of,
+    overloads_of,
+    packet_of,
+    qualified_name,
+    schema_of,
+    schemas_of,
+)
+from opskip_compile._compat.patches import Patch, torch_is_older_than
+from opskip_compile._compat.regions import REGION, invoke_region
+from opskip_compile._compat.shapes import known_at_least, same_size, size_hint, unbacked_size
+from opskip_compile._compat.tensors import fake_mask_like, is_fake, is_subclass, memory_of
+
+__all__ = [
+    "REGION",
+    "Patch",
+    "add_tensor_placeholder",
+    "allow_caching",
+    "blas_is_slow",
+    "compile_seconds",
+    "compiled_call",
+    "emit_artifact",
+    "fake_mask_like",
+    "forget_backend",
+    "generated_kernels",
+    "inductor",
+    "inductor_mode_options",
+    "inductor_option_names",
+    "invoke_region",
+    "is_fake",
+    "is_higher_order",
+    "is_overload",
+    "is_packet",
+    "is_subclass",
+    "keep_dynamo",
+    "known_at_least",
+    "lowering_sources",
+    "memory_of",
+    "namespace_of",
+    "not_on_compile_start",
+    "on_compile_start",
+    "onednn_linear",
+    "overloads_of",
+    "packet_of",
+    "pattern_matches",
+    "probe_vector_instructions",
+    "qualified_name",
+    "recompile_limit",
+    "recompile_reason",
+    "same_size",
+    "schema_of",
+    "schemas_of",
+    "set_apart",
+    "set_compiled_call",
+    "size_hint",
+    "torch_is_older_than",
+    "unbacked_size",
+    "unlimited_recompiles",
+]
