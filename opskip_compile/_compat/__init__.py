@@ -1,4 +1,4 @@
-"""Every private name of torch that this package touches, behind small functions; one module for each area.
+"""Every private name of torch and transformers that this package touches, behind small functions, by area.
 
 Support window: torch 2.11 to 2.13. A new torch release is supported once these modules have been read against it.
 Nothing here loads Dynamo or Inductor before a function is called that needs them. Callers use the names of this module.
@@ -28,6 +28,7 @@ from opskip_compile._compat.inductor import (
     probe_vector_instructions,
 )
 from opskip_compile._compat.kernels import blas_is_slow, onednn_linear
+from opskip_compile._compat.models import DEEPSTACK_METHOD, DEEPSTACK_PARAMETERS, attention_implementation
 from opskip_compile._compat.operators import (
     is_higher_order,
     is_overload,
@@ -45,10 +46,13 @@ from opskip_compile._compat.shapes import known_at_least, same_size, size_hint, 
 from opskip_compile._compat.tensors import fake_mask_like, is_fake, is_subclass, memory_of
 
 __all__ = [
+    "DEEPSTACK_METHOD",
+    "DEEPSTACK_PARAMETERS",
     "REGION",
     "Patch",
     "add_tensor_placeholder",
     "allow_caching",
+    "attention_implementation",
     "blas_is_slow",
     "compile_seconds",
     "compiled_call",

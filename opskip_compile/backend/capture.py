@@ -24,9 +24,6 @@ from torch import Tensor
 from opskip_compile import _compat
 from opskip_compile.passes.runtime import mark_visual
 
-_METHOD = "_deepstack_process"
-_PARAMETERS = ["self", "hidden_states", "visual_pos_masks", "visual_embeds"]
-
 
 class _Capture:
     """What is on, and for whom."""
@@ -121,15 +118,15 @@ def _prepare() -> None:
 def _prepare_class(kind: type) -> None:
     patch = _STATE.patches.get(kind)
     if patch is None:
-        method = vars(kind).get(_METHOD)
+        method = vars(kind).get(_compat.DEEPSTACK_METHOD)
         if method is None or not _fits(method):
             return
-        patch = _STATE.patches[kind] = _compat.Patch(lambda: (kind, _METHOD), _traceable)
+        patch = _STATE.patches[kind] = _compat.Patch(lambda: (kind, _compat.DEEPSTACK_METHOD), _traceable)
     patch.apply()
 
 
 def _fits(method: Callable[..., Any]) -> bool:
-    return list(inspect.signature(method).parameters) == _PARAMETERS
+    return tuple(inspect.signature(method).parameters) == _compat.DEEPSTACK_PARAMETERS
 
 
 def _traceable(method: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from opskip_compile import __version__
 from opskip_compile.cli.bench import bench
 from opskip_compile.cli.calibrate import calibrate, diagnose
 from opskip_compile.cli.eval import evaluate
@@ -42,9 +43,23 @@ app = typer.Typer(
     cls=_Commands,
     help="A torch.compile backend that lets multimodal LLMs skip visual rows, per layer and operator.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"opskip {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def opskip(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """What stands before a subcommand."""
 
 
 @app.command()
