@@ -29,10 +29,13 @@ QWEN = FAMILIES["qwen3_vl"]
 
 @pytest.fixture(autouse=True)
 def alone(fresh: None) -> Iterator[None]:
-    """No other test's use of the backend."""
+    """No other test's use of the backend, and put back afterwards."""
+    used = capture._STATE.kept
     opskip.unpatch()
     yield
     opskip.unpatch()
+    if used:
+        capture.install()
 
 
 def replaceable() -> tuple[object, ...]:
