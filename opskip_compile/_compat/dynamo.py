@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
@@ -10,7 +11,21 @@ import torch
 from torch import nn
 from torch._logging._internal import trace_structured
 
+_REGISTERING = threading.Lock()
 _WRAPPED = "opskip"  # attribute of our start callback: what it calls
+
+
+def register_backend(name: str, backend: Callable[..., Any]) -> None:
+    """Let ``torch.compile(backend=name)`` find ``backend``; may be called again, and by several threads at once.
+
+    For an entry point that gives None: Dynamo registers whatever else it gives, and fails where two threads load it. Of
+    None, its ``register_backend`` makes a decorator, and the lookup goes on with what stands in the registry.
+    """
+    from torch._dynamo.backends import registry
+
+    with _REGISTERING:
+        if name not in registry._COMPILER_FNS:
+            registry.register_backend(backend, name)
 
 
 def forget_backend(name: str) -> None:

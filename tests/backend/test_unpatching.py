@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.callback import callback_handler
 from torch._dynamo.utils import counters
 from torch._higher_order_ops.utils import registered_hop_fake_fns
@@ -19,7 +21,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 import opskip_compile as opskip
 from opskip_compile._compat import Patch, invoke_region, regions, scheduler
-from opskip_compile.backend import by_name, capture
+from opskip_compile.backend import by_name, capture, entry
 from opskip_compile.passes.runtime import NAMES_ROWS
 from tests.helpers.families import FAMILIES
 
@@ -107,7 +109,25 @@ def test_the_entry_point_is_made_on_demand() -> None:
     with pytest.raises(AttributeError, match="no attribute 'opskipp'"):
         _ = by_name.opskipp
     assert "opskip" not in vars(by_name) and method() is before
-    assert by_name.opskip is by_name.backend and method() is not before
+    assert by_name.opskip is None and method() is not before
+    assert lookup_backend("opskip") is entry.opskip
+
+
+def test_threads_may_use_the_name_first() -> None:
+    for _ in range(20):
+        opskip.unpatch()
+        barrier, backends = threading.Barrier(4), list[object]()
+
+        def look(barrier: threading.Barrier = barrier, backends: list[object] = backends) -> None:
+            barrier.wait()
+            backends.append(lookup_backend("opskip"))
+
+        threads = [threading.Thread(target=look) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert backends == [entry.opskip] * 4
 
 
 def test_deepstack_needs_the_other_form() -> None:
