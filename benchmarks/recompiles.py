@@ -23,6 +23,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import opskip_compile as opskip
+from opskip_compile.backend import capture
+from opskip_compile.backend.entry import REPORTS
 from opskip_compile.backend.entry import opskip as backend
 from opskip_compile.models.tiny import FAMILIES, Family, visual_mask
 
@@ -45,6 +47,7 @@ class Counting:
 
     def __init__(self, dense: bool) -> None:
         self.dense, self.compiles = dense, 0
+        capture.install()  # as the backend's name does
 
     def __call__(self, gm: torch.fx.GraphModule, example_inputs: list[Any], **kwargs: Any) -> Callable[..., Any]:
         if any("scaled_dot_product_attention" in str(node.target) for node in gm.graph.nodes):
@@ -100,9 +103,9 @@ def compiled(family: Family, dense: bool, dynamic: bool | None) -> tuple[nn.Modu
         decoder = model.get_decoder()
         decoder.forward = torch.compile(decoder.forward, backend=counting, dynamic=dynamic)
         return model, lambda: counting.compiles
-    before = opskip.backend.REPORTS.count
+    before = REPORTS.count
     opskip.compile(model, SPEC, options={"lower": "eager"}, dynamic=dynamic)
-    return model, lambda: opskip.backend.REPORTS.count - before
+    return model, lambda: REPORTS.count - before
 
 
 MODES: dict[str, Callable[[Family, bool, int], int]] = {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from opskip_compile import _compat
 from opskip_compile.backend import capture
-from opskip_compile.backend.entry import DecoderReached
+from opskip_compile.backend.entry import DecoderReached, opskip
 from opskip_compile.backend.reports import REPORTS
 from opskip_compile.backend.settings import Settings
 from opskip_compile.errors import NothingSkippedWarning, OpSkipError, OptionError
@@ -64,8 +64,9 @@ class _Compiled:
     def detach(self) -> Callable[[], None]:
         """Let the model run dense; returns what puts the compiled code back."""
         if self.decoder is None:
-            call, self.model._compiled_call_impl = self.model._compiled_call_impl, None
-            return lambda: setattr(self.model, "_compiled_call_impl", call)
+            call = _compat.compiled_call(self.model)
+            _compat.set_compiled_call(self.model, None)
+            return lambda: _compat.set_compiled_call(self.model, call)
         forwards = [vars(part).pop("forward", None) for part in self.parts]
         for part, dense in zip(self.parts, self.dense, strict=True):
             if dense is not None:
@@ -114,8 +115,9 @@ def compile(
     options = _options(model, schedule, kwargs)
     remove(model)
     state = _Compiled(model, decoder, regional, prefill_only)
+    capture.install_for(state)
     if decoder is None:
-        model.compile(backend="opskip", options=options, **kwargs)
+        model.compile(backend=opskip, options=options, **kwargs)
     else:
         _compile_decoder(state, decoder, options, kwargs)
     setattr(model, _STATE, state)
@@ -123,10 +125,14 @@ def compile(
 
 
 def remove(model: nn.Module) -> nn.Module:
-    """Take `compile` back: ``model`` is dense and eager again. Does nothing to a model that was not compiled."""
+    """Take `compile` back: ``model`` is dense and eager again. Does nothing to a model that was not compiled.
+
+    The last model takes with it what `compile` replaced in transformers and Dynamo; see `unpatch`.
+    """
     state = vars(model).pop(_STATE, None)
     if state is not None:
         state.undo()
+        capture.uninstall_for(state)
     return model
 
 
@@ -166,13 +172,14 @@ def explain(
     earlier = REPORTS.count
     with decompiled(model), _compat.unlimited_recompiles(), torch.no_grad():
         state = _Compiled(model, decoder_of(model))
+        capture.install_for(state)
         try:
             if state.decoder is not None:
                 _compile_decoder(state, state.decoder, options, kwargs)
                 model(*args, **named)
             else:
                 whole = with_own_code(lambda *a, **k: model(*a, **k))
-                torch.compile(whole, backend="opskip", options=options, **kwargs)(*args, **named)
+                torch.compile(whole, backend=opskip, options=options, **kwargs)(*args, **named)
         except DecoderReached as reached:
             return reached.report
         except Exception as error:
@@ -180,6 +187,7 @@ def explain(
             raise (own if isinstance(own, OpSkipError) else error) from None
         finally:
             state.undo()
+            capture.uninstall_for(state)
     made = REPORTS.since(earlier)
     if not made:
         raise OpSkipError(f"explain: no graph of {type(model).__name__} was captured for these inputs")
@@ -191,11 +199,12 @@ def decompiled(model: nn.Module) -> Iterator[None]:
     """Take off what `compile` or ``model.compile`` put on the model, for a while."""
     state = vars(model).pop(_STATE, None)
     put_back = None if state is None else state.detach()
-    call, model._compiled_call_impl = model._compiled_call_impl, None
+    call = _compat.compiled_call(model)
+    _compat.set_compiled_call(model, None)
     try:
         yield
     finally:
-        model._compiled_call_impl = call
+        _compat.set_compiled_call(model, call)
         if state is not None and put_back is not None:
             put_back()
             setattr(model, _STATE, state)
@@ -236,7 +245,6 @@ def _options(
     if isinstance(kind, str) and kind:
         options.setdefault("model_type", kind)
     Settings.parse(options, kwargs.get("mode"))
-    capture.install()
     if kwargs.get("mode") is not None:
         options["mode"] = kwargs.pop("mode")
     return options
@@ -303,7 +311,7 @@ def _compiled_forward(
                 args = (mark_visual(args[0], visual_mask), *args[1:])
             return dense(*args, **named)
 
-        return torch.compile(with_own_code(part_forward), backend="opskip", options=options, **kwargs)
+        return torch.compile(with_own_code(part_forward), backend=opskip, options=options, **kwargs)
 
     # Each has Dynamo's recompile limit for itself: caches, batches and masks of one do not use up that of another.
     with_image, without_image, one_row = compiled(), compiled(), compiled()

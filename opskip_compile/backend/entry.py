@@ -34,8 +34,6 @@ from opskip_compile.report.report import Report
 Compiled = Callable[..., Any]
 log = logging.getLogger(__name__)
 
-capture.install()
-
 
 def opskip(
     gm: fx.GraphModule,
@@ -57,7 +55,7 @@ def opskip(
         RewriteError: under ``strict``, an operator of the schedule has to stay full.
     """
     settings = Settings.parse(options, mode)
-    capture.install()
+    capture.reinstall()
     captured = gm.graph
     marked = handoff.marked_position(captured, example_inputs)
     mark = None if marked is None else MARKS.get(example_inputs[marked])

@@ -37,6 +37,6 @@ def config(graph: fx.Graph) -> dict[str, Any]:
 def _version() -> str:
     """Changes with the code of `FUNCTIONS` and with what mends Inductor: no code from before is taken from a cache."""
     digest = hashlib.sha256()
-    for module in (_compat, causal_attention, runtime):
+    for module in (*_compat.lowering_sources(), causal_attention, runtime):
         digest.update(inspect.getsource(module).encode())
     return digest.hexdigest()

@@ -168,7 +168,7 @@ def _grab(call: Callable[..., Any], *inputs: Tensor) -> tuple[fx.GraphModule, Se
         kept.append((gm, example_inputs))
         return gm.forward
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     with torch.no_grad():
         torch.compile(call, backend=keep, fullgraph=True)(*inputs)
     return kept[0]

@@ -5,11 +5,12 @@ Bad input ends with exit code 2 and one line on stderr. With ``--json``, stdout 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from opskip_compile import __version__
 from opskip_compile.cli.bench import bench
 from opskip_compile.cli.calibrate import calibrate
 from opskip_compile.cli.demo import demo
@@ -37,9 +38,23 @@ app = typer.Typer(
     cls=_Commands,
     help="A torch.compile backend that lets multimodal LLMs skip visual rows, per layer and operator.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"opskip {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def opskip(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """What stands before a subcommand."""
 
 
 app.command()(demo)

@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import AttentionInterface, AttentionMaskInterface
 
+from opskip_compile._compat import attention_implementation
 from opskip_compile.api import decoder_of
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.oracle import branch_modules, decoder_layers
@@ -54,7 +54,9 @@ def dropping_tokens(model: nn.Module, dropping: Dropping) -> Iterator[nn.Module]
         if isinstance(ids, Tensor) and ids.shape[1] > 1:
             state.start(token_mask(ids, tokens))
 
-    usual: Any = decoder.config._attn_implementation  # type: ignore[union-attr]
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    usual = attention_implementation(decoder.config)
     AttentionInterface.register(_NAME, _attend)
     AttentionMaskInterface.register(_NAME, AttentionMaskInterface()["sdpa"])
     handle = model.register_forward_pre_hook(before, with_kwargs=True)
@@ -63,7 +65,7 @@ def dropping_tokens(model: nn.Module, dropping: Dropping) -> Iterator[nn.Module]
             _ACTIVE[part] = (state, i)
     try:
         decoder.set_attn_implementation(_NAME)  # type: ignore[operator]
-        if decoder.config._attn_implementation != _NAME:  # type: ignore[union-attr]
+        if attention_implementation(decoder.config) != _NAME:
             raise OpSkipError(f"dropping: the attention of {type(model).__name__} can't be replaced")
         yield model
     finally:
@@ -122,6 +124,8 @@ def _attention_of_last(query: Tensor, key: Tensor, mask: Tensor, scaling: float 
 
 
 def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **named: Any) -> Any:
+    from transformers import AttentionInterface
+
     state, layer = _ACTIVE[module]
     mask = state.masked(layer, query, key, mask, named.get("scaling"))
     return AttentionInterface()["sdpa"](module, query, key, value, mask, **named)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from opskip_compile._compat import is_overload, is_packet
 from opskip_compile.passes.graph.origin import captured_place, origin, source_line
 from opskip_compile.passes.graph.sizes import Shape, Sizes, row_dim
 
@@ -107,7 +108,7 @@ def _operation(node: fx.Node) -> str:
         return node.op
     if node.op == "call_function":
         target = node.target
-        if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        if is_overload(target) or is_packet(target):
             return str(target)
         name = getattr(target, "__name__", str(target))
         module = getattr(target, "__module__", None) or ""

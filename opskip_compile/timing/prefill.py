@@ -146,9 +146,9 @@ def run_prefill(
         raise OptionError(f"visual, text, rounds: expected at least 1 of each, got {visual}, {text}, {rounds}")
     if profile and torch.device(device).type != "cpu":
         raise OptionError(f"profile: for a CPU only, not {device}")
-    torch._dynamo.reset()
+    torch.compiler.reset()
     model = decoder.build(device, dtype)
-    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=256):
+    with torch.no_grad(), _compat.recompile_limit(256):
         contenders = _contenders(model, decoder, schedules, droppings, visual, text, without, attention_mask, lower)
         total = len(contenders) * (rounds + 3 + profile)
         done = 0

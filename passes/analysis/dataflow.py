@@ -5,7 +5,7 @@ from __future__ import annotations
 import networkx as nx
 from torch import fx
 
-from opskip_compile._compat_operations import is_higher_order
+from opskip_compile._compat.operations import is_higher_order
 from opskip_compile.passes.ops import Trait, call_of, having, op_name, operand, tensor
 from opskip_compile.passes.ops.memory import readers_after
 from opskip_compile.passes.ops.operation import same_sizes

@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from opskip_compile._compat import same_size
-from opskip_compile._compat_operations import is_higher_order
+from opskip_compile._compat.operations import is_higher_order
 from opskip_compile.passes.analysis.bypassing import gated_from_outside, without_side_values
 from opskip_compile.passes.analysis.cross_attention import crossing
 from opskip_compile.passes.analysis.dataflow import dataflow, is_attention_product

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import fx
 
+from opskip_compile._compat import keep_dynamo
 from opskip_compile.passes.ops import Trait, having, is_inplace, known_operations, op_name
 from opskip_compile.passes.runtime import KEPT_ROWS, causal_mask, scatter_rows, select_rows
 
@@ -42,11 +41,3 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     copied.output(result).meta = dict(graph.output_node().meta)
     keep_dynamo(graph, copied, mapping)
     return copied
-
-
-def keep_dynamo(graph: fx.Graph, copied: fx.Graph, mapping: Mapping[fx.Node, fx.Node]) -> None:
-    """What a copy of a graph does not take along by itself: how Dynamo calls it, and the sources of its inputs."""
-    for old, new in mapping.items():
-        if hasattr(old, "_dynamo_source"):
-            new._dynamo_source = old._dynamo_source
-    copied._codegen = graph._codegen

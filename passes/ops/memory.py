@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from opskip_compile import _compat_operations as torch_operations
+from opskip_compile._compat import operations as torch_operations
 from opskip_compile.passes.ops.operation import nodes_in
 from opskip_compile.passes.ops.table import call_of, spelling_of
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from opskip_compile._compat_operations import Schema
+from opskip_compile._compat.operations import Schema
 
 REQUIRED: Any = object()
 # PyTorch takes these names for the same parameters, as NumPy spells them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from opskip_compile._compat_operations import is_higher_order
+from opskip_compile._compat.operations import is_higher_order
 from opskip_compile.passes.ops.elementwise import is_active_dropout
 from opskip_compile.passes.ops.table import call_of, op_name
 

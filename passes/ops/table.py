@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import fx
 
-from opskip_compile import _compat_operations as torch_operations
+from opskip_compile._compat import operations as torch_operations
 from opskip_compile.passes.ops.operation import Call, Dims, Operation, Trait, tensor
 from opskip_compile.passes.ops.signature import Signature, parsed
 from opskip_compile.passes.ops.subclasses import mixing_subclass

@@ -16,10 +16,9 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from opskip_compile._compat import REGION, invoke_region, is_subclass, memory_of
+from opskip_compile._compat import REGION, invoke_region, is_subclass, keep_dynamo, memory_of
 from opskip_compile.passes.analysis.operators import Match
 from opskip_compile.passes.graph.origin import captured_place, origin
-from opskip_compile.passes.normalize.cleanup import keep_dynamo
 from opskip_compile.passes.ops import is_inplace, mutated_nodes, tensor
 from opskip_compile.passes.ops.state import keeps_its_place
 from opskip_compile.passes.runtime import SHARED, select_rows

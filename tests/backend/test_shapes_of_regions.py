@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,9 +11,14 @@ from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from opskip_compile._compat import REGION, invoke_region, remember_shapes_of_regions
+from opskip_compile._compat import REGION, invoke_region
+from opskip_compile._compat.regions import remember_shapes
 
-remember_shapes_of_regions()
+
+@pytest.fixture(autouse=True)
+def remembering() -> Iterator[None]:
+    with remember_shapes:
+        yield
 
 
 class Counting(fx.GraphModule):

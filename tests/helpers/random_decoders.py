@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import opskip_compile as opskip
+from opskip_compile.backend import capture
 from opskip_compile.backend.entry import opskip as backend
 from opskip_compile.backend.reports import REPORTS
 from opskip_compile.passes.normalize.cleanup import copy_graph
@@ -79,6 +80,7 @@ class Switch:
     """A backend that keeps what Dynamo captured and rewrites it for the present schedule when it is called."""
 
     def __init__(self) -> None:
+        capture.install()  # as the backend's name does
         self.schedule = opskip.Schedule()
         self.reports: list[opskip.Report] = []
 

@@ -1,0 +1,82 @@
+"""Every private name of torch and transformers that this package touches, behind small functions, by area.
+
+Support window: torch 2.11 to 2.13. A new torch release is supported once these modules have been read against it.
+Nothing here loads Dynamo or Inductor before a function is called that needs them. Callers use the names of this module.
+"""
+
+from opskip_compile._compat.dynamo import (
+    compile_seconds,
+    compiled_call,
+    emit_artifact,
+    forget_backend,
+    not_on_compile_start,
+    on_compile_start,
+    recompile_limit,
+    recompile_reason,
+    register_backend,
+    set_apart,
+    set_compiled_call,
+    unlimited_recompiles,
+)
+from opskip_compile._compat.graphs import add_tensor_placeholder, keep_dynamo, pattern_matches
+from opskip_compile._compat.inductor import (
+    allow_caching,
+    generated_kernels,
+    inductor,
+    inductor_mode_options,
+    inductor_option_names,
+    lowering_sources,
+    probe_vector_instructions,
+)
+from opskip_compile._compat.kernels import blas_is_slow, onednn_linear
+from opskip_compile._compat.models import DEEPSTACK_METHOD, DEEPSTACK_PARAMETERS, attention_implementation
+from opskip_compile._compat.operations import is_higher_order, is_overload, is_packet
+from opskip_compile._compat.patches import Patch, torch_is_older_than
+from opskip_compile._compat.regions import REGION, invoke_region
+from opskip_compile._compat.shapes import known_at_least, same_size, size_hint, unbacked_size
+from opskip_compile._compat.tensors import fake_mask_like, is_fake, is_subclass, memory_of
+
+__all__ = [
+    "DEEPSTACK_METHOD",
+    "DEEPSTACK_PARAMETERS",
+    "REGION",
+    "Patch",
+    "add_tensor_placeholder",
+    "allow_caching",
+    "attention_implementation",
+    "blas_is_slow",
+    "compile_seconds",
+    "compiled_call",
+    "emit_artifact",
+    "fake_mask_like",
+    "forget_backend",
+    "generated_kernels",
+    "inductor",
+    "inductor_mode_options",
+    "inductor_option_names",
+    "invoke_region",
+    "is_fake",
+    "is_higher_order",
+    "is_overload",
+    "is_packet",
+    "is_subclass",
+    "keep_dynamo",
+    "known_at_least",
+    "lowering_sources",
+    "memory_of",
+    "not_on_compile_start",
+    "on_compile_start",
+    "onednn_linear",
+    "pattern_matches",
+    "probe_vector_instructions",
+    "recompile_limit",
+    "recompile_reason",
+    "register_backend",
+    "same_size",
+    "set_apart",
+    "set_compiled_call",
+    "size_hint",
+    "torch_is_older_than",
+    "unbacked_size",
+    "unlimited_recompiles",
+]

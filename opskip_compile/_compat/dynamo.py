@@ -1,0 +1,112 @@
+"""Dynamo: its registry, callbacks, limits and counters, and what it reads off modules and tensors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+import torch
+from torch import nn
+from torch._logging._internal import trace_structured
+
+_REGISTERING = threading.Lock()
+_WRAPPED = "opskip"  # attribute of our start callback: what it calls
+
+
+def register_backend(name: str, backend: Callable[..., Any]) -> None:
+    """Let ``torch.compile(backend=name)`` find ``backend``; may be called again, and by several threads at once.
+
+    For an entry point that gives None: Dynamo registers whatever else it gives, and fails where two threads load it. Of
+    None, its ``register_backend`` makes a decorator, and the lookup goes on with what stands in the registry.
+    """
+    from torch._dynamo.backends import registry
+
+    with _REGISTERING:
+        if name not in registry._COMPILER_FNS:
+            registry.register_backend(backend, name)
+
+
+def forget_backend(name: str) -> None:
+    """Let the next ``torch.compile(backend=name)`` load the backend's entry point again, as the first one did."""
+    from torch._dynamo.backends import registry
+
+    for entry_point in entry_points(group="torch_dynamo_backends", name=name):
+        registry._COMPILER_FNS.pop(name, None)
+        registry._BACKENDS[name] = entry_point  # Dynamo drops it when it has loaded it
+
+
+def on_compile_start(callback: Callable[[], None]) -> None:
+    """Run ``callback`` whenever Dynamo starts to compile, until ``torch._dynamo.reset`` forgets it."""
+    from torch._dynamo.callback import callback_handler
+
+    if not any(getattr(known, _WRAPPED, None) is callback for known in callback_handler.start_callbacks):
+
+        def start(args: object) -> None:
+            callback()
+
+        setattr(start, _WRAPPED, callback)
+        callback_handler.register_start_callback(start)
+
+
+def not_on_compile_start(callback: Callable[[], None]) -> None:
+    """Take back `on_compile_start`."""
+    from torch._dynamo.callback import callback_handler
+
+    for known in list(callback_handler.start_callbacks):
+        if getattr(known, _WRAPPED, None) is callback:
+            callback_handler.remove_start_callback(known)
+
+
+def recompile_reason() -> str:
+    """Why Dynamo compiles the present frame again (its first failed guard); empty for the first time."""
+    from torch._dynamo.utils import get_metrics_context
+
+    reason = get_metrics_context()._metrics.get("recompile_reason")
+    return str(reason) if reason else ""
+
+
+def recompile_limit(limit: int) -> Any:
+    """A context in which Dynamo compiles one function up to ``limit`` times."""
+    return torch._dynamo.config.patch(recompile_limit=limit)
+
+
+def unlimited_recompiles() -> Any:
+    """A context in which Dynamo never gives up on a function for being compiled too often."""
+    return torch._dynamo.config.patch(recompile_limit=2**30, accumulated_recompile_limit=2**30)
+
+
+def compile_seconds() -> dict[str, float]:
+    """Seconds that this process has spent in each phase of compiling, as Dynamo counts them."""
+    return {name: sum(seconds) for name, seconds in torch._dynamo.utils.compilation_time_metrics.items()}
+
+
+def compiled_call(model: nn.Module) -> Callable[..., Any] | None:
+    """What ``model.compile`` put on the model: called instead of its forward; None for a model without."""
+    return model._compiled_call_impl
+
+
+def set_compiled_call(model: nn.Module, call: Callable[..., Any] | None) -> None:
+    """Put back what `compiled_call` gave, or take it off with None."""
+    model._compiled_call_impl = call
+
+
+def set_apart(tensor: torch.Tensor) -> None:
+    """Keep ``tensor`` out of code that Dynamo compiled for other tensors of its shape.
+
+    Dynamo guards on the dimensions that a user has marked as dynamic: code for a tensor without marks does not fit one
+    with a mark; the other way round it does. The dimension that is marked here does not exist, so no size is dynamic.
+    """
+    marked: set[int] = getattr(tensor, "_dynamo_dynamic_indices", set())
+    tensor._dynamo_dynamic_indices = {*marked, tensor.dim()}  # type: ignore[attr-defined]
+    tensor._has_dynamo_dim_marking = True  # type: ignore[attr-defined]
+
+
+def emit_artifact(name: str, payload: Callable[[], str]) -> None:
+    """One structured trace artefact; tlparse lists it under the current compile."""
+    trace_structured(
+        "artifact",
+        metadata_fn=lambda: {"name": name, "encoding": "string"},
+        payload_fn=payload,
+    )
