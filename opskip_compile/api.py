@@ -82,6 +82,7 @@ class _Compiled:
 def compile(
     model: nn.Module,
     schedule: Schedule | str | Mapping[str, Any] | None = None,
+    *,
     regional: bool = False,
     prefill_only: bool = False,
     **kwargs: Any,

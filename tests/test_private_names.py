@@ -97,7 +97,9 @@ def files() -> list[str]:
 
 
 def test_the_product_is_read() -> None:
-    assert {"opskip_compile/api.py", "opskip_compile/backend/entry.py", "opskip_compile/timing/prefill.py"} <= {*files()}
+    assert {"opskip_compile/api.py", "opskip_compile/backend/entry.py", "opskip_compile/timing/prefill.py"} <= {
+        *files()
+    }
     assert not [path for path in files() if "_compat" in path]
 
 

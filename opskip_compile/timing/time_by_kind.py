@@ -7,6 +7,9 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
+from opskip_compile.passes.ops import operation_named
+from opskip_compile.passes.tune import causal_attention, onednn  # noqa: F401  declare the operators of ours
+
 KINDS = ("products", "attention", "other")
 
 
@@ -26,9 +29,13 @@ def seconds_by_kind(call: Callable[[], Any]) -> dict[str, float]:
 def kind_of(name: str) -> str:
     """The kind of an operation with a name such as ``aten::addmm`` or ``opskip::attend``."""
     library, _, operation = name.partition("::")
+    entry = operation_named(operation if library == "aten" else name)
+    if entry is not None:
+        return "attention" if entry.product and entry.mixes_rows else "products" if entry.product else "other"
+    # Kernels that an operation of the table calls have names of their own.
     words = operation.strip("_").split("_")
-    if library not in ("aten", "mkl", "mkldnn", "opskip"):
+    if library not in ("aten", "mkl", "mkldnn"):
         return "other"
-    if "attention" in words or "attend" in words:
+    if "attention" in words:
         return "attention"
-    return "products" if "linear" in words or words[-1].endswith("mm") else "other"
+    return "products" if "linear" in words else "other"

@@ -18,6 +18,7 @@ from opskip_compile.passes.ops.table import (
     names,
     op_name,
     operand,
+    operation_named,
     products,
     rows_of,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "names",
     "op_name",
     "operand",
+    "operation_named",
     "ours",
     "products",
     "reductions",

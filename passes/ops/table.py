@@ -192,6 +192,11 @@ def _spelled_function(target: Any) -> Spelling | None:
     return Spelling(entry, (signature,), writes)
 
 
+def operation_named(name: str) -> Operation | None:
+    """The entry of one of its names: canonical, a synonym, or with its library, such as ``"opskip::attend"``."""
+    return _by_name().get(name)
+
+
 def op_name(node: fx.Node) -> str | None:
     """The canonical name of what ``node`` computes, or None if the table does not know it.
 
