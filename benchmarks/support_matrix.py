@@ -3,7 +3,7 @@
     python -m benchmarks.support_matrix [--keep FILE]     # about an hour on 2 cores
     python -m benchmarks.support_matrix --tables-only     # the tables again from the figures
 
-The cells are tests (``tests/test_support.py --every-cell``); this runs them, writes what they say to
+The cells are tests (``tests/models/test_support.py --every-cell``); this runs them, writes what they say to
 ``benchmarks/results/support.json``, all cells in words to ``benchmarks/results/SUPPORT.md``, and the matrix into the
 README. If a cell fails, nothing is published.
 """
@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 import transformers
 
-ROOT = Path(__file__).parents[1]
-from tests.helpers.support import COLUMNS, FORMS, ZOO  # noqa: E402
+from tests.helpers.support import COLUMNS, FORMS, ZOO
 
+ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- support matrix: begin -->", "<!-- support matrix: end -->"
 Cells = Mapping[str, Mapping[str, tuple[str, str]]]
@@ -34,7 +34,7 @@ def measure(kept: Path | None) -> dict[str, dict[str, tuple[str, str]]]:
     """Run the cells in two processes; family -> form -> state and reason."""
     with tempfile.TemporaryDirectory() as folder:
         out = kept or Path(folder) / "cells.jsonl"
-        tests = ["tests/test_support.py", "-k", "test_cell", "--every-cell", "--support-out", str(out)]
+        tests = ["tests/models/test_support.py", "-k", "test_cell", "--every-cell", "--support-out", str(out)]
         subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "2", *tests], cwd=ROOT, check=True)
         return read(out)
 
