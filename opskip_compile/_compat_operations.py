@@ -133,7 +133,11 @@ def schema_of(overload: Any) -> Schema:
         for a in schema.arguments
     )
     returns_shared = any(value.alias_info is not None for value in schema.returns)
-    return Schema(arguments, returns_shared, returns_shared or not is_composed(overload))
+    try:
+        composed = is_composed(overload)
+    except RuntimeError:  # an overload of TorchScript's, for numbers and lists
+        composed = True
+    return Schema(arguments, returns_shared, returns_shared or not composed)
 
 
 def inplace_operators() -> Iterator[tuple[str, Any]]:
