@@ -140,16 +140,20 @@ def schema_of(overload: Any) -> Schema:
     return Schema(arguments, returns_shared, returns_shared or not composed)
 
 
-def inplace_operators() -> Iterator[tuple[str, Any]]:
-    """Name of the plain operator and function of each in-place one: ``("add", operator.iadd)``."""
+def inplace_operators() -> Iterator[tuple[str, Any, bool]]:
+    """Name of the plain operator and function of each in-place one: ``("add", operator.iadd, True)``.
+
+    Last whether it writes to a tensor: ``x @= y`` does not, since tensors have no such method.
+    """
     known = vars(operator)
     for name, function in known.items():
         plain = name[1:]
         if name.startswith("i") and callable(function):
+            writes = hasattr(torch.Tensor, f"__{name}__")
             if plain in known and callable(known[plain]):
-                yield plain, function
+                yield plain, function, writes
             elif plain + "_" in known:
-                yield plain + "_", function
+                yield plain + "_", function, writes
 
 
 def torch_modules() -> Sequence[str]:

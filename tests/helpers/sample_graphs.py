@@ -302,8 +302,10 @@ def _count(graph: fx.Graph, stops: list[Refusal], tally: Tally, where: str) -> N
     if not staying:
         tally.pushed += 1
         return
-    reasons = [stop.why.value for stop in stops if stop.node in {source.name for source in staying}]
-    tally.declined.update(reasons[:1])
+    at_subject = {source.name for source in staying} | {SUBJECT}
+    # A region of flattened tokens may have been tried instead; it names the node that made it impossible.
+    reasons = sorted(stops, key=lambda stop: stop.node not in at_subject)
+    tally.declined.update(stop.why.value for stop in reasons[:1])
     if not reasons:
         if all(any(not is_selection(user) for user in source.users) for source in staying):
             tally.kept += 1

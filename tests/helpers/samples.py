@@ -211,11 +211,12 @@ def _targets(name: str) -> tuple[_Target, ...]:
         for spelled in (plain, f"{plain}_"):
             packet = getattr(aten, spelled, None) if not spelled.startswith("__") else None
             if isinstance(packet, torch._ops.OpOverloadPacket):
-                targets.append(_Target(f"aten.{spelled}", "call_function", packet, _parameters_of(packet)))
-                for which in packet.overloads():
-                    overload = getattr(packet, which)
+                targets.append(_Target(f"aten.{spelled}", "call_function", packet, ()))
+                for overload in map(packet.__getattr__, packet.overloads()):
+                    if not any("Tensor" in str(a.type) for a in overload._schema.arguments):
+                        continue  # TorchScript's, for numbers
                     parameters = (_of_schema(overload._schema),)
-                    targets.append(_Target(f"aten.{spelled}.{which}", "call_function", overload, parameters))
+                    targets.append(_Target(f"{overload}", "call_function", overload, parameters))
     seen: dict[tuple[str, Any], _Target] = {}
     for target in targets:
         seen.setdefault((target.kind, target.label if target.target is getattr else target.target), target)
