@@ -140,6 +140,15 @@ def schema_of(overload: Any) -> Schema:
     return Schema(arguments, returns_shared, returns_shared or not composed)
 
 
+def only_schema(target: Any) -> Schema | None:
+    """The schema of an overload, or of a packet that has but one besides those that write to an ``out``; else None."""
+    if is_overload(target):
+        return schema_of(target)
+    schemas = [schema_of(overload) for overload in overloads_of(target)]
+    schemas = [schema for schema in schemas if not any(a.is_written and a.keyword_only for a in schema.arguments)]
+    return schemas[0] if len(schemas) == 1 else None
+
+
 def inplace_operators() -> Iterator[tuple[str, Any, bool]]:
     """Name of the plain operator and function of each in-place one: ``("add", operator.iadd, True)``.
 

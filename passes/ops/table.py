@@ -186,10 +186,10 @@ def _spelled_function(target: Any) -> Spelling | None:
         entry, writes = _by_name().get(name[:-1]), True
     if entry is None:
         return None
-    if f"aten.{name}" in entry.spelled or torch_operations.is_packet(target):
+    schema = None if f"aten.{name}" in entry.spelled else torch_operations.only_schema(target)
+    if schema is None:
         return Spelling(entry, _signatures(entry, f"aten.{name}"), writes)
-    signature = Signature.of_schema(torch_operations.schema_of(target), entry.renamed)
-    return Spelling(entry, (signature,), writes)
+    return Spelling(entry, (Signature.of_schema(schema, entry.renamed),), writes)
 
 
 def op_name(node: fx.Node) -> str | None:

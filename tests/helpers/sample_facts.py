@@ -67,7 +67,9 @@ def _compare(called: Called, facts: Facts, claimed: dict[str, bool]) -> None:
         ):
             missing = [i for i in sorted(shown) if inputs[i] not in said]
             if missing:
-                facts.wrong.append(f"{each.label} {what} tensor {missing[0]}, which the table denies: {described(each)}")
+                facts.wrong.append(
+                    f"{each.label} {what} tensor {missing[0]}, which the table denies: {described(each)}"
+                )
         if effect.written and not any(word in each.label for word in _NOTHING_CHANGES):
             claimed[each.label] = claimed.get(each.label, False) or bool(seen.changed)
 
@@ -77,9 +79,10 @@ def _with_out(called: Called) -> Iterator[tuple[Called, Observed]]:
     if seen is None:
         return
     yield called, seen
-    with_memory = written_to_memory(called, seen)
-    if with_memory is not None and (writing := observe(with_memory)) is not None:
-        yield with_memory, writing
+    for with_memory in written_to_memory(called, seen):
+        writing = observe(with_memory)
+        if writing is not None:
+            yield with_memory, writing
 
 
 def described(called: Called) -> str:

@@ -345,9 +345,10 @@ def _check_call(called: Called, tally: Tally, every_dim: bool) -> None:
         tally.refused += 1
         return
     _check_surroundings(called, seen, tally, every_dim)
-    with_memory = written_to_memory(called, seen)
-    if with_memory is not None and (writing := observe(with_memory)) is not None:
-        _check_surroundings(with_memory, writing, tally, every_dim)
+    for with_memory in written_to_memory(called, seen):
+        writing = observe(with_memory)
+        if writing is not None:
+            _check_surroundings(with_memory, writing, tally, every_dim)
 
 
 def _check_surroundings(called: Called, seen: Observed, tally: Tally, every_dim: bool) -> None:

@@ -30,8 +30,16 @@ LARGEST = 20_000  # elements of all tensors of a sample
 CONSIDERED = 60  # samples of one operation and type that are made at all, so that no list takes minutes
 TYPES = (torch.float32, torch.int64, torch.complex64, torch.bool)
 # Entries that PyTorch has no samples of, and whose samples they share.
-BORROWED = {"detach": "sin", "alias": "sin", "type_as": "add", "adjoint": "mH", "identity": "sin", "data": "sin", "type": "sin",
-    "setitem": "__getitem__"}
+BORROWED = {
+    "detach": "sin",
+    "alias": "sin",
+    "type_as": "add",
+    "adjoint": "mH",
+    "identity": "sin",
+    "data": "sin",
+    "type": "sin",
+    "setitem": "__getitem__",
+}
 _SWAPPED = frozenset({"where", "embedding"})  # samples come as the method takes them, not as the function does
 aten = torch.ops.aten
 
@@ -143,7 +151,13 @@ def entries() -> dict[str, tuple[Any, ...]]:
 
 
 def _entries_of(info: Any) -> list[str]:
-    variants = (info.op, info.method_variant, info.inplace_variant, info.operator_variant, info.inplace_operator_variant)
+    variants = (
+        info.op,
+        info.method_variant,
+        info.inplace_variant,
+        info.operator_variant,
+        info.inplace_operator_variant,
+    )
     functions, names = _by_function(), _by_name()
     matched = {functions[f][0].name for f in variants if f is not None and f in functions}
     for name in (info.name, *(alias.name for alias in info.aliases)):
@@ -311,19 +325,22 @@ def _by_position(given: Called, parameters: tuple[tuple[str, Any], ...]) -> Call
     return replace(given, args=tuple(args), kwargs=kwargs)
 
 
-def with_out(called: Called, observed: Observed) -> Called | None:
-    """The call with ``out``, memory of the shape and type of its result."""
+def with_out(called: Called, observed: Observed) -> Iterator[Called]:
+    """The call with ``out``: memory of the shape and type of its result, and the memory of its first operand."""
     result = observed.result
     writes = called.kind == "call_method" or observed.changed or "out" in called.kwargs
     if writes or called.target is getattr or getattr(called.target, "__module__", "") == operator.__name__:
-        return None
+        return
     if isinstance(result, Tensor):
+        first = next(iter(called.tensors()), None)
+        if first is not None and first.shape == result.shape and first.dtype == result.dtype:
+            yield replace(called, label=f"{called.label} out=itself", kwargs={**called.kwargs, "out": first})
         out: Any = torch.zeros_like(result, memory_format=torch.contiguous_format)
     elif isinstance(result, tuple) and all(isinstance(part, Tensor) for part in result):
         out = tuple(torch.zeros_like(part, memory_format=torch.contiguous_format) for part in result)
     else:
-        return None
-    return replace(called, label=f"{called.label} out", kwargs={**called.kwargs, "out": out})
+        return
+    yield replace(called, label=f"{called.label} out", kwargs={**called.kwargs, "out": out})
 
 
 def variants(info: Any) -> Iterator[tuple[str, str, Any]]:
