@@ -15,7 +15,6 @@ from tests.helpers.samples import Called, Observed, calls, entries, node_of, obs
 from tests.helpers.samples import variants as variants_of
 from tests.helpers.samples import with_out as written_to_memory
 
-
 # `detach_` writes to no data, and `empty` writes what was there.
 _NOTHING_CHANGES = ("detach_", "torch.empty")
 
