@@ -133,19 +133,36 @@ def schema_of(overload: Any) -> Schema:
         for a in schema.arguments
     )
     returns_shared = any(value.alias_info is not None for value in schema.returns)
-    return Schema(arguments, returns_shared, returns_shared or not is_composed(overload))
+    try:
+        composed = is_composed(overload)
+    except RuntimeError:  # an overload of TorchScript's, for numbers and lists
+        composed = True
+    return Schema(arguments, returns_shared, returns_shared or not composed)
 
 
-def inplace_operators() -> Iterator[tuple[str, Any]]:
-    """Name of the plain operator and function of each in-place one: ``("add", operator.iadd)``."""
+def only_schema(target: Any) -> Schema | None:
+    """The schema of an overload, or of a packet that has but one besides those that write to an ``out``; else None."""
+    if is_overload(target):
+        return schema_of(target)
+    schemas = [schema_of(overload) for overload in overloads_of(target)]
+    schemas = [schema for schema in schemas if not any(a.is_written and a.keyword_only for a in schema.arguments)]
+    return schemas[0] if len(schemas) == 1 else None
+
+
+def inplace_operators() -> Iterator[tuple[str, Any, bool]]:
+    """Name of the plain operator and function of each in-place one: ``("add", operator.iadd, True)``.
+
+    Last whether it writes to a tensor: ``x @= y`` does not, since tensors have no such method.
+    """
     known = vars(operator)
     for name, function in known.items():
         plain = name[1:]
         if name.startswith("i") and callable(function):
+            writes = hasattr(torch.Tensor, f"__{name}__")
             if plain in known and callable(known[plain]):
-                yield plain, function
+                yield plain, function, writes
             elif plain + "_" in known:
-                yield plain + "_", function
+                yield plain + "_", function, writes
 
 
 def torch_modules() -> Sequence[str]:

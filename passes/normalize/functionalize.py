@@ -16,7 +16,7 @@ from torch import fx
 
 from opskip_compile.passes.graph.origin import Origin, set_origin
 from opskip_compile.passes.ops import Trait, call_of, effects, op_name, tensor
-from opskip_compile.passes.ops.operation import Arguments, Call
+from opskip_compile.passes.ops.operation import Arguments, Call, same_sizes
 
 _PARTS_ARE_NEW = frozenset({"topk", "sort"})
 Pure = tuple[str, str | Callable[..., Any], Arguments]
@@ -70,6 +70,9 @@ def _pure(call: Call) -> Pure | None:
         return None
     if not _keeps_type(call, base) or (Trait.LOGICAL in call.operation.traits and base.dtype != torch.bool):
         return None
+    if call["out"] is not None:  # its own operand, whose memory takes a result of its shape
+        kwargs = {name: value for name, value in node.kwargs.items() if name != "out"}
+        return (node.op, node.target, (node.args, kwargs)) if same_sizes(node, call["input"]) else None
     if not call.in_place:  # by its argument ``inplace``
         return node.op, node.target, call.replaced("inplace", False)
     arguments = node.args, dict(node.kwargs)

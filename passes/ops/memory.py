@@ -75,7 +75,8 @@ def _of_schema(node: fx.Node) -> Effects:
         return _barrier(node)
     if len(schemas) == 1:
         (schema,) = schemas
-        written, shared = [], []
+        # Python takes several results as one tuple ``out``, whatever their names in the schema.
+        written, shared = nodes_in(node.kwargs.get("out")), nodes_in(node.kwargs.get("out"))
         for at, argument in enumerate(schema.arguments):
             value = node.args[at] if at < len(node.args) else node.kwargs.get(argument.name)
             if argument.is_written:
@@ -84,7 +85,7 @@ def _of_schema(node: fx.Node) -> Effects:
                 shared += nodes_in(value)
         return Effects(tuple(written), tuple(shared))
     # Which overload runs is not known: what one of them does, all may do.
-    writes = any(a.is_written for schema in schemas for a in schema.arguments)
+    writes = "out" in node.kwargs or any(a.is_written for schema in schemas for a in schema.arguments)
     shares = any(schema.returns_shared or not schema.tells_aliasing for schema in schemas)
     given = tuple(node.all_input_nodes)
     return Effects(given if writes else (), given if writes or shares else ())

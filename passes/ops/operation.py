@@ -105,7 +105,8 @@ class Call:
         value = self.arguments.get(name)
         if not isinstance(value, int) or isinstance(value, bool):
             raise Refused(Refusal(Why.ARGUMENTS, "the dimension it works along is not one number"))
-        return value % (rank if rank is not None else len(shape(self.operand())))
+        # A single number counts as one dimension wherever PyTorch asks for one.
+        return value % max(rank if rank is not None else len(shape(self.operand())), 1)
 
     def tensors(self, *names: str) -> list[fx.Node]:
         """The tensors among the arguments of these names, or among all, once each."""

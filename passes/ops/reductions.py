@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opskip_compile.passes.ops.families import along, broadcast, reduced, reduction
+from opskip_compile.passes.ops.families import along, broadcast, plain, reduced, reduction
 from opskip_compile.passes.ops.operation import Call, Dims, Operation, Trait, declined, shape
 from opskip_compile.passes.ops.table import declare
 from opskip_compile.passes.refusal import Refusal
@@ -41,6 +41,9 @@ _SPREAD = (
 )
 _NORM = "input, p='fro', dim=None, keepdim=False, dtype=None"
 _PARTS = (Trait.PARTS,)
+# Running statistics are written in training; what the schemas of these say of it is wrong.
+_RUNNING = ("running_mean", "running_var")
+_BY_BATCH = "input, weight, bias, running_mean, running_var"
 declare(
     reduction("mean", traits=(Trait.NORM_STEP,)),
     reduction("var", *_SPREAD, traits=(Trait.NORM_STEP,)),
@@ -69,5 +72,12 @@ declare(
         rows=layer_norm,
         traits=frozenset({Trait.NORM_STEP}),
     ),
+    plain(
+        "batch_norm",
+        f"{_BY_BATCH}, training, momentum, eps, cudnn_enabled=True",
+        synonyms=("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"),
+        writes=_RUNNING,
+    ),
+    plain("instance_norm", f"{_BY_BATCH}, use_input_stats, momentum, eps, cudnn_enabled=True", writes=_RUNNING),
     Operation("normalize", ("input, p=2.0, dim=1, eps=1e-12",), rows=normalize),
 )

@@ -26,6 +26,7 @@ _SAME = {
     "tensor": "input",
     "x": "input",
     "a": "input",
+    "A": "input",
     "x1": "input",
     "x2": "other",
     "axis": "dim",

@@ -103,9 +103,9 @@ def _by_name() -> Mapping[str, Operation]:
 def _by_function() -> Mapping[Any, tuple[Operation, str, bool]]:
     """Every function of PyTorch that spells an operation: the entry, how it is called there, whether it is in place."""
     known: dict[Any, tuple[Operation, str, bool]] = {}
-    in_place: dict[str, list[Any]] = {}
-    for plain, function in torch_operations.inplace_operators():
-        in_place.setdefault(plain, []).append(function)
+    in_place: dict[str, list[tuple[Any, bool]]] = {}
+    for plain, function, writes in torch_operations.inplace_operators():
+        in_place.setdefault(plain, []).append((function, writes))
     for name, operation in _by_name().items():
         for place, namespace in torch_operations.NAMESPACES:
             for spelled in (name, name + "_"):
@@ -113,8 +113,8 @@ def _by_function() -> Mapping[Any, tuple[Operation, str, bool]]:
                 if callable(function) and not inspect.isclass(function) and not inspect.ismodule(function):
                     writes = spelled is not name and spelled not in _by_name()
                     known.setdefault(function, (operation, f"{place}.{spelled}", writes))
-        for function in in_place.get(name, ()):
-            known[function] = (operation, f"operator.i{name}", True)
+        for function, writes in in_place.get(name, ()):
+            known[function] = (operation, f"operator.i{name}", writes)
     known.update({function: (operation, operation.name, False) for function, operation in _FUNCTIONS.items()})
     return known
 
@@ -186,10 +186,10 @@ def _spelled_function(target: Any) -> Spelling | None:
         entry, writes = _by_name().get(name[:-1]), True
     if entry is None:
         return None
-    if f"aten.{name}" in entry.spelled or torch_operations.is_packet(target):
+    schema = None if f"aten.{name}" in entry.spelled else torch_operations.only_schema(target)
+    if schema is None:
         return Spelling(entry, _signatures(entry, f"aten.{name}"), writes)
-    signature = Signature.of_schema(torch_operations.schema_of(target), entry.renamed)
-    return Spelling(entry, (signature,), writes)
+    return Spelling(entry, (Signature.of_schema(schema, entry.renamed),), writes)
 
 
 def operation_named(name: str) -> Operation | None:

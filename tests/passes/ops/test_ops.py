@@ -90,7 +90,7 @@ def test_inputs_have_no_name() -> None:
         ("__setitem__", (0, 1), {}, True),
         (operator.add, (1,), {}, False),
         (operator.iadd, (1,), {}, True),
-        (operator.imatmul, (1,), {}, True),
+        (operator.imatmul, (1,), {}, False),
         (operator.iand, (1,), {}, True),
         (operator.ior, (1,), {}, True),
         (operator.setitem, (0, 1), {}, True),
