@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,12 @@ def methods() -> frozenset[str]:
     return frozenset(name for name in base if type(vars(torch.Tensor).get(name, base[name])) is type(base["add"]))
 
 
+def is_own_python(function: Any) -> bool:
+    """True for a function that PyTorch writes in Python, in ``torch.functional`` or ``torch.nn.functional``."""
+    module = getattr(function, "__module__", None)
+    return inspect.isfunction(function) and module in ("torch.functional", "torch.nn.functional")
+
+
 def python_method(name: str) -> Any:
     """The method of tensors of this name if it is written in Python, else None."""
     return vars(torch.Tensor).get(name)
@@ -52,7 +59,7 @@ class Schema:
     Attributes:
         arguments: in order.
         returns_shared: True if a result may share memory with an argument.
-        tells_aliasing: False for an operation that aten composes of others: it may return an argument as it is, and its
+        tells_aliasing: False for an operation that is composed of others: it may return an argument as it is, and its
             schema says nothing of it, as with dropout.
     """
 
@@ -109,13 +116,13 @@ def overloads_of(packet: Any) -> list[Any]:
 
 
 def is_composed(overload: Any) -> bool:
-    """True for an operation that aten writes with others of its own, so that a result may be an argument as it is.
+    """True for an operation that is written with others, so that a result may be an argument as it is.
 
     Raises:
         RuntimeError: no operator of that name can run.
     """
     key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return bool(overload.namespace == "aten" and overload.has_kernel_for_dispatch_key(key))
+    return bool(overload.has_kernel_for_dispatch_key(key))
 
 
 def schema_of(overload: Any) -> Schema:

@@ -6,6 +6,7 @@ nothing else. It counts the products of the graph as they stand: a batch with it
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import fx
 from opskip_compile.passes.graph.origin import captured_place
 from opskip_compile.passes.graph.sizes import Sizes
 from opskip_compile.passes.ops import Call, call_of, names, op_name
+
+log = logging.getLogger(__name__)
 
 
 def count_by_operator(graph: fx.Graph, owners: Mapping[str, str], sizes: Sizes) -> dict[str, int] | None:
@@ -30,7 +33,11 @@ def count_by_operator(graph: fx.Graph, owners: Mapping[str, str], sizes: Sizes) 
         owner = owners.get(captured_place(node)) if op_name(node) in counted else None
         if owner is not None:
             call = call_of(node)
-            flops = None if call is None else _count(call, sizes)
+            try:
+                flops = None if call is None else _count(call, sizes)
+            except Exception:  # a number in a report is no reason to lose a graph
+                log.debug("FLOPs of %s", node.name, exc_info=True)
+                flops = None
             if flops is None:
                 return None
             total[owner] += flops

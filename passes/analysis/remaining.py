@@ -13,7 +13,7 @@ from torch import fx
 
 from opskip_compile.passes.analysis.dataflow import is_attention_product, queries_keys_values
 from opskip_compile.passes.analysis.operators import Operator
-from opskip_compile.passes.ops import Trait, having, is_inplace, op_name, products
+from opskip_compile.passes.ops import Trait, effects, having, op_name, products
 
 
 def costly_operations() -> frozenset[str]:
@@ -69,5 +69,11 @@ def _rows_needed_in_full(operator: Operator) -> tuple[fx.Node, ...]:
     attentions = [node for node in operator.region if is_attention_product(node)]
     keys_and_values = [operand for node in attentions for operand in queries_keys_values(node)[1:]]
     outputs = [node for node in operator.region if any(user.op == "output" for user in node.users)]
-    writes = [user for node in operator.region for user in node.users if is_inplace(user)]
+    writes = [user for node in operator.region for user in node.users if _is_known_to_write(user)]
     return (*(node for node in keys_and_values if node is not None), *outputs, *writes)
+
+
+def _is_known_to_write(node: fx.Node) -> bool:
+    """True for a write that is seen, not for one that is only assumed of what nothing is known of."""
+    effect = effects(node)
+    return bool(effect.written) and not effect.assumed

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from opskip_compile._compat import same_size
 from opskip_compile.passes.graph.origin import Origin, set_origin
 from opskip_compile.passes.ops import Trait, call_of, effects, op_name, tensor
 from opskip_compile.passes.ops.operation import Arguments, Call, same_sizes
@@ -65,16 +66,21 @@ def _pure(call: Call) -> Pure | None:
         index, value = tensor(call["index"]), tensor(call["value"])
         if index is None or value is None or base.dtype != value.dtype or index.dtype != torch.int64 or node.users:
             return None
+        if value.dim() > index.dim() + base.dim() - 1:  # index_put wants no leading dimensions of size 1
+            return None
         return "call_method", "index_put", ((call["input"], (call["index"],), call["value"]), {})
     if call.operation.name != "scatter" and Trait.POINTWISE not in call.operation.traits:
         return None
     if not _keeps_type(call, base) or (Trait.LOGICAL in call.operation.traits and base.dtype != torch.bool):
         return None
+    if not _keeps_layout(call, base):
+        return None
     if call["out"] is not None:  # its own operand, whose memory takes a result of its shape
         kwargs = {name: value for name, value in node.kwargs.items() if name != "out"}
-        return (node.op, node.target, (node.args, kwargs)) if same_sizes(node, call["input"]) else None
+        fits = "out" in node.kwargs and same_sizes(node, call["input"])
+        return (node.op, node.target, (node.args, kwargs)) if fits else None
     if not call.in_place:  # by its argument ``inplace``
-        return node.op, node.target, call.replaced("inplace", False)
+        return (node.op, node.target, call.replaced("inplace", False)) if call["inplace"] is True else None
     arguments = node.args, dict(node.kwargs)
     if node.op == "call_method":
         name = str(node.target)
@@ -100,11 +106,26 @@ def _keeps_type(call: Call, base: torch.Tensor) -> bool:
     )
 
 
+def _keeps_layout(call: Call, base: torch.Tensor) -> bool:
+    """True if the operation gives its result the layout of ``base``, which in place it keeps.
+
+    A later view may need it. Numbers leave the layout alone; other tensors, masked_fill and scatter may not, unless all
+    is contiguous.
+    """
+    alone = len(call.tensors()) == 1 and call.operation.name not in ("masked_fill", "scatter")
+    expected: Any = 1
+    for size, stride in zip(reversed(base.shape), reversed(base.stride()), strict=True):
+        if not (alone or same_size(size, 1) or same_size(stride, expected)):
+            return False
+        expected = expected * size
+    return True
+
+
 def _is_private(value: fx.Node, writer: fx.Node, order: dict[fx.Node, int]) -> bool:
     """True if ``value`` is new memory of this graph that nothing made before ``writer`` shares."""
     if op_name(value) == "getitem":
         whole = value.args[0]
-        if not isinstance(whole, fx.Node) or op_name(whole) not in _PARTS_ARE_NEW:
+        if not isinstance(whole, fx.Node) or op_name(whole) not in _PARTS_ARE_NEW or _touches_memory(whole):
             return False
         same = [user for user in whole.users if user.args[1] == value.args[1]]
         if len(same) != 1:

@@ -33,6 +33,8 @@ def linear(call: Call, dim: int) -> Dims | Refusal:
         return declined("the rows are the output features")
     if len(shape(weight)) != 2 or x in (weight, call["bias"]):
         return declined("the weight is not a matrix of its own")
+    if isinstance(call["bias"], fx.Node) and len(shape(call["bias"])) != 1:
+        return declined("the bias is not one vector")
     return {x: dim}
 
 

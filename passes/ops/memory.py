@@ -17,6 +17,7 @@ from torch import fx
 
 from opskip_compile._compat import operations as torch_operations
 from opskip_compile.passes.ops.operation import nodes_in
+from opskip_compile.passes.ops.signature import Signature, canonical
 from opskip_compile.passes.ops.table import call_of, spelling_of
 
 _CALLS = ("call_function", "call_method", "call_module")
@@ -24,10 +25,17 @@ _CALLS = ("call_function", "call_method", "call_module")
 
 @dataclass(frozen=True)
 class Effects:
-    """Nodes whose memory a node writes to, and nodes whose memory its result may share."""
+    """What a node does to memory.
+
+    Attributes:
+        written: nodes whose memory it writes to.
+        shared: nodes whose memory its result may share.
+        assumed: True if nothing is known of the node, so that the worst is assumed of it.
+    """
 
     written: tuple[fx.Node, ...] = ()
     shared: tuple[fx.Node, ...] = ()
+    assumed: bool = False
 
 
 NONE = Effects()
@@ -64,12 +72,15 @@ def _is_on(switch: object) -> bool:
 
 
 def _barrier(node: fx.Node) -> Effects:
-    return Effects(tuple(node.all_input_nodes), tuple(node.all_input_nodes))
+    return Effects(tuple(node.all_input_nodes), tuple(node.all_input_nodes), assumed=True)
 
 
 def _of_schema(node: fx.Node) -> Effects:
     if node.target is getattr:  # an attribute is read; it may be a view, such as `data`
         return Effects((), tuple(node.all_input_nodes))
+    signature = _own_signature(node.target) if node.op == "call_function" else None
+    if signature is not None:
+        return _of_python(node, signature)
     schemas = [schema for schema in _schemas(node.op, node.target) if _may_run(schema, node)]
     if not schemas:
         return _barrier(node)
@@ -77,8 +88,11 @@ def _of_schema(node: fx.Node) -> Effects:
         (schema,) = schemas
         # Python takes several results as one tuple ``out``, whatever their names in the schema.
         written, shared = nodes_in(node.kwargs.get("out")), nodes_in(node.kwargs.get("out"))
+        named = {canonical(name): value for name, value in node.kwargs.items()}
+        if len(node.args) > len(schema.arguments) or named.keys() - {*map(_name, schema.arguments), "out"}:
+            return _barrier(node)  # the schema is not that of this call
         for at, argument in enumerate(schema.arguments):
-            value = node.args[at] if at < len(node.args) else node.kwargs.get(argument.name)
+            value = node.args[at] if at < len(node.args) else named.get(_name(argument))
             if argument.is_written:
                 written += nodes_in(value)
             if argument.is_shared or not schema.tells_aliasing:
@@ -91,9 +105,35 @@ def _of_schema(node: fx.Node) -> Effects:
     return Effects(given if writes else (), given if writes or shares else ())
 
 
+def _name(argument: torch_operations.SchemaArgument) -> str:
+    return canonical(argument.name)
+
+
+# What PyTorch's own functions in Python write to, and the argument that switches it on.
+_PYTHON_WRITES = {"input": "inplace", "out": "out", "weight": "max_norm"}
+_RUNNING = ("running_mean", "running_var")
+
+
+@lru_cache(4096)
+def _own_signature(target: Any) -> Signature | None:
+    """The signature of a function that PyTorch itself writes in Python with its own operations; else None."""
+    return Signature.of_function(target, {}) if torch_operations.is_own_python(target) else None
+
+
+def _of_python(node: fx.Node, signature: Signature) -> Effects:
+    """A function of ``torch.nn.functional`` writes where its arguments say so; any result may be a view."""
+    arguments = signature.bind(node.args, node.kwargs)
+    if arguments is None:
+        return _barrier(node)
+    switched = [name for name, switch in _PYTHON_WRITES.items() if _is_on(arguments.get(switch))]
+    written = [value for name in (*switched, *_RUNNING) for value in nodes_in(arguments.get(name))]
+    return Effects(tuple(written), tuple(node.all_input_nodes))
+
+
 def _may_run(schema: torch_operations.Schema, node: fx.Node) -> bool:
     """False for an overload that writes to an argument which is given by name only, and is not: an ``out``."""
-    return all(a.name in node.kwargs for a in schema.arguments if a.is_written and a.keyword_only)
+    named = {*map(canonical, node.kwargs)}
+    return all(_name(a) in named for a in schema.arguments if a.is_written and a.keyword_only)
 
 
 @lru_cache(4096)
@@ -156,7 +196,14 @@ def readers_after(node: fx.Node, order: Mapping[fx.Node, int]) -> list[fx.Node]:
     stack = list(family)
     while stack:
         value = stack.pop()
-        views = [user for user in value.users if user not in family and value in effects(user).shared]
+        # What writes to the memory later has readers of its own.
+        views = [
+            user
+            for user in value.users
+            if user not in family
+            and value in effects(user).shared
+            and not (order[user] > order[node] and effects(user).written)
+        ]
         family.update(views)
         stack += views
     return [user for member in family for user in member.users if order[user] > order[node]]
@@ -164,6 +211,6 @@ def readers_after(node: fx.Node, order: Mapping[fx.Node, int]) -> list[fx.Node]:
 
 def _base(node: fx.Node) -> fx.Node:
     """What ``node`` is a view of, as far as one value says so."""
-    while len(shared := effects(node).shared) == 1 and not effects(node).written:
-        node = shared[0]
+    while len(shared := {*effects(node).shared}) == 1:
+        (node,) = shared
     return node

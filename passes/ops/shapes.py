@@ -212,7 +212,15 @@ _RESHAPES = (Trait.RESHAPES,)
 _CUT = (Trait.PARTS,)
 declare(
     # x.view(torch.int32) and aten.view.dtype give other sizes
-    view("view", "input, *size", rows=reshape, resize=resize_view, renamed={"dtype": "size"}, traits=_RESHAPES),
+    view(
+        "view",
+        "input, *size",
+        rows=reshape,
+        resize=resize_view,
+        synonyms=("_unsafe_view",),  # whose schema does not say that it shares memory
+        renamed={"dtype": "size"},
+        traits=_RESHAPES,
+    ),
     view("reshape", "input, *size", rows=reshape, resize=resize_view, renamed={"shape": "size"}, traits=_RESHAPES),
     view("flatten", "input, start_dim=0, end_dim=-1", rows=flatten, traits=_RESHAPES),
     view("unflatten", "input, dim, sizes", rows=unflatten),

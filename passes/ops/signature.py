@@ -36,6 +36,11 @@ _SAME = {
 }
 
 
+def canonical(name: str) -> str:
+    """The name of the table for a parameter that some spelling names otherwise."""
+    return _SAME.get(name, name)
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One parameter.
@@ -119,7 +124,7 @@ class Signature:
         if at < len(args):
             return None
         for name, value in kwargs.items():
-            name = self.renamed.get(name, _SAME.get(name, name))
+            name = self.renamed.get(name, canonical(name))
             if name in bound:
                 return None
             bound[name] = value
@@ -130,6 +135,9 @@ class Signature:
                 if parameter.default is REQUIRED:
                     return None
                 bound[parameter.name] = parameter.default
+            elif parameter.rest and isinstance(bound[parameter.name], int | tuple):
+                value = bound[parameter.name]
+                bound[parameter.name] = [value] if isinstance(value, int) else list(value)
             elif parameter.tensor and not is_tensor(bound[parameter.name]):
                 return None
         return bound if bound.keys() <= known else None

@@ -22,7 +22,7 @@ def is_as_wide(node: fx.Node, stream: fx.Node) -> bool:
 def summands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """The two values that ``node`` adds, in order and in place or not; None if it is no sum of two tensors."""
     call = call_of(node) if op_name(node) == "add" else None
-    if call is None or call["alpha"] not in (1, None) or call["out"] is not None:
+    if call is None or call["alpha"] not in (1, None):
         return None
     first, second = call["input"], call["other"]
     return (first, second) if isinstance(first, fx.Node) and isinstance(second, fx.Node) else None

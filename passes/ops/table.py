@@ -11,7 +11,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 from torch import fx
@@ -36,11 +36,12 @@ class Spelling:
     signatures: tuple[Signature, ...]
     in_place: bool = False
 
-    @property
+    @cached_property
     def is_plain(self) -> bool:
-        """True if no argument can make it write to memory or share any."""
+        """True if no argument but a keyword ``out`` can make it write to memory or share any."""
         known = {parameter.name for signature in self.signatures for parameter in signature.parameters}
-        return not (self.in_place or self.operation.aliases or self.operation.writes or "inplace" in known)
+        switched = not known.isdisjoint(("inplace", "out"))
+        return not (self.in_place or self.operation.aliases or self.operation.writes or switched)
 
 
 def declare(*operations: Operation, functions: Iterable[Any] = ()) -> None:

@@ -7,6 +7,7 @@ been decided.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -25,6 +26,8 @@ from opskip_compile.passes.rewrite.selection import RowSet, copy_origin, is_sele
 from opskip_compile.passes.rewrite.token_rebuild import build_flat, erase_flat
 from opskip_compile.passes.rewrite.token_regions import FlatRegion, prove_flat
 from opskip_compile.passes.runtime import select_rows
+
+log = logging.getLogger(__name__)
 
 MUTATED = Refusal(Why.MUTATED, "it is mutated in place, or may share memory with something that is")
 TOO_EARLY = Refusal(Why.TOO_EARLY, "it runs before the rows are known, in a graph with autocast or gradient regions")
@@ -67,12 +70,24 @@ class Pushdown:
                 self._push_region(node, selections, answer)
                 return
             asked.append((selection, answer))
-        for selection, dims in asked:
-            rows = self.sets[selection.args[1]]  # type: ignore[index]
-            selection.replace_all_uses_with(self._build(node, int(selection.args[2]), rows, dims))  # type: ignore[arg-type]
+        try:
+            built = [
+                (selection, self._build(node, int(selection.args[2]), self.sets[selection.args[1]], dims))  # type: ignore[arg-type,index]
+                for selection, dims in asked
+            ]
+        except Exception as error:  # what was begun is dead, and cleaned up with the rest
+            self.stops.append(self._surprise(node, error))
+            return
+        for selection, new in built:
+            selection.replace_all_uses_with(new)
             self.graph.erase_node(selection)
             self.pushed += 1
         self._erase(node)
+
+    def _surprise(self, node: fx.Node, error: Exception) -> Refusal:
+        log.debug("%s can't be written for kept rows", node.name, exc_info=True)
+        text = f"it can't be written for kept rows: {type(error).__name__}: {error}"
+        return self._at(Refusal(Why.SURPRISE, text), node)
 
     def _push_region(self, node: fx.Node, selections: list[fx.Node], refusal: Refusal) -> None:
         """Where no rule moves the selection above ``node``: a region of flattened tokens that ends there may."""
@@ -87,8 +102,16 @@ class Pushdown:
                 self.stops.append(region or self._at(refusal, node))
                 return
             proved.append((selection, dim, rows, region))
-        for selection, dim, rows, region in proved:
-            selection.replace_all_uses_with(build_flat(self.graph, region, node, dim, rows, self.order))
+        try:
+            built = [
+                (selection, region, build_flat(self.graph, region, node, dim, rows, self.order))
+                for selection, dim, rows, region in proved
+            ]
+        except Exception as error:
+            self.stops.append(self._surprise(node, error))
+            return
+        for selection, region, new in built:
+            selection.replace_all_uses_with(new)
             self.graph.erase_node(selection)
             self.pushed += len(region.orders)
         erase_flat(self.graph, [region for *_, region in proved], self.order)
