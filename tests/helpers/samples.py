@@ -27,7 +27,8 @@ from opskip_compile.passes.ops import TABLE
 from opskip_compile.passes.ops.table import _by_function, _by_name
 
 LARGEST = 20_000  # elements of all tensors of a sample
-CONSIDERED = 60  # samples of one operation and type that are made at all, so that no list takes minutes
+# Samples of one operation and type that are made at all, so that no list takes minutes: at most, and to choose from.
+CONSIDERED, CHOSEN_FROM = 60, 24
 TYPES = (torch.float32, torch.int64, torch.complex64, torch.bool)
 # Entries that PyTorch has no samples of, or too few, and operations whose samples they take.
 BORROWED = {
@@ -192,9 +193,10 @@ def samples_of(info: Any, dtype: torch.dtype, most: int | None = None, name: str
     torch.default_generator.manual_seed(0)
     random.seed(0)
     small: list[tuple[Any, ...]] = []
+    considered = CONSIDERED if most is None else max(most, CHOSEN_FROM)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for sample in islice(info.sample_inputs("cpu", dtype, requires_grad=False), CONSIDERED):
+        for sample in islice(info.sample_inputs("cpu", dtype, requires_grad=False), considered):
             args, kwargs = (sample.input, *sample.args), dict(sample.kwargs)
             arrange = _ARRANGED.get((name, info.name))
             args = arrange(args) if arrange is not None else args
