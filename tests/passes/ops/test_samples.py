@@ -68,6 +68,12 @@ def test_spellings_of_aten(name: str) -> None:
     assert not tally.wrong and tally.pushed
 
 
+@pytest.mark.parametrize("name", ["getitem", "scaled_dot_product_attention"])
+def test_all_samples_of_what_has_many_forms(name: str) -> None:
+    tally = apart(check_operation, name, every_dim=False, aten_too=False)
+    assert not tally.wrong and tally.pushed
+
+
 def test_memory_is_what_samples_show() -> None:
     facts = apart(facts_of_all)
     assert not (wrong := [text for name in sorted(facts) for text in facts[name].wrong]), "\n".join(wrong)
