@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint layout types imports check bench support clean
+.PHONY: demo test lint layout types imports check bench support operations clean
 
 demo: $(VENV)/.ready
 	$(BIN)/opskip demo
@@ -36,6 +36,12 @@ bench: $(VENV)/.ready
 support: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.support_matrix
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.recompiles --json benchmarks/results/recompiles.json
+
+# Every sample of PyTorch's of every operation of the table (half an hour on an idle core), and 200 random decoders.
+operations: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.operations --json benchmarks/results/operations.json \
+		--markdown benchmarks/results/OPERATIONS.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.operations --graphs 200
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -17,7 +17,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,8 @@ def check(name: str, most: int | None) -> dict[str, Any]:
     facts = check_facts(name, most, every_type=True)
     row: dict[str, Any] = {"operation": name, "facts": facts.calls, "wrong_facts": facts.wrong}
     if name in known_operations():
-        row.update(asdict(check_operation(name, most, every_type=True)))
+        tally = check_operation(name, most, every_type=True)
+        row.update(vars(tally), declined=dict(tally.declined.most_common()))
     return row
 
 

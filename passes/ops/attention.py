@@ -98,9 +98,16 @@ def attention(call: Call, dim: int) -> Dims | Refusal:
             return declined("both a mask and is_causal are given")
         if call["is_causal"] and rank != 4:
             return declined("is_causal without a dimension of heads")
-        dims = {query: dim}
+        dims = {query: len(shape(query)) - 2}
     else:
-        dims = {x: dim for x in (query, key, value) if not same_size(shape(x)[dim], 1)}
+        dims = {}
+        for x in (query, key, value):
+            at = dim - (rank - len(shape(x)))
+            if at < 0 or same_size(shape(x)[at], 1):
+                continue
+            if not same_size(shape(x)[at], shape(call.node)[dim]):
+                return declined(f"operand {x.name} has another size in the row dimension")
+            dims[x] = at
     if isinstance(mask, fx.Node):
         at = dim - (rank - len(shape(mask)))
         if at >= 0 and not same_size(shape(mask)[at], 1):
@@ -111,7 +118,7 @@ def attention(call: Call, dim: int) -> Dims | Refusal:
 def explicit_causal(call: Call, dim: int, n: fx.Node) -> Arguments:
     """``is_causal`` aligns queries to the top left, which is wrong for selected ones: give the mask rows instead."""
     node = call.node
-    if not call["is_causal"]:
+    if not call["is_causal"] or dim != call.rank - 2:  # all queries of some heads or elements stay aligned
         return node.args, dict(node.kwargs)
     rows = n.args[0]  # n is rows.size(1)
     mask = node.graph.call_function(causal_mask, (rows, call.operand("key")))

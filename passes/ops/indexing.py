@@ -23,7 +23,7 @@ def getitem(call: Call, dim: int) -> Dims | Refusal:
         return declined(f"it takes a part of {name_of(x)}, which has no rule", Why.NO_RULE)
     if isinstance(index, fx.Node) and tensor(index) is not None:
         return table_lookup(x, index, dim)
-    items = list(index) if isinstance(index, tuple | list) else [index]
+    items = list(index) if isinstance(index, tuple) else [index]  # a list is an index of its own
     if any(isinstance(i, bool) or not (i is None or i is Ellipsis or isinstance(i, int | slice)) for i in items):
         return declined(BY_TENSOR)
     if Ellipsis in items:

@@ -33,7 +33,7 @@ class Facts:
 
 
 def check_facts(name: str, most: int | None = None, every_type: bool = False) -> Facts:
-    """Every spelling of the entry ``name``."""
+    """Every spelling of the entry ``name``; with all samples also whether each claimed write is seen in some."""
     facts = Facts()
     claimed: dict[str, bool] = {}
     for info in entries()[name]:
@@ -41,7 +41,8 @@ def check_facts(name: str, most: int | None = None, every_type: bool = False) ->
             for args, kwargs in samples_of(info, dtype, most, name):
                 for called in calls(name, args, kwargs):
                     _compare(called, facts, claimed)
-    facts.wrong += [f"{label}: claims a write that no sample shows" for label, seen in claimed.items() if not seen]
+    if most is None:
+        facts.wrong += [f"{label}: claims a write that no sample shows" for label, seen in claimed.items() if not seen]
     return facts
 
 

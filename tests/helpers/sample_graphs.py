@@ -27,6 +27,7 @@ from opskip_compile.passes.runtime import select_rows
 from tests.helpers.samples import Called, Observed, call, calls, copied, entries, observe, same, samples_of, types_of
 from tests.helpers.samples import with_out as written_to_memory
 
+FURTHER = 4  # samples of each type but the first
 PARTS = 2  # of a result of several values
 SUBJECT = "subject"
 
@@ -121,7 +122,7 @@ class _Builder:
     def call(self, kind: str, target: Any, args: Any, kwargs: Any = None, name: str | None = None) -> fx.Node:
         node = self.graph.create_node(kind, target, args, kwargs or {}, name=name)
         real = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return self._note(node, call(kind, target, *real))
 
     def _note(self, node: fx.Node, value: Any) -> fx.Node:
@@ -273,7 +274,7 @@ def rewritten(plain: fx.Graph, chosen: Chosen) -> tuple[fx.Graph, list[Refusal]]
 def _run(graph: fx.Graph, built: Template, chosen: Chosen) -> list[Any]:
     """What the graph returns, and what it left in its inputs."""
     inputs = [copied(x) for x in built.inputs]
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     results = fx.Interpreter(nn.Module(), graph=graph).run(chosen.rows, *inputs)
     return [*results[0], *results[1], *inputs]
 
@@ -327,15 +328,18 @@ def _is_subject(node: fx.Node) -> bool:
 def check_operation(
     name: str, most: int | None = None, *, every_type: bool = False, every_dim: bool = True, aten_too: bool = True
 ) -> Tally:
-    """All graphs of the entry ``name``, or of ``most`` samples of each of its operations and types."""
+    """All graphs of the entry ``name``, or of ``most`` samples of each of its operations.
+
+    With ``every_type`` some samples of the further types that it takes, whose promotion is another.
+    """
     tally = Tally()
     for info in entries()[name]:
-        for dtype in types_of(info, every_type):
-            samples = samples_of(info, dtype, most, name)
+        for at, dtype in enumerate(types_of(info, every_type)):
+            samples = samples_of(info, dtype, min(most or FURTHER, FURTHER) if at else most, name)
             tally.samples += len(samples)
             for args, kwargs in samples:
                 for called in calls(name, args, kwargs, aten_too=aten_too):
-                    _check_call(called, tally, every_dim)
+                    _check_call(called, tally, every_dim and not at)
     return tally
 
 

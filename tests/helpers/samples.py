@@ -27,18 +27,17 @@ from opskip_compile.passes.ops import TABLE
 from opskip_compile.passes.ops.table import _by_function, _by_name
 
 LARGEST = 20_000  # elements of all tensors of a sample
-CONSIDERED = 60  # samples of one operation and type that are made at all, so that no list takes minutes
+# Samples of one operation and type that are made at all, so that no list takes minutes: at most, and to choose from.
+CONSIDERED, CHOSEN_FROM = 60, 24
 TYPES = (torch.float32, torch.int64, torch.complex64, torch.bool)
-# Entries that PyTorch has no samples of, and whose samples they share.
+# Entries that PyTorch has no samples of, or too few, and operations whose samples they take.
 BORROWED = {
-    "detach": "sin",
-    "alias": "sin",
+    **dict.fromkeys(("detach", "alias", "identity", "data", "type", "to"), "sin"),
     "type_as": "add",
     "adjoint": "mH",
-    "identity": "sin",
-    "data": "sin",
-    "type": "sin",
     "setitem": "__getitem__",
+    "getitem": "narrow",
+    "slice": "narrow",
 }
 _SWAPPED = frozenset({"where", "embedding"})  # samples come as the method takes them, not as the function does
 aten = torch.ops.aten
@@ -50,11 +49,20 @@ def _assigned(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*args, (read * 2 + 1).to(args[0].dtype))
 
 
-# How the samples of another operation, or in another order, become arguments of an entry.
-_ARRANGED: dict[str, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
-    "einsum": lambda args: (args[1], *args[0]),
-    "setitem": _assigned,
-    "type": lambda args: (args[0], torch.float64),
+def _indexed(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A narrowed tensor as an index."""
+    x, dim, start, length = args
+    return x, (*[slice(None)] * (dim % max(x.dim(), 1)), slice(int(start), int(start) + length))
+
+
+# How samples of an operation become arguments of an entry, where they stand in another order or are another's.
+_ARRANGED: dict[tuple[str, str], Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {
+    ("einsum", "einsum"): lambda args: (args[1], *args[0]),
+    ("setitem", "__getitem__"): _assigned,
+    ("getitem", "narrow"): _indexed,
+    ("slice", "narrow"): lambda args: (args[0], args[1], int(args[2]), int(args[2]) + args[3]),
+    ("type", "sin"): lambda args: (args[0], torch.float64),
+    ("to", "sin"): lambda args: (args[0], args[0].dtype),
 }
 
 
@@ -104,7 +112,7 @@ def observe(called: Called) -> Observed | None:
     before = [(x.clone(), x._version, x.shape, x.stride()) for x in copies]
     args, kwargs = called.mapped({id(x): copy for x, copy in zip(tensors, copies, strict=True)})
     try:
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         result = call(called.kind, called.target, args, kwargs)
     except Exception:
         return None
@@ -145,7 +153,7 @@ def entries() -> dict[str, tuple[Any, ...]]:
             matched[name].append(info)
     by_name = {info.name: info for info in op_db}
     for name, lender in BORROWED.items():
-        if name in matched and not matched[name]:
+        if name in matched:
             matched[name].append(by_name[lender])
     return {name: tuple(infos) for name, infos in matched.items()}
 
@@ -182,15 +190,16 @@ def types_of(info: Any, every: bool = False) -> list[torch.dtype]:
 
 def samples_of(info: Any, dtype: torch.dtype, most: int | None = None, name: str = "") -> list[tuple[Any, ...]]:
     """``(args, kwargs)`` of samples for the entry ``name``; ``most`` of them, from all over the list."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     random.seed(0)
     small: list[tuple[Any, ...]] = []
+    considered = CONSIDERED if most is None else max(most, CHOSEN_FROM)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for sample in islice(info.sample_inputs("cpu", dtype, requires_grad=False), CONSIDERED):
+        for sample in islice(info.sample_inputs("cpu", dtype, requires_grad=False), considered):
             args, kwargs = (sample.input, *sample.args), dict(sample.kwargs)
-            if name in _ARRANGED:
-                args = _ARRANGED[name](args)
+            arrange = _ARRANGED.get((name, info.name))
+            args = arrange(args) if arrange is not None else args
             leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             if all(x.layout == torch.strided for x in leaves) and sum(x.numel() for x in leaves) <= LARGEST:
                 small.append((args, kwargs))
