@@ -39,6 +39,7 @@ class Effects:
 
 
 NONE = Effects()
+_SIZES = (int, float, torch.SymInt, torch.SymFloat, torch.Size)
 
 
 def effects(node: fx.Node) -> Effects:
@@ -48,8 +49,11 @@ def effects(node: fx.Node) -> Effects:
     spelling = spelling_of(node)
     if spelling is None:
         return _of_schema(node)
-    if spelling.is_plain and "out" not in node.kwargs:
-        return NONE
+    if "out" not in node.kwargs:
+        if spelling.is_plain:
+            return NONE
+        if spelling.is_view_of_first and node.args and isinstance(node.args[0], fx.Node):
+            return Effects((), (node.args[0],))
     call = call_of(node)
     if call is None:
         return _barrier(node)
@@ -175,6 +179,8 @@ def mutated_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
     written: list[tuple[fx.Node, int]] = []
     for at, node in enumerate(graph.nodes):
         effect = effects(node)
+        if effect is NONE:
+            continue
         written += [(value, at) for value in _with_memory(effect.written)]
         for other in _with_memory((*effect.written, *effect.shared)):
             parent[find(other)] = find(node)
@@ -186,13 +192,15 @@ def mutated_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
 
 def _with_memory(nodes: Iterable[fx.Node]) -> list[fx.Node]:
     """Without numbers and shapes: views that read one size do not share memory for it."""
-    sizes = int | float | torch.SymInt | torch.SymFloat | torch.Size
-    return [node for node in nodes if not isinstance(node.meta.get("example_value"), sizes)]
+    return [node for node in nodes if not isinstance(node.meta.get("example_value"), _SIZES)]
 
 
 def readers_after(node: fx.Node, order: Mapping[fx.Node, int]) -> list[fx.Node]:
     """Who reads, after ``node``, memory that it writes to in place; none if it writes nothing."""
-    family = {_base(target) for target in effects(node).written}
+    written = effects(node).written
+    if not written:
+        return []
+    family = {_base(target) for target in written}
     stack = list(family)
     while stack:
         value = stack.pop()

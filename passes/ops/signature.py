@@ -11,7 +11,7 @@ import ast
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -108,39 +108,46 @@ class Signature:
             renamed,
         )
 
+    @cached_property
+    def places(self) -> tuple[str, ...]:
+        """The names of the parameters in their order."""
+        return tuple(parameter.name for parameter in self.parameters)
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset((*self.places, "out"))
+
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
         """Every argument by the name of its parameter, defaults included; None if they do not fit."""
         bound: dict[str, Any] = {}
-        at = 0
+        at, given = 0, len(args)
         for parameter in self.parameters:
-            if at >= len(args):
+            if at >= given:
                 break
             if parameter.named:
                 return None
             if parameter.rest:
-                bound[parameter.name], at = _sequence(args[at:]), len(args)
+                bound[parameter.name], at = _sequence(args[at:]), given
             else:
                 bound[parameter.name], at = args[at], at + 1
-        if at < len(args):
+        if at < given:
             return None
         for name, value in kwargs.items():
             name = self.renamed.get(name, canonical(name))
-            if name in bound:
+            if name in bound or name not in self._known:
                 return None
             bound[name] = value
-        known = {"out"}
         for parameter in self.parameters:
-            known.add(parameter.name)
-            if parameter.name not in bound:
+            name = parameter.name
+            if name not in bound:
                 if parameter.default is REQUIRED:
                     return None
-                bound[parameter.name] = parameter.default
-            elif parameter.rest and isinstance(bound[parameter.name], int | tuple):
-                value = bound[parameter.name]
-                bound[parameter.name] = [value] if isinstance(value, int) else list(value)
-            elif parameter.tensor and not is_tensor(bound[parameter.name]):
+                bound[name] = parameter.default
+            elif parameter.tensor and not is_tensor(bound[name]):
                 return None
-        return bound if bound.keys() <= known else None
+            elif parameter.rest and isinstance(bound[name], int | tuple):
+                bound[name] = [bound[name]] if isinstance(bound[name], int) else list(bound[name])
+        return bound
 
 
 def _sequence(values: Sequence[Any]) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 from torch import fx
 
 from opskip_compile._compat.operations import is_higher_order
@@ -13,13 +16,14 @@ _RANDOM = ("rand", "bernoulli", "multinomial", "rrelu")
 _EFFECTS = ("print", "assert")
 
 
-def _target(node: fx.Node) -> str:
-    return str(getattr(node.target, "__name__", node.target)).strip("_")
+@lru_cache(4096)
+def _target(target: Any) -> str:
+    return str(getattr(target, "__name__", target)).strip("_")
 
 
 def is_switch(node: fx.Node) -> bool:
     """True for switches of autocast and gradients, between which an operation must stay."""
-    return node.op == "call_function" and any(word in _target(node) for word in _SWITCHES)
+    return node.op == "call_function" and any(word in _target(node.target) for word in _SWITCHES)
 
 
 def is_random(node: fx.Node) -> bool:
@@ -27,13 +31,17 @@ def is_random(node: fx.Node) -> bool:
     if op_name(node) == "dropout":
         call = call_of(node)
         return call is None or is_active_dropout(call)
-    return any(word in _target(node) for word in _RANDOM)
+    return any(word in _target(node.target) for word in _RANDOM)
+
+
+@lru_cache(4096)
+def _says_so(target: Any) -> bool:
+    """True for a target whose name tells of a switch, a random number or an effect, or that takes graphs."""
+    return is_higher_order(target) or any(word in _target(target) for word in (*_SWITCHES, *_RANDOM, *_EFFECTS))
 
 
 def keeps_its_place(node: fx.Node) -> bool:
     """True for switches, random numbers, effects and operators that take graphs: their order is part of the program."""
     if node.op not in ("call_function", "call_method"):
         return node.op == "call_module"
-    if is_higher_order(node.target) or is_switch(node) or is_random(node):
-        return True
-    return any(word in _target(node) for word in _EFFECTS)
+    return _says_so(node.target) or is_random(node)

@@ -17,7 +17,7 @@ from typing import Any
 from torch import fx
 
 from opskip_compile._compat import operations as torch_operations
-from opskip_compile.passes.ops.operation import Call, Dims, Operation, Trait, tensor
+from opskip_compile.passes.ops.operation import Call, Dims, Operation, Resize, Trait, tensor
 from opskip_compile.passes.ops.signature import Signature, parsed
 from opskip_compile.passes.ops.subclasses import mixing_subclass
 from opskip_compile.passes.refusal import Refusal, Refused, Why
@@ -42,6 +42,15 @@ class Spelling:
         known = {parameter.name for signature in self.signatures for parameter in signature.parameters}
         switched = not known.isdisjoint(("inplace", "out"))
         return not (self.in_place or self.operation.aliases or self.operation.writes or switched)
+
+    @cached_property
+    def is_view_of_first(self) -> bool:
+        """True if all that it does to memory is that its result may share that of its first argument, the input."""
+        known = {parameter.name for signature in self.signatures for parameter in signature.parameters}
+        first = {signature.parameters[0].name for signature in self.signatures}
+        switched = not known.isdisjoint(("inplace", "out"))
+        views = self.operation.aliases == ("input",) and first == {"input"}
+        return views and not (self.in_place or self.operation.writes or switched)
 
 
 def declare(*operations: Operation, functions: Iterable[Any] = ()) -> None:
@@ -215,12 +224,21 @@ def name_of(node: fx.Node) -> str:
 def call_of(node: fx.Node) -> Call | None:
     """The node with its arguments by name; None if the table does not know it, or not with these arguments."""
     spelling = spelling_of(node)
-    for signature in spelling.signatures if spelling is not None else ():
+    return None if spelling is None else _bound(node, spelling)
+
+
+def _bound(node: fx.Node, spelling: Spelling) -> Call | None:
+    for signature in spelling.signatures:
         arguments = signature.bind(node.args, node.kwargs)
         if arguments is not None:
-            places = tuple(parameter.name for parameter in signature.parameters)
-            return Call(node, spelling.operation, arguments, spelling.in_place, places)  # type: ignore[union-attr]
+            return Call(node, spelling.operation, arguments, spelling.in_place, signature.places)
     return None
+
+
+def resize_of(node: fx.Node) -> Resize | None:
+    """What gives the arguments of ``node`` for fewer rows, where they spell sizes."""
+    spelling = spelling_of(node)
+    return None if spelling is None else spelling.operation.resize
 
 
 def rows_of(node: fx.Node, dim: int) -> Dims | Refusal:
@@ -231,7 +249,7 @@ def rows_of(node: fx.Node, dim: int) -> Dims | Refusal:
     spelling = spelling_of(node)
     if spelling is None or spelling.operation.rows is None:
         return Refusal(Why.NO_RULE, f"no rule for {_long_name(node)}")
-    call = call_of(node)
+    call = _bound(node, spelling)
     if call is None:
         return Refusal(Why.ARGUMENTS, f"its arguments are none that {spelling.operation.name} is known to take")
     for other in node.all_input_nodes:

@@ -21,6 +21,7 @@ from opskip_compile._compat import same_size
 from opskip_compile.passes.graph.origin import Origin, captured_name, captured_place, set_origin
 from opskip_compile.passes.ops import call_of, known_operations, mutated_nodes, name_of, rows_of, tensor
 from opskip_compile.passes.ops.state import is_switch
+from opskip_compile.passes.ops.table import resize_of
 from opskip_compile.passes.refusal import Refusal, Why
 from opskip_compile.passes.rewrite.selection import RowSet, copy_origin, is_selection, is_source
 from opskip_compile.passes.rewrite.token_rebuild import build_flat, erase_flat
@@ -177,9 +178,10 @@ class Pushdown:
                 made.append(selected[operand])
             args: tuple[Any, ...] = node.args
             kwargs: dict[str, Any] = dict(node.kwargs)
-            call = call_of(node)
-            if call is not None and call.operation.resize is not None:
-                args, kwargs = call.operation.resize(call, dim, rows.n)
+            resize = resize_of(node)
+            call = None if resize is None else call_of(node)
+            if resize is not None and call is not None:
+                args, kwargs = resize(call, dim, rows.n)
             # Selected rows are contiguous in the order of the operand, so a view may have to copy.
             new = self.graph.create_node(
                 node.op,
