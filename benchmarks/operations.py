@@ -74,7 +74,8 @@ def markdown(rows: list[dict[str, Any]], whole: dict[str, Any]) -> str:
         "# The table of operations against PyTorch's own samples",
         "",
         "Written by `python -m benchmarks.operations`. A graph selects rows behind one call of an operation; it is",
-        "rewritten by the passes, run, and compared with the graph as it was, mutated inputs included.",
+        "rewritten by the passes, run, and compared with the graph as it was, mutated inputs included. Samples of each",
+        f"operation: {whole['samples_of_each']}.",
         "",
         f"**{whole['operations']} operations, {whole['samples']:,} samples, {whole['calls']:,} calls, "
         f"{whole['graphs']:,} graphs: {whole['pushed']:,} pushed, {declined:,} declined with a reason, "
@@ -128,7 +129,9 @@ def main() -> int:
     whole["wrong_facts"] += sum(len(facts.wrong) for facts in unknown)
     for facts in unknown:
         print(*(f"WRONG {text[:300]}" for text in facts.wrong), sep="\n", end="")
-    whole.update(seconds=round(time.perf_counter() - start), torch=torch.__version__)
+    whole.update(
+        samples_of_each=given.samples or "all", seconds=round(time.perf_counter() - start), torch=torch.__version__
+    )
     print(json.dumps(whole, indent=1))
     if given.json:
         given.json.write_text(json.dumps({"totals": whole, "operations": rows}, indent=1) + "\n")

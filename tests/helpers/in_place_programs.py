@@ -117,7 +117,7 @@ WRITES: dict[str, View] = {
     "tanh_ of exp_": lambda v: v.exp_().tanh_(),
     "__iadd__": lambda v: v.__iadd__(0.5),
     "__setitem__": lambda v: v.__setitem__(Ellipsis, 0.3) or v,
-    "copy_ of broadcast": lambda v: v.copy_(v[..., :1]),
+    "copy_ of broadcast": lambda v: v.copy_(v[..., :1].clone()),
 }
 SOURCES: dict[str, View] = {
     "scaled": lambda x: x * 1.5,
