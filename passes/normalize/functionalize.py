@@ -16,7 +16,7 @@ from torch import fx
 
 from opskip_compile._compat import same_size
 from opskip_compile.passes.graph.origin import Origin, set_origin
-from opskip_compile.passes.ops import Trait, call_of, effects, op_name, tensor
+from opskip_compile.passes.ops import Trait, argument, call_of, effects, op_name, operand, tensor
 from opskip_compile.passes.ops.operation import Arguments, Call, same_sizes
 
 _PARTS_ARE_NEW = frozenset({"topk", "sort"})
@@ -124,11 +124,11 @@ def _keeps_layout(call: Call, base: torch.Tensor) -> bool:
 def _is_private(value: fx.Node, writer: fx.Node, order: dict[fx.Node, int]) -> bool:
     """True if ``value`` is new memory of this graph that nothing made before ``writer`` shares."""
     if op_name(value) == "getitem":
-        whole = value.args[0]
-        if not isinstance(whole, fx.Node) or op_name(whole) not in _PARTS_ARE_NEW or _touches_memory(whole):
+        whole = operand(value)
+        if whole is None or op_name(whole) not in _PARTS_ARE_NEW or _touches_memory(whole):
             return False
-        same = [user for user in whole.users if user.args[1] == value.args[1]]
-        if len(same) != 1:
+        taken = [argument(user, "index") for user in whole.users]
+        if any(op_name(user) != "getitem" for user in whole.users) or taken.count(argument(value, "index")) != 1:
             return False
     elif value.op not in ("call_function", "call_method") or _touches_memory(value):
         return False
