@@ -101,8 +101,8 @@ class Refusal:
 
 
 class Refused(Exception):
-    """Carries a refusal out of the helper that noticed it; never leaves the function that asked."""
+    """Carries a refusal, and the node if it is another one, out of the helper that noticed it to who asked."""
 
-    def __init__(self, refusal: Refusal) -> None:
+    def __init__(self, refusal: Refusal, node: fx.Node | None = None) -> None:
         super().__init__(refusal.reason)
-        self.refusal = refusal
+        self.refusal, self.node = refusal, node

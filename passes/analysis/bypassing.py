@@ -33,8 +33,8 @@ def without_side_values(root: fx.Node, flow: nx.DiGraph, mixers: frozenset[fx.No
         if node not in flow or node is root:
             continue
         before = list(flow.predecessors(node))
-        stage[node] = own = max(stage[other] for other in before)
-        passing = [other for other in before if stage[other] < own]
+        stage[node] = level = max(stage[other] for other in before)
+        passing = [other for other in before if stage[other] < level]
         if any(other in mixed or is_as_wide(other, root) for other in passing):
             return None
         cut += [(other, node) for other in passing]
@@ -46,7 +46,7 @@ def without_side_values(root: fx.Node, flow: nx.DiGraph, mixers: frozenset[fx.No
             last = node
         elif before == [last] and is_stream(node) and len(list(flow.successors(last))) == 1:
             last = node  # scaled as a whole
-        elif node in mixers or any(other in mixed and stage[other] == own for other in before):
+        elif node in mixers or any(other in mixed and stage[other] == level for other in before):
             mixed.add(node)
     if not cut:
         return None

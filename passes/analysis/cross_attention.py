@@ -45,8 +45,8 @@ def crossing_without_rows(graph: fx.Graph) -> Refusal | None:
     for node in graph.nodes:
         ids = operand(node) if op_name(node) == "embedding" and is_stream(node) else None
         value = tensor(ids)
-        given = ids is not None and ids.op == "placeholder" and value is not None and not value.is_floating_point()
+        is_ids = ids is not None and ids.op == "placeholder" and value is not None and not value.is_floating_point()
         # The other way round it is the position table of a vision tower that a resampler reads.
-        if given and crossing(graph, dataflow(node)) is OUTSIDE:
+        if is_ids and crossing(graph, dataflow(node)) is OUTSIDE:
             return OUTSIDE
     return None

@@ -98,8 +98,8 @@ def factors(product: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
     call = call_of(product)
     if call is None:
         return None, None
-    given = call["operands"] if call.operation.name == "einsum" else [call["input"], call["other"]]
-    left, right = given if isinstance(given, list | tuple) and len(given) == 2 else (None, None)
+    operands = call["operands"] if call.operation.name == "einsum" else [call["input"], call["other"]]
+    left, right = operands if isinstance(operands, list | tuple) and len(operands) == 2 else (None, None)
     return (left if isinstance(left, fx.Node) else None), (right if isinstance(right, fx.Node) else None)
 
 

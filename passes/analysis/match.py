@@ -120,11 +120,11 @@ def _match_flow(root: fx.Node, flow: nx.DiGraph) -> Match:
         # Cached keys and values end in the middle of the stream; the hidden state passes all of it.
         if len(best.operators) and len(streams) < 2 * len(best.operators):
             continue
-        found = _match_chain(streams, flow)
-        if found.operators:
-            found.doubt = found.doubt or _doubt(found, flow)
-        if len(found.operators) + len(found.misses) > len(best.operators) + len(best.misses):
-            best = found
+        match = _match_chain(streams, flow)
+        if match.operators:
+            match.doubt = match.doubt or _doubt(match, flow)
+        if len(match.operators) + len(match.misses) > len(best.operators) + len(best.misses):
+            best = match
     return best
 
 
@@ -146,12 +146,12 @@ def _doubt(match: Match, flow: nx.DiGraph) -> Refusal | None:
     exits: dict[tuple[int, str], set[fx.Node]] = {}
     for operator in match.operators:
         exits.setdefault((operator.layer, operator.kind), set()).add(operator.exit)
-    for (layer, kind), found in exits.items():
-        if len(found) > 1:
+    for (layer, kind), different in exits.items():
+        if len(different) > 1:
             return Refusal(
                 Why.UNCERTAIN_LAYERS,
-                f"{len(found)} operators of kind {kind} follow each other in layer {layer}, so attention does not tell "
-                f"where a layer begins, {UNCOUNTED}",
+                f"{len(different)} operators of kind {kind} follow each other in layer {layer}, so attention does not "
+                f"tell where a layer begins, {UNCOUNTED}",
             )
     return None
 

@@ -40,20 +40,20 @@ def set_origin(node: fx.Node, origin: Origin) -> None:
 
 def origin(node: fx.Node) -> Origin | None:
     """Where ``node`` comes from, or None for a node of the captured graph."""
-    found = node.meta.get(_KEY)
-    return found if isinstance(found, Origin) else None
+    source = node.meta.get(_KEY)
+    return source if isinstance(source, Origin) else None
 
 
 def captured_name(node: fx.Node) -> str:
     """The name of the captured node that ``node`` is, or is made like."""
-    found = origin(node)
-    return node.name if found is None else found.like or found.at
+    source = origin(node)
+    return node.name if source is None else source.like or source.at
 
 
 def captured_place(node: fx.Node) -> str:
     """The name of the captured node on whose behalf ``node`` was made, or its own."""
-    found = origin(node)
-    return node.name if found is None else found.at
+    source = origin(node)
+    return node.name if source is None else source.at
 
 
 def source_line(node: fx.Node) -> str:

@@ -61,18 +61,20 @@ class Sizes:
 
     def value(self, node: fx.Node) -> torch.Tensor | None:
         """The captured value that ``node`` is, or is shaped like."""
-        found = origin(node)
-        return self.captured.get(node.name if found is None else found.like)
+        source = origin(node)
+        return self.captured.get(node.name if source is None else source.like)
 
     def shape(self, node: fx.Node) -> Shape | None:
         """The shape of what ``node`` yields; None if it is no tensor or not known."""
-        value, found = self.value(node), origin(node)
+        value, source = self.value(node), origin(node)
         if value is None:
             return None
         shape: list[Size] = [size_hint(size) for size in value.shape]
-        if found is not None and found.dim is not None:
-            shape[found.dim] = KEPT if self.prompt is None else self._shrunk(shape[found.dim], found.rows, self.prompt)
-            if found.dim > 0 and self.prompt is not None:
+        if source is not None and source.dim is not None:
+            shape[source.dim] = (
+                KEPT if self.prompt is None else self._shrunk(shape[source.dim], source.rows, self.prompt)
+            )
+            if source.dim > 0 and self.prompt is not None:
                 shape[0] = self.prompt.batch  # the row index has one line for each element
         return tuple(shape)
 
@@ -85,5 +87,5 @@ class Sizes:
 
 def row_dim(node: fx.Node) -> int | None:
     """The dimension of what ``node`` yields that holds kept rows only, or None."""
-    found = origin(node)
-    return None if found is None else found.dim
+    source = origin(node)
+    return None if source is None else source.dim

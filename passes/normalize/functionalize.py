@@ -16,10 +16,9 @@ from torch import fx
 
 from opskip_compile._compat import same_size
 from opskip_compile.passes.graph.origin import Origin, set_origin
-from opskip_compile.passes.ops import Trait, argument, call_of, effects, op_name, operand, tensor
+from opskip_compile.passes.ops import Trait, argument, call_of, effects, having, op_name, operand, tensor
 from opskip_compile.passes.ops.operation import Arguments, Call, same_sizes
 
-_PARTS_ARE_NEW = frozenset({"topk", "sort"})
 Pure = tuple[str, str | Callable[..., Any], Arguments]
 
 
@@ -125,7 +124,7 @@ def _is_private(value: fx.Node, writer: fx.Node, order: dict[fx.Node, int]) -> b
     """True if ``value`` is new memory of this graph that nothing made before ``writer`` shares."""
     if op_name(value) == "getitem":
         whole = operand(value)
-        if whole is None or op_name(whole) not in _PARTS_ARE_NEW or _touches_memory(whole):
+        if whole is None or op_name(whole) not in having(Trait.PARTS) or _touches_memory(whole):
             return False
         taken = [argument(user, "index") for user in whole.users]
         if any(op_name(user) != "getitem" for user in whole.users) or taken.count(argument(value, "index")) != 1:

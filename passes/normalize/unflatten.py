@@ -18,12 +18,12 @@ from opskip_compile.passes.ops.streams import is_stream, summands
 
 def add_unflattened(graph: fx.Graph) -> int:
     """Move views back to ``(batch, sequence, width)`` above the sums they read; returns how many."""
-    found = [(node, flat, x) for node in graph.nodes for flat, x in _flattened_operand(node)]
-    if not found:
+    sums = [(node, flat, x) for node in graph.nodes for flat, x in _flattened_operand(node)]
+    if not sums:
         return 0
     mutated = mutated_nodes(graph)
     changed = 0
-    for end, flat, x in found:
+    for end, flat, x in sums:
         total = operand(end)
         terms = summands(total) if total is not None else None
         if total is None or terms is None or mutated.intersection((end, total, flat, x, *terms)):

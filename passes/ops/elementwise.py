@@ -9,11 +9,12 @@ from opskip_compile.passes.refusal import Refusal, Why
 
 # A name of one element, and its synonyms.
 _ONE = (
-    "square sin cos tan asin|arcsin acos|arccos atan|arctan sinh cosh asinh|arcsinh acosh|arccosh atanh|arctanh "
+    "square tan asin|arcsin acos|arccos atan|arctan sinh cosh asinh|arcsinh acosh|arccosh atanh|arctanh "
     "erf erfc erfinv exp exp2 expm1 log log1p log2 log10 sqrt reciprocal abs|absolute neg|negative sign sgn ceil floor "
     "trunc|fix frac sinc digamma lgamma i0 deg2rad rad2deg invert bitwise_not "
     "log_sigmoid|logsigmoid softsign tanhshrink relu6 hardswish hardsigmoid"
 )
+_ONE_PERIODIC = "sin cos"
 _ONE_LOGICAL = "isnan isinf isfinite isposinf isneginf signbit logical_not"
 _TWO = (
     "mul|multiply mod remainder fmod floordiv|floor_divide maximum minimum fmax fmin atan2|arctan2 hypot logaddexp "
@@ -25,6 +26,7 @@ _TWO_LOGICAL = (
 )
 for _names, _signature, _traits in (
     (_ONE, "input", ()),
+    (_ONE_PERIODIC, "input", (Trait.PERIODIC,)),
     (_ONE_LOGICAL, "input", (Trait.LOGICAL,)),
     (_TWO, "input, other", ()),
     (_TWO_LOGICAL, "input, other", (Trait.LOGICAL,)),

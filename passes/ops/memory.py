@@ -105,8 +105,8 @@ def _of_schema(node: fx.Node) -> Effects:
     # Which overload runs is not known: what one of them does, all may do.
     writes = "out" in node.kwargs or any(a.is_written for schema in schemas for a in schema.arguments)
     shares = any(schema.returns_shared or not schema.tells_aliasing for schema in schemas)
-    given = tuple(node.all_input_nodes)
-    return Effects(given if writes else (), given if writes or shares else ())
+    inputs = tuple(node.all_input_nodes)
+    return Effects(inputs if writes else (), inputs if writes or shares else ())
 
 
 def _name(argument: torch_operations.SchemaArgument) -> str:

@@ -33,6 +33,7 @@ class Trait(Enum):
     PARTS = "gives several values, taken apart by getitem"
     NORM_STEP = "a norm, or what a norm is written with"
     ACTIVATION = "an activation: costly where it runs on every row"
+    PERIODIC = "costly, though Inductor takes it for cheap and computes it again for every reader"
     LOOSE = "passes a softmax on to the product with the values"
 
 

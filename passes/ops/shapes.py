@@ -28,11 +28,11 @@ def _product(sizes: Sequence[_Size]) -> _Size:
 
 def sizes_of(call: Call) -> list[Any]:
     """The size arguments; a pair of a shape and a place for each where they came as another tensor's shape."""
-    given = call["size"]
-    if isinstance(given, fx.Node):
-        whole = given.meta.get("example_value")
-        return [(given, i) for i in range(len(whole))] if isinstance(whole, tuple) else [given]
-    return list(given) if isinstance(given, list | tuple) else [given]
+    size = call["size"]
+    if isinstance(size, fx.Node):
+        whole = size.meta.get("example_value")
+        return [(size, i) for i in range(len(whole))] if isinstance(whole, tuple) else [size]
+    return list(size) if isinstance(size, list | tuple) else [size]
 
 
 def _with_sizes(call: Call, sizes: list[Any]) -> Arguments:

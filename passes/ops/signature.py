@@ -120,17 +120,17 @@ class Signature:
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
         """Every argument by the name of its parameter, defaults included; None if they do not fit."""
         bound: dict[str, Any] = {}
-        at, given = 0, len(args)
+        at, count = 0, len(args)
         for parameter in self.parameters:
-            if at >= given:
+            if at >= count:
                 break
             if parameter.named:
                 return None
             if parameter.rest:
-                bound[parameter.name], at = _sequence(args[at:]), given
+                bound[parameter.name], at = _sequence(args[at:]), count
             else:
                 bound[parameter.name], at = args[at], at + 1
-        if at < given:
+        if at < count:
             return None
         for name, value in kwargs.items():
             name = self.renamed.get(name, canonical(name))

@@ -131,9 +131,9 @@ def _by_function() -> Mapping[Any, tuple[Operation, str, bool]]:
 
 def _signatures(operation: Operation, spelled: str, target: Any = None) -> tuple[Signature, ...]:
     renamed = tuple(operation.renamed.items())
-    own = operation.spelled.get(spelled.removesuffix("_") if spelled not in operation.spelled else spelled)
-    if own is not None:
-        return (parsed(own, renamed),)
+    declared = operation.spelled.get(spelled.removesuffix("_") if spelled not in operation.spelled else spelled)
+    if declared is not None:
+        return (parsed(declared, renamed),)
     if inspect.isfunction(target):
         signature = Signature.of_function(target, operation.renamed)
         if signature is not None:

@@ -57,12 +57,12 @@ def _replace_exit(
     skipped = {skip.operator.branch: sets[skip.rows] for skip in skips}
     out = tensor(exit_)
     assert out is not None
-    made: list[fx.Node] = []
+    inserted: list[fx.Node] = []
 
     def call(target: object, *args: object, name: str | None = None, rows: str = "", twin: bool = False) -> fx.Node:
         node = graph.create_node("call_function", target, args, name=name)  # type: ignore[arg-type]
         set_origin(node, Origin(exit_.name, captured_name(exit_), 1 if rows else None, rows, twin))
-        made.append(node)
+        inserted.append(node)
         return node
 
     with graph.inserting_before(exit_):
@@ -75,14 +75,14 @@ def _replace_exit(
         if dtype != out.dtype:
             base = graph.call_method("to", (stream, out.dtype))
             set_origin(base, Origin(exit_.name, exit_.name))
-            made.append(base)
+            inserted.append(base)
         for branch, rows in skipped.items():
             before = call(select_rows, base, rows.rows, 1, name=f"{base.name}_rows", rows=rows.name)
             update = call(select_rows, branch, rows.rows, 1, rows=rows.name)
             update = call(op.add, before, update, name=f"{exit_.name}_updated", rows=rows.name, twin=True)
             kept = call(torch.where, rows.live, update, before, name=f"{exit_.name}_kept", rows=rows.name)
             base = call(scatter_rows, base, rows.rows, kept, name=f"{exit_.name}_all")
-    copy_origin(made, exit_)
+    copy_origin(inserted, exit_)
     base.meta["example_value"] = out
     exit_.replace_all_uses_with(base)
     # An inner sum is not needed any more, and would go on reading its branch in full.

@@ -143,9 +143,9 @@ class Pushdown:
         for operand in node.all_input_nodes if late else ():
             if operand in self.mutated:
                 return Refusal(Why.MUTATED, f"operand {operand.name} is mutated before the rows are known")
-        for operand, own in dims.items():
+        for operand, carried in dims.items():
             if tensor(operand) is None:  # a tuple of parts: the operation that made it has to agree too
-                inner = self._ask(operand, own, rows)
+                inner = self._ask(operand, carried, rows)
                 if isinstance(inner, Refusal):
                     return inner
         if not self.one_element:
@@ -162,20 +162,20 @@ class Pushdown:
     def _build(self, node: fx.Node, dim: int, rows: RowSet, dims: Mapping[fx.Node, int]) -> fx.Node:
         """``op(select(x))`` right where ``op(x)`` stands, or where the rows are known if that is later."""
         at = node if self.order[node] > self.order[rows.n] else rows.n
-        made: list[fx.Node] = []
+        inserted: list[fx.Node] = []
         with self.graph.inserting_before(at.next):
             selected: dict[fx.Node, fx.Node] = {}
-            for operand, own in dims.items():
+            for operand, carried in dims.items():
                 if tensor(operand) is None:
-                    inner = self._ask(operand, own, rows)
+                    inner = self._ask(operand, carried, rows)
                     assert not isinstance(inner, Refusal)  # it was asked before
-                    selected[operand] = self._build(operand, own, rows, inner)
+                    selected[operand] = self._build(operand, carried, rows, inner)
                     continue
                 selected[operand] = self.graph.create_node(
-                    "call_function", select_rows, (operand, rows.rows, own), name=f"{operand.name}_rows"
+                    "call_function", select_rows, (operand, rows.rows, carried), name=f"{operand.name}_rows"
                 )
-                set_origin(selected[operand], Origin(captured_place(node), captured_name(operand), own, rows.name))
-                made.append(selected[operand])
+                set_origin(selected[operand], Origin(captured_place(node), captured_name(operand), carried, rows.name))
+                inserted.append(selected[operand])
             args: tuple[Any, ...] = node.args
             kwargs: dict[str, Any] = dict(node.kwargs)
             resize = resize_of(node)
@@ -191,7 +191,7 @@ class Pushdown:
                 name=f"{node.name}_kept",
             )
         set_origin(new, Origin(captured_place(node), captured_name(node), dim, rows.name, twin=True))
-        copy_origin([*made, new], node)
+        copy_origin([*inserted, new], node)
         return new
 
     def _erase(self, node: fx.Node) -> None:

@@ -83,19 +83,16 @@ class FlatRegion:
         return frozenset(self.orders) | frozenset(self.around)
 
 
-class _NotProved(Refused):
-    """Where and why the proof of a region ended."""
-
-    def __init__(self, node: fx.Node, reason: str, why: Why = Why.MIXES_ROWS) -> None:
-        super().__init__(Refusal(why, reason))
-        self.node = node
+def _unproved(node: fx.Node, reason: str, why: Why = Why.MIXES_ROWS) -> Refused:
+    """Where and why the proof of a region ends."""
+    return Refused(Refusal(why, reason), node)
 
 
 def _source(node: fx.Node, name: str = "input") -> fx.Node:
     """An operand that the proof can't do without."""
     value = operand(node, name)
     if value is None:
-        raise _NotProved(node, f"its argument {name} is not a tensor of the graph", Why.ARGUMENTS)
+        raise _unproved(node, f"its argument {name} is not a tensor of the graph", Why.ARGUMENTS)
     return value
 
 
@@ -113,10 +110,8 @@ def prove_flat(end: fx.Node, dim: int, stream: torch.Tensor, at: At) -> FlatRegi
         return None
     try:
         return region if _prove(region, end, dim) else None
-    except _NotProved as ended:
-        return at(ended.refusal, ended.node)
     except Refused as refused:
-        return at(refused.refusal, end)
+        return at(refused.refusal, refused.node or end)
 
 
 def _prove(region: FlatRegion, end: fx.Node, dim: int) -> bool:
@@ -147,12 +142,12 @@ def _demand(region: FlatRegion, node: fx.Node, order: Order) -> None:
         node, order = stack.pop()
         if node in region.orders:
             if region.orders[node] != order:
-                raise _NotProved(node, "its rows are read in two orders")
+                raise _unproved(node, "its rows are read in two orders")
             continue
         if node.op not in ("call_function", "call_method"):
-            raise _NotProved(node, "an input of the graph is read token by token")
+            raise _unproved(node, "an input of the graph is read token by token")
         if tensor(node) is not None and not region.holds(node, order):
-            raise _NotProved(node, f"its dimension {order.dim} does not count the tokens")
+            raise _unproved(node, f"its dimension {order.dim} does not count the tokens")
         region.orders[node] = order
         stack += _operands(region, node, order).items()
 
@@ -181,18 +176,18 @@ def _operands(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx.Nod
 
 def _by_rule(node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
     if op_name(node) == "scaled_dot_product_attention":
-        raise _NotProved(node, f"no rule for {name_of(node)}", Why.NO_RULE)
+        raise _unproved(node, f"no rule for {name_of(node)}", Why.NO_RULE)
     dims = rows_of(node, order.dim)
     if isinstance(dims, Refusal):
-        raise _NotProved(node, dims.reason, dims.why)
-    if order.sort is not None and any(own != 0 for own in dims.values()):
-        raise _NotProved(node, "the tokens leave the first dimension")
-    return {other: replace(order, dim=own) for other, own in dims.items()}
+        raise _unproved(node, dims.reason, dims.why)
+    if order.sort is not None and any(carried != 0 for carried in dims.values()):
+        raise _unproved(node, "the tokens leave the first dimension")
+    return {other: replace(order, dim=carried) for other, carried in dims.items()}
 
 
 def _through_view(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
     x, sizes = _source(node), shape(node)
-    given = shape(x)
+    source_sizes = shape(x)
     if region.holds(x, order):
         return _by_rule(node, order)
     if order.sort is None:
@@ -203,16 +198,16 @@ def _through_view(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx
             return {}
         if len(sizes) > 1 and isinstance(sizes[1], int) and region.holds(x, Order(order.k * sizes[1])):
             return {x: Order(order.k * sizes[1])}
-        parts = given[1] if len(given) > 1 else 0
+        parts = source_sizes[1] if len(source_sizes) > 1 else 0
         if isinstance(parts, int) and parts and order.k % parts == 0 and region.holds(x, Order(order.k // parts)):
             return {x: Order(order.k // parts)}
-    raise _NotProved(node, "the view splits or merges the tokens")
+    raise _unproved(node, "the view splits or merges the tokens")
 
 
 def _through_view_of_copies(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
     """``(c, tokens, ...)`` and ``(c * tokens, ...)`` are the same numbers in the same order."""
     x, sizes = _source(node), shape(node)
-    given, kept = shape(x), rows_of(node, order.dim)
+    source_sizes, kept = shape(x), rows_of(node, order.dim)
     if not isinstance(kept, Refusal):
         return {x: replace(order, dim=kept[x])}
     if order.k == 1 and order.sort is None:
@@ -221,9 +216,9 @@ def _through_view_of_copies(region: FlatRegion, node: fx.Node, order: Order) -> 
             if region.holds(x, merged):
                 return {x: merged}
         split = Order(dim=1)
-        if order.dim == 0 and same_size(given[0], order.copies) and region.holds(x, split):
+        if order.dim == 0 and same_size(source_sizes[0], order.copies) and region.holds(x, split):
             return {x: split}
-    raise _NotProved(node, "the view splits or merges the tokens")
+    raise _unproved(node, "the view splits or merges the tokens")
 
 
 def _through_copies(call: Call, order: Order) -> Mapping[fx.Node, Order]:
@@ -232,14 +227,14 @@ def _through_copies(call: Call, order: Order) -> Mapping[fx.Node, Order]:
     times = times if isinstance(times, list) else []
     numbers = [time for time in times if isinstance(time, int) and time > 0]
     if not numbers or not len(shape(x)) == len(numbers) == len(times) or order.copies % numbers[0]:
-        raise _NotProved(call.node, "it does not repeat all tokens a fixed number of times")
+        raise _unproved(call.node, "it does not repeat all tokens a fixed number of times")
     return {x: replace(order, copies=order.copies // numbers[0])}
 
 
 def _through_repeat(call: Call, order: Order) -> Mapping[fx.Node, Order]:
     times = call["repeats"]
     if not isinstance(times, int) or times < 1 or order.k % times:
-        raise _NotProved(call.node, "it does not repeat every token equally often")
+        raise _unproved(call.node, "it does not repeat every token equally often")
     return {call.operand(): Order(order.k // times)}
 
 
@@ -253,7 +248,7 @@ def _through_index(region: FlatRegion, call: Call, order: Order) -> Mapping[fx.N
             permutation, times = division.operand(), division["other"]
         if _is_part(permutation, order.sort, 1):
             if times < 1 or order.k % times:
-                raise _NotProved(index, "the permutation is divided by another number than that of rows for a token")
+                raise _unproved(index, "the permutation is divided by another number than that of rows for a token")
             region.around.update({index: order, permutation: order, order.sort: order})
             return {x: Order(order.k // times), _source(order.sort): Order(order.k)}
     else:
@@ -262,7 +257,7 @@ def _through_index(region: FlatRegion, call: Call, order: Order) -> Mapping[fx.N
             return {x: Order(order.k, sort), _source(sort): order}
     numbers = tensor(index)
     if numbers is None or numbers.dtype == torch.bool or not numbers.dim():
-        raise _NotProved(call.node, "it does not look up whole numbers for each row")
+        raise _unproved(call.node, "it does not look up whole numbers for each row")
     return {index: order}
 
 
@@ -271,9 +266,9 @@ def _through_groups(region: FlatRegion, call: Call, order: Order) -> Mapping[fx.
     x, offsets, matrices = call.operand(), call["offs"], tensor(call["mat2"])
     plain = call["bias"] is None and call["out_dtype"] is None
     if matrices is None or matrices.dim() != 3 or len(shape(x)) != 2 or not plain:
-        raise _NotProved(call.node, "it is not a plain product of rows with one matrix for each group")
+        raise _unproved(call.node, "it is not a plain product of rows with one matrix for each group")
     if not isinstance(offsets, fx.Node) or not _counts(region, offsets, order):
-        raise _NotProved(call.node, "its groups are not counted from the values that sorted its rows")
+        raise _unproved(call.node, "its groups are not counted from the values that sorted its rows")
     assert order.sort is not None
     return {x: order, _source(order.sort): Order(order.k)}
 

@@ -70,15 +70,15 @@ def use_onednn(graph: fx.Graph, captured: fx.Graph) -> int:
     """
     if onednn_linear() is None:
         return 0
-    found = [node for node in graph.nodes if node.op == "call_function" and op_name(node) == "linear"]
-    examples = {node.name: tensor(node) for node in captured.nodes} if found else {}
+    layers = [node for node in graph.nodes if node.op == "call_function" and op_name(node) == "linear"]
+    examples = {node.name: tensor(node) for node in captured.nodes} if layers else {}
 
     def fits(node: object) -> bool:
         value = examples.get(captured_name(node)) if isinstance(node, fx.Node) else None
         return value is not None and _is_plain(value)
 
     changed = 0
-    for node in found:
+    for node in layers:
         call = call_of(node)
         if call is None:
             continue

@@ -97,7 +97,9 @@ def share_regions(gm: fx.GraphModule, graph: fx.Graph, layers: Layers) -> tuple[
         if key is not None:
             part.kind = kinds.setdefault(key, len(kinds))
             alike.setdefault(part.kind, []).append(part)
-    regions = {kind: made for kind, group in alike.items() if len(group) > 1 and (made := _region(group)) is not None}
+    regions = {
+        kind: region for kind, group in alike.items() if len(group) > 1 and (region := _region(group)) is not None
+    }
     if not regions:
         return graph, 0
     return _write(gm, graph, level, parts.values(), regions), sum(len(alike[kind]) for kind in regions)
@@ -118,12 +120,12 @@ def _levels(graph: fx.Graph, layers: Layers) -> dict[fx.Node, float]:
             stream.add(node)
         elif not stream.isdisjoint(node.all_input_nodes) and node.op != "output":
             stream.add(node)
-            found: list[float] = [layers.number.get(place, OUTSIDE), *(level[read] for read in node.all_input_nodes)]
+            levels: list[float] = [layers.number.get(place, OUTSIDE), *(level[read] for read in node.all_input_nodes)]
             for read in node.all_input_nodes:
                 exit_ = captured_place(read)
                 if exit_ in layers.exits and exit_ != place and read.target is not select_rows:
-                    found.append(layers.exits[exit_] + 1)
-            level[node] = float(math.ceil(max(found)))
+                    levels.append(layers.exits[exit_] + 1)
+            level[node] = float(math.ceil(max(levels)))
             if node.target is select_rows and level[node.all_input_nodes[0]] < level[node]:
                 level[node] -= 0.5
     for node in reversed(graph.nodes):
@@ -149,25 +151,25 @@ def _describe(part: _Part, level: Mapping[fx.Node, float], layers: Layers) -> ob
     """Find the uses and the results of a part; a key that says all that it does, None if it can't be a region."""
     inside = {node: i for i, node in enumerate(part.nodes)}
 
-    def code(given: Any) -> object:
-        if isinstance(given, fx.Node):
-            if given in inside:
-                return inside[given]
-            part.uses.append(given)
-            part.forms.append(_form(given, layers, level[given] == OUTSIDE))
+    def code(value: Any) -> object:
+        if isinstance(value, fx.Node):
+            if value in inside:
+                return inside[value]
+            part.uses.append(value)
+            part.forms.append(_form(value, layers, level[value] == OUTSIDE))
             return "use", part.forms[-1]
-        if isinstance(given, tuple | list):
-            return type(given).__name__, tuple(map(code, given))
-        if isinstance(given, Mapping):
-            return tuple((name, code(each)) for name, each in given.items())
-        if isinstance(given, slice):
-            return "slice", code((given.start, given.stop, given.step))
-        return type(given).__name__, repr(given)
+        if isinstance(value, tuple | list):
+            return type(value).__name__, tuple(map(code, value))
+        if isinstance(value, Mapping):
+            return tuple((name, code(each)) for name, each in value.items())
+        if isinstance(value, slice):
+            return "slice", code((value.start, value.stop, value.step))
+        return type(value).__name__, repr(value)
 
     written = tuple((node.op, node.target, code(node.args), code(node.kwargs)) for node in part.nodes)
     part.gives = {i for node, i in inside.items() if any(user not in inside for user in node.users)}
-    given = [part.nodes[i] for i in part.gives]
-    fits = all(_is_tensor(node) and _form(node, layers, False) is not None for node in given)
+    results = [part.nodes[i] for i in part.gives]
+    fits = all(_is_tensor(node) and _form(node, layers, False) is not None for node in results)
     return written if fits and None not in part.forms else None
 
 
@@ -188,12 +190,12 @@ def _form(node: fx.Node, layers: Layers, outside: bool) -> object:
         return None
     if outside:
         return "itself", node.name
-    made = origin(node)
-    like = None if made is None else layers.examples.get(made.like)
-    if made is None or made.dim is None or node.target not in _KEPT or not isinstance(like, torch.Tensor):
+    source = origin(node)
+    like = None if source is None else layers.examples.get(source.like)
+    if source is None or source.dim is None or node.target not in _KEPT or not isinstance(like, torch.Tensor):
         return None
     shape = [str(size) for size in like.shape]
-    shape[made.dim] = made.rows
+    shape[source.dim] = source.rows
     return "kept", like.dtype, like.device, tuple(shape)
 
 
@@ -204,8 +206,8 @@ def _is_tensor(node: fx.Node) -> bool:
 def _own_memory(part: _Part, gives: Iterable[int]) -> bool:
     """True if no result shares memory with another, or with what the part reads."""
     read = {memory_of(value) for node in part.uses if (value := tensor(node)) is not None}
-    made = [memory_of(value) for i in gives if (value := tensor(part.nodes[i])) is not None]
-    return len(set(made)) == len(made) and read.isdisjoint(made)
+    results = [memory_of(value) for i in gives if (value := tensor(part.nodes[i])) is not None]
+    return len(set(results)) == len(results) and read.isdisjoint(results)
 
 
 @dataclass(frozen=True)
@@ -231,11 +233,11 @@ def _region(group: list[_Part]) -> _Region | None:
     uses = list(zip(*(part.uses for part in group), strict=True))
     for i, read in enumerate(uses):
         inputs.setdefault(read, i)
-    made = {read: inner.placeholder(f"read_{i}") for i, read in enumerate(inputs)}
+    placeholders = {read: inner.placeholder(f"read_{i}") for i, read in enumerate(inputs)}
     todo = iter(uses)
     at: dict[fx.Node, fx.Node] = {}
     for node in first.nodes:
-        at[node] = inner.node_copy(node, lambda read: at[read] if read in at else made[next(todo)])
+        at[node] = inner.node_copy(node, lambda read: at[read] if read in at else placeholders[next(todo)])
     inner.output(tuple(_settled(inner, first.nodes[i], at) for i in gives))
     return _Region(fx.GraphModule({}, inner), tuple(inputs.values()), gives)
 
@@ -284,8 +286,8 @@ def _write(
 
 def _made_of_rows(node: fx.Node) -> bool:
     """True for a tensor of kept rows. Inductor can't hand on a view of one that it has not computed yet."""
-    made = origin(node)
-    return made is not None and made.dim is not None
+    source = origin(node)
+    return source is not None and source.dim is not None
 
 
 def _operands(graph: fx.Graph, part: _Part, region: _Region, at: Mapping[fx.Node, fx.Node]) -> list[fx.Node]:

@@ -11,18 +11,16 @@ from torch import fx
 
 from opskip_compile.passes.analysis.dataflow import dataflow
 from opskip_compile.passes.graph.origin import Origin, set_origin
-from opskip_compile.passes.ops import op_name, tensor
+from opskip_compile.passes.ops import Trait, having, op_name, tensor
 from opskip_compile.passes.runtime import SHARED
-
-_COSTLY = frozenset({"sin", "cos"})
 
 
 def share_rotary_tables(graph: fx.Graph, root: fx.Node) -> int:
     """Put a copy behind every sine and cosine that does not depend on ``root``; returns how many."""
     stream = dataflow(root)
-    count = 0
+    costly, count = having(Trait.PERIODIC), 0
     for node in list(graph.nodes):
-        if op_name(node) not in _COSTLY or node in stream or tensor(node) is None:
+        if op_name(node) not in costly or node in stream or tensor(node) is None:
             continue
         # As far as there is one reader only, what it makes of the value can be kept instead.
         while len(node.users) == 1 and (user := next(iter(node.users))) not in stream:
