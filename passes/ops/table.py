@@ -269,7 +269,8 @@ def _long_name(node: fx.Node) -> str:
     """An operator of another library is named with its library."""
     target = node.target
     if torch_operations.is_overload(target) or torch_operations.is_packet(target):
-        return str(target)
+        namespace, name = torch_operations.qualified_name(target)
+        return name if namespace == "aten" else str(target)
     return name_of(node)
 
 
