@@ -14,6 +14,7 @@ import torch
 from opskip_compile import _compat
 from opskip_compile.backend.reports import REPORTS
 from tests.helpers.browser import browser, page  # noqa: F401
+from tests.helpers.demo_questions import processor, questions  # noqa: F401
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

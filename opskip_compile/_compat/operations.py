@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,8 +170,3 @@ def inplace_operators() -> Iterator[tuple[str, Any, bool]]:
                 yield plain, function, writes
             elif plain + "_" in known:
                 yield plain + "_", function, writes
-
-
-def torch_modules() -> Sequence[str]:
-    """The first part of the module names of PyTorch's own functions; built-in ones may have no module at all."""
-    return ("torch", "_operator", "builtins", "math")

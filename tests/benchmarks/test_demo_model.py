@@ -13,22 +13,12 @@ pytest.importorskip("easy_vqa")
 pytest.importorskip("transformers")
 
 from benchmarks.demo_model import augment, packing, templates, tiny_model
-from opskip_compile.demo.easy_vqa import Question, collate, load_questions
+from opskip_compile.demo.easy_vqa import Question, collate
 from opskip_compile.models.images import load_image
 from opskip_compile.models.packaged.model import (
     DemoProcessor,
     predict,
 )
-
-
-@pytest.fixture(scope="module")
-def questions() -> list[Question]:
-    return load_questions("train")
-
-
-@pytest.fixture(scope="module")
-def processor(questions: list[Question]) -> DemoProcessor:
-    return tiny_model.build_processor(text for q in questions for text in (q.text, q.answer))
 
 
 @pytest.fixture(scope="module")

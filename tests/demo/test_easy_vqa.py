@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("easy_vqa")
 pytest.importorskip("transformers")
 
-from benchmarks.demo_model import tiny_model
 from opskip_compile.demo.easy_vqa import Question, accuracy, agreement, batches, collate, load_questions
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.images import load_image
@@ -20,16 +19,6 @@ from opskip_compile.models.packaged.model import (
     encode_prompt,
     load_processor,
 )
-
-
-@pytest.fixture(scope="module")
-def questions() -> list[Question]:
-    return load_questions("train")
-
-
-@pytest.fixture(scope="module")
-def processor(questions: list[Question]) -> DemoProcessor:
-    return tiny_model.build_processor(text for q in questions for text in (q.text, q.answer))
 
 
 def test_sizes_of_the_splits(questions: list[Question]) -> None:

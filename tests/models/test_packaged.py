@@ -23,16 +23,6 @@ from opskip_compile.models.packaged.model import (
 )
 
 
-@pytest.fixture(scope="module")
-def questions() -> list[Question]:
-    return load_questions("train")
-
-
-@pytest.fixture(scope="module")
-def processor(questions: list[Question]) -> DemoProcessor:
-    return tiny_model.build_processor(text for q in questions for text in (q.text, q.answer))
-
-
 def test_words_survive_a_round_trip(questions: list[Question], processor: DemoProcessor) -> None:
     tokenizer = processor.tokenizer
     for text in {q.text for q in questions}:
