@@ -29,6 +29,8 @@ class Why(str, Enum):
     NESTED = "the layers are in subgraphs"
     PART = "a part of the decoder only"
     UNCERTAIN_LAYERS = "the layers can't be counted"
+    # No graph: Dynamo compiles nothing, or not this prompt.
+    NOT_COMPILED = "not compiled"
     # An operator stays full.
     NOT_RESIDUAL = "no residual addition"
     UNSAFE = "not safe to skip"

@@ -5,10 +5,15 @@ Nothing here loads Dynamo or Inductor before a function is called that needs the
 """
 
 from opskip_compile._compat.dynamo import (
+    compile_call,
     compile_seconds,
     compiled_call,
+    compiles_of,
     emit_artifact,
     forget_backend,
+    highest_recompile_count,
+    inside_torch_compile,
+    never_traced,
     not_on_compile_start,
     on_compile_start,
     recompile_limit,
@@ -17,6 +22,8 @@ from opskip_compile._compat.dynamo import (
     set_apart,
     set_compiled_call,
     unlimited_recompiles,
+    why_dynamo_is_off,
+    with_own_code,
 )
 from opskip_compile._compat.graphs import add_tensor_placeholder, keep_dynamo, pattern_matches
 from opskip_compile._compat.inductor import (
@@ -30,6 +37,7 @@ from opskip_compile._compat.inductor import (
 )
 from opskip_compile._compat.kernels import blas_is_slow, onednn_linear
 from opskip_compile._compat.models import DEEPSTACK_METHOD, DEEPSTACK_PARAMETERS, attention_implementation
+from opskip_compile._compat.modes import dispatch_modes_are_on, under_modes, without_modes
 from opskip_compile._compat.operations import is_higher_order, is_overload, is_packet
 from opskip_compile._compat.patches import Patch, torch_is_older_than
 from opskip_compile._compat.regions import REGION, invoke_region
@@ -45,15 +53,20 @@ __all__ = [
     "allow_caching",
     "attention_implementation",
     "blas_is_slow",
+    "compile_call",
     "compile_seconds",
     "compiled_call",
+    "compiles_of",
+    "dispatch_modes_are_on",
     "emit_artifact",
     "fake_mask_like",
     "forget_backend",
     "generated_kernels",
+    "highest_recompile_count",
     "inductor",
     "inductor_mode_options",
     "inductor_option_names",
+    "inside_torch_compile",
     "invoke_region",
     "is_fake",
     "is_higher_order",
@@ -64,6 +77,7 @@ __all__ = [
     "known_at_least",
     "lowering_sources",
     "memory_of",
+    "never_traced",
     "not_on_compile_start",
     "on_compile_start",
     "onednn_linear",
@@ -78,5 +92,9 @@ __all__ = [
     "size_hint",
     "torch_is_older_than",
     "unbacked_size",
+    "under_modes",
     "unlimited_recompiles",
+    "why_dynamo_is_off",
+    "with_own_code",
+    "without_modes",
 ]

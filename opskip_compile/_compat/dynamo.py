@@ -92,6 +92,58 @@ def set_compiled_call(model: nn.Module, call: Callable[..., Any] | None) -> None
     model._compiled_call_impl = call
 
 
+def compile_call(model: nn.Module, **kwargs: Any) -> None:
+    """``model.compile(**kwargs)``, also of a model whose state is not there yet, as while it is unpickled."""
+    vars(model)["_compiled_call_impl"] = torch.compile(type(model)._call_impl.__get__(model), **kwargs)
+
+
+def inside_torch_compile(model: nn.Module) -> nn.Module:
+    """The model itself of what ``torch.compile(model)`` gave; any other module as it is."""
+    inner = vars(model).get("_modules", {}).get("_orig_mod") if type(model).__name__ == "OptimizedModule" else None
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with a code object of its own.
+
+    Dynamo counts recompiles by code object, which all models of a process would share: after eight of them the next
+    would silently run dense.
+    """
+    function.__code__ = function.__code__.replace()
+    return function
+
+
+def never_traced(function: Callable[..., Any]) -> Any:
+    """A function that a ``torch.compile`` around it runs as it is, between two of its graphs.
+
+    Functions that it calls, and which are compiled themselves, run their compiled code.
+    """
+    reason = "opskip_compile.compile has compiled this model's decoder; leave fullgraph=True out around it"
+    return torch.compiler.disable(function, reason=reason)  # type: ignore[no-untyped-call]
+
+
+def why_dynamo_is_off() -> str:
+    """Why nothing at all is compiled at present; empty if Dynamo is at work."""
+    from torch._dynamo import config, eval_frame
+
+    if config.disable:
+        return "torch.compile is switched off (TORCH_COMPILE_DISABLE, or torch._dynamo.config.disable)"
+    stance = eval_frame._stance.stance
+    return "" if stance == "default" else f"torch.compiler.set_stance({stance!r}) is in force"
+
+
+def compiles_of(function: Callable[..., Any]) -> int:
+    """How many times Dynamo has compiled the code of ``function``."""
+    from torch._dynamo import eval_frame
+
+    return len(eval_frame._debug_get_cache_entry_list(function.__code__))
+
+
+def highest_recompile_count() -> int:
+    """How many times Dynamo compiles one function at most."""
+    return int(torch._dynamo.config.recompile_limit)
+
+
 def set_apart(tensor: torch.Tensor) -> None:
     """Keep ``tensor`` out of code that Dynamo compiled for other tensors of its shape.
 

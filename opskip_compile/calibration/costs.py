@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opskip_compile.api import explain, with_own_code
+from opskip_compile import _compat
+from opskip_compile.api import explain
 from opskip_compile.calibration.batches import Batch, PromptRows
 from opskip_compile.calibration.operator_sets import NOTHING, OperatorId, Skipped, all_operators, as_schedule
 from opskip_compile.calibration.replay import Replay
@@ -200,7 +201,7 @@ def _compiled(replay: Replay, skipped: Skipped, rows: Rows, lower: str) -> Calla
         return decoder(*args, **{**more, "inputs_embeds": mark_visual(hidden, visual)})
 
     options: Any = {"schedule": as_schedule(skipped, rows), "lower": lower}
-    compiled = torch.compile(with_own_code(call), backend="opskip", options=options)
+    compiled = torch.compile(_compat.with_own_code(call), backend="opskip", options=options)
     hidden = named.pop("inputs_embeds")
     return lambda: compiled(hidden, **named)
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opskip_compile.api import decoder_of, modules_around
+from opskip_compile.attachment.decoder import decoder_of, modules_around
 from opskip_compile.calibration.batches import Batch, left_out
 from opskip_compile.calibration.operator_sets import NOTHING, Skipped, as_schedule, first_difference
 from opskip_compile.errors import OpSkipError

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from opskip_compile._compat import attention_implementation
-from opskip_compile.api import decoder_of
+from opskip_compile.attachment.decoder import decoder_of
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.oracle import branch_modules, decoder_layers
 from opskip_compile.models.rows import token_mask, visual_tokens

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from opskip_compile.api import decoder_of
+from opskip_compile.attachment.decoder import decoder_of
 from opskip_compile.calibration.batches import PromptRows
 from opskip_compile.errors import OpSkipError
 from opskip_compile.evaluation.methods import DENSE

@@ -1,18 +1,11 @@
-"""Which rows of a forward are visual, told from its token ids, its embeddings and the marks on them."""
+"""Which rows of a forward are visual, told from its token ids and its embeddings."""
 
 from __future__ import annotations
-
-import functools
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from opskip_compile.passes.marks import MARKS
-
 _TOKEN_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-_PREPARE = "prepare_inputs_for_generation"
 
 
 def visual_tokens(model: nn.Module) -> tuple[int, ...]:
@@ -30,6 +23,25 @@ def token_mask(ids: object, tokens: tuple[int, ...]) -> Tensor | None:
     return mask if bool(mask.any()) else None
 
 
+def embedded_mask(embeddings: object, model: nn.Module, tokens: tuple[int, ...]) -> Tensor | None:
+    """As `token_mask`, for a prompt that is given as embeddings: the rows that are the embedding of a visual token.
+
+    transformers finds the rows in the same way where it gets no token ids (`get_placeholder_mask`).
+
+    Args:
+        embeddings: ``(batch, sequence, width)``, of the prompt.
+        model: looks tokens up by the `nn.Embedding` that it names; without one no row is known.
+        tokens: of `visual_tokens`.
+    """
+    words = _words(model, tokens)
+    if not isinstance(embeddings, Tensor) or embeddings.dim() != 3 or embeddings.shape[1] < 2 or words is None:
+        return None
+    mask = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+    for word in words.to(embeddings.device, embeddings.dtype):
+        mask |= (embeddings == word).all(-1)
+    return mask if bool(mask.any()) else None
+
+
 def without_plain_tokens(mask: Tensor, hidden: Tensor, model: nn.Module, tokens: tuple[int, ...]) -> Tensor | None:
     """The rows of ``mask`` that hold features. A row with the embedding of its token is text: no image came with it.
 
@@ -44,38 +56,22 @@ def without_plain_tokens(mask: Tensor, hidden: Tensor, model: nn.Module, tokens:
     Returns:
         None if no row is left.
     """
-    get = getattr(model, "get_input_embeddings", None)
-    embedding = get() if callable(get) else None
-    if not isinstance(embedding, nn.Embedding) or hidden.device.type == "meta":
+    words = _words(model, tokens)
+    if words is None or hidden.device.type == "meta":
         return mask
     mask = mask.to(hidden.device)
-    known = [token for token in tokens if 0 <= token < embedding.num_embeddings]
-    with torch.no_grad():
-        words = embedding(torch.tensor(known, device=embedding.weight.device)).to(hidden.device)
-    for word in words:
+    for word in words.to(hidden.device):
         mask = mask & (hidden != word).any(-1)
     return mask if bool(mask.any()) else None
 
 
-def carry_marks(model: nn.Module) -> Callable[[], None]:
-    """Let ``generate(inputs_embeds=...)`` keep the mark of the embeddings, which it copies; returns what undoes it."""
-    prepare = getattr(model, _PREPARE, None)
-    if prepare is None:
-        return lambda: None
-    replaced = vars(model).get(_PREPARE)
-
-    @functools.wraps(prepare)
-    def prepare_inputs_for_generation(*args: Any, **named: Any) -> Any:
-        inputs = prepare(*args, **named)
-        mark, copied = MARKS.get(named.get("inputs_embeds")), inputs.get("inputs_embeds")
-        if mark is not None and isinstance(copied, Tensor):
-            MARKS.put(copied, mark.mask[:, -copied.shape[1] :])
-        return inputs
-
-    def undo() -> None:
-        delattr(model, _PREPARE)
-        if replaced is not None:
-            setattr(model, _PREPARE, replaced)
-
-    setattr(model, _PREPARE, prepare_inputs_for_generation)
-    return undo
+def _words(model: nn.Module, tokens: tuple[int, ...]) -> Tensor | None:
+    """The embeddings of the tokens, ``(tokens, width)``; None where the model has no table of embeddings."""
+    get = getattr(model, "get_input_embeddings", None)
+    embedding = get() if callable(get) else None
+    if not isinstance(embedding, nn.Embedding):
+        return None
+    known = [token for token in tokens if 0 <= token < embedding.num_embeddings]
+    with torch.no_grad():
+        words: Tensor = embedding(torch.tensor(known, dtype=torch.int64, device=embedding.weight.device))
+    return None if words.device.type == "meta" else words

@@ -1,0 +1,178 @@
+"""One model that `compile` has compiled: what was put on it, so that `remove` can take it off."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from opskip_compile import _compat
+from opskip_compile.attachment import carrier
+from opskip_compile.attachment.decoder import layers_of, modules_around
+from opskip_compile.attachment.forward import CompiledForward
+from opskip_compile.attachment.say import say_no_rows
+from opskip_compile.backend import capture
+from opskip_compile.backend.entry import opskip
+from opskip_compile.models.rows import embedded_mask, token_mask, visual_tokens, without_plain_tokens
+from opskip_compile.passes.marks import MARKS
+
+ATTRIBUTE = "_opskip_compiled"
+
+
+class ThisForward(threading.local):
+    """What a thread knows of the forward that it is in. A copy, and a pickle, knows nothing.
+
+    Attributes:
+        mask: the visual mask of the prompt, bool ``(batch, sequence)``.
+    """
+
+    mask: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type[ThisForward], tuple[()]]:
+        return type(self), ()
+
+
+class Attachment:
+    """What `compile` put on one model. A deep copy of the model, and a pickle of it, has one of its own.
+
+    Everything that hangs on the model (hooks, forwards) is a method or an object that leads here and no closure,
+    so that a copy of the model is compiled for its own weights. A part of the model that is copied alone is dense.
+
+    Args:
+        model: the model.
+        decoder: its text decoder; None to compile the model as a whole.
+        options: of the backend.
+        kwargs: of ``torch.compile``.
+        regional: compile every layer of the decoder on its own.
+        prefill_only: leave prompts without visual rows, and decode steps, as they are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        decoder: nn.Module | None,
+        options: dict[str, Any],
+        kwargs: dict[str, Any],
+        *,
+        regional: bool = False,
+        prefill_only: bool = False,
+    ) -> None:
+        self.model, self.decoder, self.prefill_only = model, decoder, prefill_only
+        self.options, self.kwargs = options, kwargs
+        self.tokens = visual_tokens(model)
+        self.here = ThisForward()
+        self.handles: list[Any] = []
+        parts = [] if decoder is None else layers_of(decoder) if regional else [decoder]
+        self.forwards = [
+            CompiledForward(self, part, {**options, "layer": (i, len(parts))} if regional else options, regional)
+            for i, part in enumerate(parts)
+        ]
+
+    def put_on(self) -> None:
+        """Compile the model: the decoder's forward, or the model's whole call."""
+        capture.install_for(self)
+        carrier.put_on(self.model)
+        if self.decoder is None:
+            self._compile_call()
+            return
+        for forward in self.forwards:
+            forward.function("image")  # bad arguments of torch.compile are told at once
+        owners = modules_around(self.model, self.decoder)
+        self._outermost = owners[0]
+        for owner in owners:
+            self.handles.append(owner.register_forward_pre_hook(self.before, with_kwargs=True))
+        self.handles.append(self.decoder.register_forward_pre_hook(self.at_decoder, with_kwargs=True))
+        for module in (*owners, self.decoder):
+            self.handles.append(module.register_forward_hook(self.after, always_call=True))
+        self.attach()
+
+    def take_off(self) -> None:
+        """Leave the model as it was before `put_on`; may be called again."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+        carrier.take_off(self.model)
+        self.detach()
+        capture.uninstall_for(self)
+
+    def attach(self) -> None:
+        """Let the parts of the model run their compiled forwards."""
+        for forward in self.forwards:
+            forward.put_on()
+
+    def detach(self) -> Callable[[], None]:
+        """Let the model run dense; returns what puts the compiled code back."""
+        if self.decoder is None:
+            call = _compat.compiled_call(self.model)
+            _compat.set_compiled_call(self.model, None)
+            return lambda: _compat.set_compiled_call(self.model, call)
+        for forward in self.forwards:
+            forward.take_off()
+        return self.attach
+
+    # Called by the hooks of the model. Not traced where the user compiles around the model: they ask for real values.
+
+    @_compat.never_traced
+    def before(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """A module around the decoder is called: find the visual rows in its token ids or embeddings."""
+        if self.is_inert:
+            return
+        ids = named.get("input_ids", args[0] if args else None)
+        if ids is not None or module is self._outermost:  # an inner module may get embeddings of what the outer one got
+            self.here.mask = token_mask(ids, self.tokens)
+        pixels = any(v is not None for k, v in named.items() if k.startswith("pixel_values"))
+        if ids is None and self.here.mask is None and pixels:
+            self.here.mask = embedded_mask(named.get("inputs_embeds"), self.model, self.tokens)
+            if self.here.mask is None and MARKS.get(named.get("inputs_embeds")) is None:
+                say_no_rows()
+
+    @_compat.never_traced
+    def at_decoder(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """The decoder is called: only rows that hold features are visual."""
+        if self.is_inert:
+            return
+        hidden, mask = named.get("inputs_embeds"), self.here.mask
+        mark = MARKS.get(hidden)
+        if isinstance(hidden, Tensor) and mark is not None:
+            mark.used, self.here.mask = True, mark.mask.to(hidden.device)
+        elif isinstance(hidden, Tensor) and mask is not None and mask.shape == hidden.shape[:2]:
+            self.here.mask = without_plain_tokens(mask, hidden, self.model, self.tokens)
+
+    @_compat.never_traced
+    def after(self, module: nn.Module, args: object, output: object) -> None:
+        """The decoder, or a module around it, has returned or raised."""
+        self.here.mask = None
+
+    # Copies.
+
+    @property
+    def is_inert(self) -> bool:
+        """True for what a part of the model has that was copied alone."""
+        return self.model is None
+
+    def is_copied_with(self, memo: dict[int, Any]) -> bool:
+        """True if the deep copy that is under way copies the whole model."""
+        return id(self.model) in memo
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        if self.is_copied_with(memo):
+            new.__setstate__({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        else:
+            vars(new).update(model=None, here=ThisForward())
+        return new
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.is_inert:
+            return
+        capture.install_for(self)
+        if self.decoder is None:
+            self._compile_call()
+
+    def _compile_call(self) -> None:
+        _compat.compile_call(self.model, backend=opskip, options=self.options, **self.kwargs)

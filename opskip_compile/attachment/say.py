@@ -1,0 +1,57 @@
+"""What a user is told who asked for skipping and gets none, though nothing failed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakSet
+
+from torch import nn
+
+from opskip_compile import _compat
+from opskip_compile.backend.reports import REPORTS
+from opskip_compile.errors import NothingSkippedWarning
+from opskip_compile.passes.marks import NOT_SKIPPED
+from opskip_compile.passes.refusal import Refusal, Why
+from opskip_compile.report.report import Report
+
+NOT_COMPILED = "opskip: this prompt runs dense and uncompiled: {why}. This is said once for each model."
+_TOLD: WeakSet[nn.Module] = WeakSet()
+
+
+def say_not_compiled(model: nn.Module, function: Callable[..., Any]) -> None:
+    """A prompt with visual rows ran without any compiled code: Dynamo was told to, or it has given ``function`` up."""
+    if model in _TOLD:
+        return
+    _TOLD.add(model)
+    text = NOT_COMPILED.format(why=_why(function))
+    REPORTS.add(Report(refusal=Refusal(Why.NOT_COMPILED, text.removeprefix("opskip: "))))
+    warnings.warn(text, NothingSkippedWarning, stacklevel=2)
+
+
+def _why(function: Callable[..., Any]) -> str:
+    switched_off = _compat.why_dynamo_is_off()
+    if switched_off:
+        return switched_off
+    compiles, limit = _compat.compiles_of(function), _compat.highest_recompile_count()
+    if compiles < limit:
+        return "Dynamo has left it as it is; TORCH_LOGS=dynamo says why"
+    return (
+        f"Dynamo has compiled this decoder {compiles} times for prompts with images, which is its limit, "
+        "and prompts that need other code stay eager. "
+        "Pad prompts to fewer lengths, leave dynamic=False out, or raise torch._dynamo.config.recompile_limit and "
+        "compile the model again"
+    )
+
+
+def say_other_rows(stream: str) -> None:
+    """The rows that reach the decoder are not those of the prompt."""
+    why = f"the decoder was not called with {stream}= of as many rows as there are input_ids"
+    warnings.warn(NOT_SKIPPED.format(why=why), NothingSkippedWarning, stacklevel=2)
+
+
+def say_no_rows() -> None:
+    """There are pixels, and no row that could be theirs."""
+    why = "the forward got no input_ids, and no row of its inputs_embeds is the embedding of an image token"
+    warnings.warn(NOT_SKIPPED.format(why=why), NothingSkippedWarning, stacklevel=2)
