@@ -5,7 +5,6 @@ Nothing here loads Dynamo or Inductor before a function is called that needs the
 """
 
 from opskip_compile._compat.dynamo import (
-    compile_call,
     compile_seconds,
     compiled_call,
     compiles_of,
@@ -13,6 +12,7 @@ from opskip_compile._compat.dynamo import (
     forget_backend,
     highest_recompile_count,
     inside_torch_compile,
+    is_dynamo_disabled,
     never_traced,
     not_on_compile_start,
     on_compile_start,
@@ -21,6 +21,7 @@ from opskip_compile._compat.dynamo import (
     register_backend,
     set_apart,
     set_compiled_call,
+    uncompiled_call,
     unlimited_recompiles,
     why_dynamo_is_off,
     with_own_code,
@@ -53,7 +54,6 @@ __all__ = [
     "allow_caching",
     "attention_implementation",
     "blas_is_slow",
-    "compile_call",
     "compile_seconds",
     "compiled_call",
     "compiles_of",
@@ -68,6 +68,7 @@ __all__ = [
     "inductor_option_names",
     "inside_torch_compile",
     "invoke_region",
+    "is_dynamo_disabled",
     "is_fake",
     "is_higher_order",
     "is_overload",
@@ -92,6 +93,7 @@ __all__ = [
     "size_hint",
     "torch_is_older_than",
     "unbacked_size",
+    "uncompiled_call",
     "under_modes",
     "unlimited_recompiles",
     "why_dynamo_is_off",

@@ -88,13 +88,14 @@ def compiled_call(model: nn.Module) -> Callable[..., Any] | None:
 
 
 def set_compiled_call(model: nn.Module, call: Callable[..., Any] | None) -> None:
-    """Put back what `compiled_call` gave, or take it off with None."""
-    model._compiled_call_impl = call
+    """Put back what `compiled_call` gave, or take it off with None. The model may be without its state yet."""
+    vars(model)["_compiled_call_impl"] = call
 
 
-def compile_call(model: nn.Module, **kwargs: Any) -> None:
-    """``model.compile(**kwargs)``, also of a model whose state is not there yet, as while it is unpickled."""
-    vars(model)["_compiled_call_impl"] = torch.compile(type(model)._call_impl.__get__(model), **kwargs)
+def uncompiled_call(model: nn.Module) -> Callable[..., Any]:
+    """A model's forward and its hooks, whatever ``model.compile`` put on it."""
+    call: Callable[..., Any] = type(model)._call_impl.__get__(model)
+    return call
 
 
 def inside_torch_compile(model: nn.Module) -> nn.Module:
@@ -122,11 +123,16 @@ def never_traced(function: Callable[..., Any]) -> Any:
     return torch.compiler.disable(function, reason=reason)  # type: ignore[no-untyped-call]
 
 
+def is_dynamo_disabled() -> bool:
+    """True if Dynamo compiles nothing, and gives up for good whatever is called meanwhile."""
+    return bool(torch._dynamo.config.disable)
+
+
 def why_dynamo_is_off() -> str:
     """Why nothing at all is compiled at present; empty if Dynamo is at work."""
-    from torch._dynamo import config, eval_frame
+    from torch._dynamo import eval_frame
 
-    if config.disable:
+    if is_dynamo_disabled():
         return "torch.compile is switched off (TORCH_COMPILE_DISABLE, or torch._dynamo.config.disable)"
     stance = eval_frame._stance.stance
     return "" if stance == "default" else f"torch.compiler.set_stance({stance!r}) is in force"

@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.modules import module
 from torch.utils import _python_dispatch as dispatch
+
+_GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
+    module._global_forward_pre_hooks,
+    module._global_forward_hooks,
+    module._global_backward_pre_hooks,
+    module._global_backward_hooks,
+)
 
 
 def dispatch_modes_are_on() -> bool:
@@ -17,13 +25,21 @@ def dispatch_modes_are_on() -> bool:
 
 @contextmanager
 def without_modes() -> Iterator[list[Any]]:
-    """Take every dispatch mode off, and the sign by which Dynamo knows of them; gives the modes, outermost first."""
+    """Take every dispatch mode off, and the signs by which Dynamo knows of them; gives the modes, outermost first.
+
+    Hooks of all modules go, too: by such the counter of FLOPs keeps track of where it is, and Dynamo can't trace them.
+    """
     was_on = dispatch._is_in_any_mode_without_ignore_compile_internals
+    hooks = [(table, dict(table)) for table in _GLOBAL_HOOKS]
     with dispatch._disable_current_modes() as modes:
         dispatch._is_in_any_mode_without_ignore_compile_internals = False
+        for table, _ in hooks:
+            table.clear()
         try:
             yield list(reversed(modes))
         finally:
+            for table, before in hooks:
+                table.update(before)
             dispatch._is_in_any_mode_without_ignore_compile_internals = was_on
 
 

@@ -14,8 +14,8 @@ from opskip_compile.attachment import carrier
 from opskip_compile.attachment.decoder import layers_of, modules_around
 from opskip_compile.attachment.forward import CompiledForward
 from opskip_compile.attachment.say import say_no_rows
+from opskip_compile.attachment.whole import CompiledCall
 from opskip_compile.backend import capture
-from opskip_compile.backend.entry import opskip
 from opskip_compile.models.rows import embedded_mask, token_mask, visual_tokens, without_plain_tokens
 from opskip_compile.passes.marks import MARKS
 
@@ -79,7 +79,7 @@ class Attachment:
             self._compile_call()
             return
         for forward in self.forwards:
-            forward.function("image")  # bad arguments of torch.compile are told at once
+            forward.compiled("image")  # bad arguments of torch.compile are told at once
         owners = modules_around(self.model, self.decoder)
         self._outermost = owners[0]
         for owner in owners:
@@ -175,4 +175,4 @@ class Attachment:
             self._compile_call()
 
     def _compile_call(self) -> None:
-        _compat.compile_call(self.model, backend=opskip, options=self.options, **self.kwargs)
+        _compat.set_compiled_call(self.model, CompiledCall(self.model, self.options, self.kwargs).run)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from opskip_compile import _compat
-from opskip_compile.attachment.say import say_not_compiled, say_other_rows
-from opskip_compile.backend.entry import opskip
+from opskip_compile.attachment.compiled import Compiled
+from opskip_compile.attachment.say import say_counted_in_part, say_not_compiled, say_other_rows
 from opskip_compile.passes.runtime import mark_visual
 
 
@@ -26,62 +24,6 @@ class Owner(Protocol):
 
     def is_copied_with(self, memo: dict[int, Any]) -> bool:
         """True if the deep copy that is under way copies the whole model."""
-
-
-class Function:
-    """One function of a part, compiled with the backend, which knows whether compiled code has run.
-
-    Args:
-        dense: the part's own forward.
-        stream: the argument that carries the rows; it may also be the first one.
-        options: of the backend.
-        kwargs: of ``torch.compile``.
-        under_modes: run the rewritten graphs operation by operation, under the dispatch modes of the call.
-    """
-
-    def __init__(
-        self,
-        dense: Callable[..., Any],
-        stream: str,
-        options: dict[str, Any],
-        kwargs: dict[str, Any],
-        under_modes: bool = False,
-    ) -> None:
-        self._under_modes, self._here = under_modes, threading.local()
-
-        def part_forward(visual_mask: Tensor | None, *args: Any, **named: Any) -> Any:
-            if visual_mask is not None and stream in named:
-                named[stream] = mark_visual(named[stream], visual_mask)
-            elif visual_mask is not None:
-                args = (mark_visual(args[0], visual_mask), *args[1:])
-            return dense(*args, **named)
-
-        self.traced = _compat.with_own_code(part_forward)
-        options = {**options, "lower": "eager"} if under_modes else options
-        kwargs = {**kwargs, "fullgraph": False} if under_modes else kwargs
-        self._compiled = torch.compile(self.traced, backend=self._backend, options=options, **kwargs)
-
-    def _backend(
-        self, gm: fx.GraphModule, inputs: Sequence[Any], *, mode: str | None = None, options: Any = None
-    ) -> Callable[..., Any]:
-        run = opskip(gm, inputs, mode=mode, options=options)
-
-        def graph(*args: Any) -> Any:
-            self._here.has_run = True
-            if not self._under_modes:
-                return run(*args)
-            with _compat.under_modes(self._here.modes):
-                return run(*args)
-
-        return graph
-
-    def __call__(self, mask: Tensor | None, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, bool]:
-        """The result, and whether any compiled code of ours took part in it."""
-        self._here.has_run = False
-        if not self._under_modes:
-            return self._compiled(mask, *args, **named), self._here.has_run
-        with _compat.without_modes() as self._here.modes:
-            return self._compiled(mask, *args, **named), self._here.has_run
 
 
 class CompiledForward:
@@ -103,7 +45,7 @@ class CompiledForward:
         self.stream = "hidden_states" if is_layer else "inputs_embeds"
         # A forward of the module's own, not of its class, as device maps put it there.
         self.replaced: Callable[..., Any] | None = vars(part).get("forward")
-        self._functions: dict[str, Function] = {}
+        self._compiled: dict[str, Compiled] = {}
 
     def put_on(self) -> None:
         """Let the part run this."""
@@ -123,17 +65,29 @@ class CompiledForward:
         dense: Callable[..., Any] = self.replaced or type(self.part).forward.__get__(self.part)
         return dense
 
-    def function(self, kind: str) -> Function:
+    def compiled(self, kind: str) -> Compiled:
         """The compiled function for ``"image"`` prompts, ``"text"``, a decode ``"step"``, or under ``"modes"``.
 
         Dynamo traces it when it is first called.
         """
-        found = self._functions.get(kind)
+        found = self._compiled.get(kind)
         if found is None:
             assert self.owner is not None
-            found = Function(self.dense, self.stream, self.options, self.owner.kwargs, under_modes=kind == "modes")
-            found = self._functions.setdefault(kind, found)
+            found = Compiled(self._traced(), self.options, self.owner.kwargs, under_modes=kind == "modes")
+            found = self._compiled.setdefault(kind, found)
         return found
+
+    def _traced(self) -> Callable[..., Any]:
+        dense, stream = self.dense, self.stream
+
+        def part_forward(visual_mask: Tensor | None, *args: Any, **named: Any) -> Any:
+            if visual_mask is not None and stream in named:
+                named[stream] = mark_visual(named[stream], visual_mask)
+            elif visual_mask is not None:
+                args = (mark_visual(args[0], visual_mask), *args[1:])
+            return dense(*args, **named)
+
+        return part_forward
 
     @_compat.never_traced
     def run(self, *args: Any, **named: Any) -> Any:
@@ -145,16 +99,21 @@ class CompiledForward:
         if mask is not None and not (isinstance(hidden, Tensor) and mask.shape == hidden.shape[:2]):
             mask = None
             say_other_rows(self.stream)
-        under_modes = _compat.dispatch_modes_are_on()  # there Dynamo would give the function up, for good
-        if mask is None and (owner.prefill_only or under_modes):
+        # Where Dynamo compiles nothing it would give the function up, for good.
+        under_modes, is_off = _compat.dispatch_modes_are_on(), _compat.is_dynamo_disabled()
+        if is_off and mask is not None:
+            say_not_compiled(owner.model)
+        if is_off or (mask is None and (owner.prefill_only or under_modes)):
             return self.dense(*args, **named)
         if mask is None:
             is_step = isinstance(hidden, Tensor) and hidden.shape[1] == 1
-            return self.function("step" if is_step else "text")(None, args, named)[0]
-        function = self.function("modes" if under_modes else "image")
-        result, has_run = function(mask, args, named)
-        if not has_run:
-            say_not_compiled(owner.model, function.traced)
+            return self.compiled("step" if is_step else "text")(None, *args, **named)[0]
+        compiled = self.compiled("modes" if under_modes else "image")
+        result, graphs = compiled(mask, *args, **named)
+        if not graphs:
+            say_not_compiled(owner.model, compiled.function)
+        elif under_modes and graphs > 1:
+            say_counted_in_part(graphs)
         return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledForward:
@@ -167,4 +126,4 @@ class CompiledForward:
         return new
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_functions": {}}
+        return {**vars(self), "_compiled": {}}

@@ -20,7 +20,7 @@ NOT_COMPILED = "opskip: this prompt runs dense and uncompiled: {why}. This is sa
 _TOLD: WeakSet[nn.Module] = WeakSet()
 
 
-def say_not_compiled(model: nn.Module, function: Callable[..., Any]) -> None:
+def say_not_compiled(model: nn.Module, function: Callable[..., Any] | None = None) -> None:
     """A prompt with visual rows ran without any compiled code: Dynamo was told to, or it has given ``function`` up."""
     if model in _TOLD:
         return
@@ -30,9 +30,9 @@ def say_not_compiled(model: nn.Module, function: Callable[..., Any]) -> None:
     warnings.warn(text, NothingSkippedWarning, stacklevel=2)
 
 
-def _why(function: Callable[..., Any]) -> str:
+def _why(function: Callable[..., Any] | None) -> str:
     switched_off = _compat.why_dynamo_is_off()
-    if switched_off:
+    if switched_off or function is None:
         return switched_off
     compiles, limit = _compat.compiles_of(function), _compat.highest_recompile_count()
     if compiles < limit:
@@ -43,6 +43,15 @@ def _why(function: Callable[..., Any]) -> str:
         "Pad prompts to fewer lengths, leave dynamic=False out, or raise torch._dynamo.config.recompile_limit and "
         "compile the model again"
     )
+
+
+def say_counted_in_part(graphs: int) -> None:
+    """A dispatch mode saw the graphs of a forward, and not the code between them."""
+    text = (
+        f"opskip: Dynamo captured this forward as {graphs} graphs; what runs between them was not seen by the dispatch "
+        "mode, so a count of FLOPs may be too low. last_report() counts the operators themselves"
+    )
+    warnings.warn(text, NothingSkippedWarning, stacklevel=2)
 
 
 def say_other_rows(stream: str) -> None:

@@ -1,0 +1,76 @@
+"""``torch.compile`` around a model that `compile` has compiled, and the other way round: the decoder still skips."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import opskip_compile as opskip
+from tests.helpers.families import FAMILIES, visual_mask
+from tests.helpers.own_decoder import EAGER
+
+pytestmark = pytest.mark.usefixtures("fresh")
+SPEC = "silent:1"
+
+
+def answer(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    logits: torch.Tensor = model(**inputs).logits
+    return logits
+
+
+@pytest.mark.parametrize("called", [False, True], ids=["fresh", "called before"])
+@pytest.mark.parametrize("order", ["torch last", "torch first", "model.compile last", "model.compile first"])
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_both(name: str, order: str, called: bool) -> None:
+    family = FAMILIES[name]
+    model, inputs = family.build(2), family.inputs()
+    dense = answer(model, inputs)
+    with opskip.oracle(model, opskip.Schedule.from_spec(SPEC), visual_mask(inputs)):
+        want = answer(model, inputs)
+
+    def by_torch(model: nn.Module) -> Any:
+        if order.startswith("torch"):
+            return torch.compile(model, backend="eager")
+        model.compile(backend="eager")
+        return model
+
+    if order.endswith("last"):
+        opskip.compile(model, SPEC, options=EAGER)
+        if called:
+            answer(model, inputs)
+        both: Any = by_torch(model)
+    else:
+        both = by_torch(model)
+        if called:
+            answer(both, inputs)
+        assert opskip.compile(both, SPEC, options=EAGER) is both
+    count = len(opskip.reports())
+    torch.testing.assert_close(answer(both, inputs), want)
+    if not (called and order.endswith("last")):
+        assert any(len(report.skipped) == 2 for report in opskip.reports()[count:])
+    torch.testing.assert_close(answer(model, inputs), want)
+    opskip.remove(both)
+    torch.testing.assert_close(answer(both, inputs), dense)
+
+
+def test_fullgraph_around_says_whose_decoder_it_is() -> None:
+    family = FAMILIES["llava"]
+    model, inputs = opskip.compile(family.build(2), SPEC, options=EAGER), family.inputs()
+    with pytest.raises(Exception, match=r"opskip_compile\.compile has compiled"):
+        torch.compile(model, backend="eager", fullgraph=True)(**inputs)
+
+
+def test_a_step_of_a_users_own_around_the_model() -> None:
+    """As a trainer does it: the compiled function is not the model, but calls it."""
+    family = FAMILIES["llava"]
+    model, inputs = opskip.compile(family.build(2), SPEC, options=EAGER), family.inputs()
+    want = answer(model, inputs)
+
+    @torch.compile(backend="eager")
+    def step(**inputs: Any) -> torch.Tensor:
+        return answer(model, inputs) * 2
+
+    torch.testing.assert_close(step(**inputs), want * 2)
