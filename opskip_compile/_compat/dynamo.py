@@ -92,6 +92,16 @@ def set_compiled_call(model: nn.Module, call: Callable[..., Any] | None) -> None
     vars(model)["_compiled_call_impl"] = call
 
 
+def steers_dynamo(error: BaseException) -> bool:
+    """True for what torch raises inside a backend to ask Dynamo for another capture, or to leave the frame alone.
+
+    Inductor does so for a float that turns out to be a constant (``TensorifyScalarRestartAnalysis``).
+    """
+    from torch._dynamo import exc
+
+    return isinstance(error, exc.RestartAnalysis | exc.SkipFrame)
+
+
 def uncompiled_call(model: nn.Module) -> Callable[..., Any]:
     """A model's forward and its hooks, whatever ``model.compile`` put on it."""
     call: Callable[..., Any] = type(model)._call_impl.__get__(model)

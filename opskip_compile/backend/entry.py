@@ -72,7 +72,7 @@ def opskip(
     except (OpSkipError, Warning):
         raise
     except Exception as error:
-        if settings.strict or settings.dry_run:
+        if settings.strict or settings.dry_run or _compat.steers_dynamo(error):
             raise
         result = None
         report = _failed(f"a pass failed, please report it: {type(error).__name__}: {error}", captured)
@@ -87,6 +87,9 @@ def opskip(
     try:
         return _lower(gm, example_inputs, result, report, settings, marked)
     except Exception as error:
+        if _compat.steers_dynamo(error):
+            REPORTS.remove(report.number)  # the same code is captured again
+            raise
         if settings.strict or isinstance(error, OpSkipError | Warning) or result.graph is None:
             raise
         gm.graph = captured
@@ -171,7 +174,9 @@ def _finish_rewritten(
         gm.graph = result.state.regions
         try:
             return _finish(gm, inputs, settings, lowering.config(gm.graph))
-        except Exception:
+        except Exception as error:
+            if _compat.steers_dynamo(error):
+                raise
             log.warning("the layers are compiled one by one: their regions can't be lowered", exc_info=True)
             REPORTS.change(report.number, lambda report: replace(report, passes=_without_regions(report)))
             gm.graph = flat

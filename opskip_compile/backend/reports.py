@@ -42,6 +42,11 @@ class Reports:
         with self._lock:
             self._items = [change(report) if report.number == number else report for report in self._items]
 
+    def remove(self, number: int) -> None:
+        """Forget one: its graph was captured in vain."""
+        with self._lock:
+            self._items = [report for report in self._items if report.number != number]
+
     def all(self) -> tuple[Report, ...]:
         """Every report that is kept, oldest first."""
         with self._lock:

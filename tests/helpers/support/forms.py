@@ -40,6 +40,7 @@ COLUMNS = (
     "dtypes",
     "attention kernels",
     "ways to compile",
+    "by Inductor",
     "gradients",
     "export",
     "quantised",
