@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint layout types imports check bench support operations clean
+.PHONY: demo test test-versions lint layout types imports check bench support operations clean
 
 demo: $(VENV)/.ready
 	$(BIN)/opskip demo
 
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+# The whole suite under every supported release, in environments of some gigabytes each (python -m benchmarks.versions -h).
+# One of them: make test-versions ONLY=torch2.15
+test-versions:
+	$(PYTHON) -m benchmarks.versions $(ONLY)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -50,4 +55,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venvs build dist *.egg-info

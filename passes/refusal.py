@@ -7,7 +7,7 @@ people.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from torch import fx
@@ -15,7 +15,7 @@ from torch import fx
 from opskip_compile.passes.graph.origin import source_line
 
 
-class Why(str, Enum):
+class Why(StrEnum):
     """The kind of a refusal."""
 
     # Nothing to do in this graph.

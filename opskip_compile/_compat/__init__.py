@@ -1,6 +1,8 @@
 """Every private name of torch and transformers that this package touches, behind small functions, by area.
 
-Support window: torch 2.11 to 2.13. A new torch release is supported once these modules have been read against it.
+Support window: torch 2.11 to 2.15, transformers 5.17 to 5.24. A new release is supported once these modules have been
+read against it, and all tests pass with it (``make test-versions``).
+
 Nothing here loads Dynamo or Inductor before a function is called that needs them. Callers use the names of this module.
 """
 
@@ -38,7 +40,13 @@ from opskip_compile._compat.inductor import (
     probe_vector_instructions,
 )
 from opskip_compile._compat.kernels import blas_is_slow, onednn_linear
-from opskip_compile._compat.models import DEEPSTACK_METHOD, DEEPSTACK_PARAMETERS, attention_implementation
+from opskip_compile._compat.models import (
+    CACHE_ARGUMENTS,
+    DEEPSTACK_METHOD,
+    DEEPSTACK_PARAMETERS,
+    attention_implementation,
+    cache_argument,
+)
 from opskip_compile._compat.modes import dispatch_modes_are_on, under_modes, without_modes
 from opskip_compile._compat.operations import is_higher_order, is_overload, is_packet
 from opskip_compile._compat.patches import Patch, torch_is_older_than
@@ -47,6 +55,7 @@ from opskip_compile._compat.shapes import known_at_least, same_size, size_hint, 
 from opskip_compile._compat.tensors import fake_mask_like, is_fake, is_subclass, memory_of
 
 __all__ = [
+    "CACHE_ARGUMENTS",
     "DEEPSTACK_METHOD",
     "DEEPSTACK_PARAMETERS",
     "REGION",
@@ -55,6 +64,7 @@ __all__ = [
     "allow_caching",
     "attention_implementation",
     "blas_is_slow",
+    "cache_argument",
     "compile_seconds",
     "compiled_call",
     "compiles_of",

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opskip_compile._compat import CACHE_ARGUMENTS
 from opskip_compile.errors import OpSkipError
 from opskip_compile.passes.runtime import kept_rows
 from opskip_compile.schedule.schedule import Rows
@@ -122,7 +123,7 @@ def check_inputs(inputs: object, name: str) -> dict[str, Any]:
         raise OpSkipError(f"{name}: input_ids: expected integers of shape (batch, sequence)")
     if ids.numel() == 0:
         raise OpSkipError(f"{name}: input_ids: the prompt is empty")
-    for field in ("position_ids", "past_key_values", "inputs_embeds"):
+    for field in ("position_ids", *CACHE_ARGUMENTS, "inputs_embeds"):
         if checked.get(field) is not None:
             raise OpSkipError(f"{name}: {field}: can't be used here, since answers are put behind the prompt")
     mask = checked.get("attention_mask")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from opskip_compile._compat import cache_argument
 from opskip_compile.schedule.geometry import Geometry
 
 
@@ -62,8 +63,8 @@ class Dropping:
                 hidden,
                 attention_mask=None,
                 position_embeddings=(cos, sin),
-                past_key_values=cache,
                 use_cache=True,
+                **{cache_argument(layer.forward): cache},
             )
         return model.norm(hidden), cache
 

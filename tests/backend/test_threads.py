@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import opskip_compile as opskip
 from opskip_compile.backend.reports import REPORTS
+from tests.helpers.caches import CACHE
 from tests.helpers.families import FAMILIES, visual_mask
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -59,7 +60,7 @@ def together(*jobs: Callable[[], Any]) -> list[Any]:
 
 def outputs(model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
     found = model(**inputs)
-    return [found.logits, *(t for layer in found.past_key_values.layers for t in (layer.keys, layer.values))]
+    return [found.logits, *(t for layer in found[CACHE].layers for t in (layer.keys, layer.values))]
 
 
 def wanted(model: nn.Module, inputs: dict[str, Tensor], spec: str) -> list[Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from transformers import DynamicCache
 
 from opskip_compile.calibration.batches import prompt_rows, with_answers
 from opskip_compile.calibration.divergence_meter import DivergenceMeter
@@ -141,6 +142,8 @@ PADDED_RIGHT = torch.tensor([[1] * 23 + [0]])
         ([changed(attention_mask=torch.ones(1, 3))], r"samples\[0\]: attention_mask: expected the shape of input_ids"),
         ([changed(attention_mask=PADDED_RIGHT)], r"samples\[0\]: attention_mask: .* padded on the left"),
         ([changed(position_ids=torch.zeros(1, 24))], r"samples\[0\]: position_ids: can't be used here"),
+        ([changed(cache=DynamicCache())], r"samples\[0\]: cache: can't be used here"),
+        ([changed(past_key_values=DynamicCache())], r"samples\[0\]: past_key_values: can't be used here"),
         ([changed(labels=torch.zeros(1, 3))], r"samples\[0\]: labels: expected the shape of input_ids"),
         ([changed(labels=torch.full((1, 24), -100))], r"samples\[0\]: labels: an element has no answer"),
     ],

@@ -24,6 +24,7 @@ from opskip_compile.backend.reports import REPORTS
 from opskip_compile.passes.normalize.cleanup import copy_graph
 from opskip_compile.schedule.schedule import OPERATORS, ROWS, Late, Rule
 from tests.helpers import decoders
+from tests.helpers.caches import CACHE
 from tests.helpers.random_models import FAMILIES, build, random_config
 from tests.helpers.random_programs import WIDTH, random_program
 
@@ -264,7 +265,7 @@ class Decoder:
             part = slice(start, start := start + n)
             visual, shown = case.visual[:, part].clone(), case.shown[:, part]
             more: dict[str, Any] = {"hidden": hidden[:, part].clone(), "use_cache": cache is not None}
-            more["past_key_values"] = cache
+            more[CACHE] = cache
             if self.traits["mask"] == "2d":
                 more["attention_mask"] = case.shown[:, :start].long()
             elif self.traits["mask"] == "4d":

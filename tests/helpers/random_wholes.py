@@ -14,6 +14,7 @@ from torch import Tensor
 
 import opskip_compile as opskip
 from opskip_compile.backend.reports import REPORTS
+from tests.helpers.caches import CACHE
 from tests.helpers.families import FAMILIES, visual_mask
 from tests.helpers.random_decoders import Case, Ran, Skipped, as_schedule, random_schedule
 
@@ -81,6 +82,6 @@ class Whole:
 
     def _call(self, model: Any, case: Case) -> tuple[list[Tensor], list[Tensor | None]]:
         outputs = model(**self._inputs(case.seed))
-        kept = [t.transpose(1, 2) for layer in outputs.past_key_values.layers for t in (layer.keys, layer.values)]
+        kept = [t.transpose(1, 2) for layer in outputs[CACHE].layers for t in (layer.keys, layer.values)]
         values = [outputs.logits, *kept]
         return values, [case.shown] * len(values)

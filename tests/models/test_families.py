@@ -9,6 +9,7 @@ from transformers import StaticCache
 
 import opskip_compile as opskip
 from opskip_compile.timing.decoders import Decoder
+from tests.helpers.caches import CACHE, OLD_CACHE
 from tests.helpers.families import FAMILIES, ONE_IMAGE, UNEVEN, visual_mask
 from tests.helpers.random_decoders import Switch
 
@@ -35,7 +36,7 @@ def by_oracle(model: nn.Module, spec: str, inputs: dict[str, Tensor]) -> tuple[T
 
 
 def unpack(outputs: object) -> tuple[Tensor, list[Tensor]]:
-    cache = [t for layer in outputs.past_key_values.layers for t in (layer.keys, layer.values)]
+    cache = [t for layer in outputs[CACHE].layers for t in (layer.keys, layer.values)]
     return outputs.logits, cache
 
 
@@ -157,8 +158,9 @@ def test_text_and_image_prompts_take_turns(family: str) -> None:
         assert_oracle(model(**inputs), wants[id(inputs)], layers=2)
 
 
+@pytest.mark.parametrize("argument", sorted({CACHE, OLD_CACHE}))
 @pytest.mark.parametrize("family", ["qwen3_vl", "llava"])
-def test_static_cache(family: str) -> None:
+def test_static_cache(family: str, argument: str) -> None:
     """A cache that is written in place; the sizes of its second use are dynamic."""
     model, inputs = FAMILIES[family].build(LAYERS), FAMILIES[family].inputs(ONE_ELEMENT)
     spec = "silent:2-3 transform:0 attend:1"
@@ -167,10 +169,10 @@ def test_static_cache(family: str) -> None:
         return StaticCache(config=model.config.get_text_config(), max_cache_len=48)
 
     with opskip.oracle(model, opskip.Schedule.from_spec(spec), visual_mask(inputs)):
-        want = unpack(model(**inputs, past_key_values=cache()))
+        want = unpack(model(**inputs, **{argument: cache()}))
     opskip.compile(model, spec, options={"lower": "eager"})
     for _ in range(2):
-        assert_oracle(model(**inputs, past_key_values=cache()), want)
+        assert_oracle(model(**inputs, **{argument: cache()}), want)
     assert all(len(report.skipped) == 6 for report in skipping())
     # The cache keeps every row, so keys and values are not left over.
     assert not any(report.remaining() for report in skipping())

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.helpers.caches import CACHE
 from tests.helpers.families import ONE_IMAGE, visual_mask
 from tests.helpers.support.forms import Member, form
 from tests.helpers.support.outcome import THROUGH, Outcome, measure
@@ -15,7 +16,7 @@ from tests.helpers.support.outcome import THROUGH, Outcome, measure
 
 def logits_and_cache(outputs: Any) -> list[Tensor]:
     """What a forward gives: the logits, then keys and values of every layer that caches some."""
-    cache = getattr(outputs, "past_key_values", None)
+    cache = outputs.get(CACHE)
     cache = getattr(cache, "self_attention_cache", cache)  # an encoder-decoder has two
     layers = [] if cache is None else cache.layers
     kept = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]

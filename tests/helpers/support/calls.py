@@ -18,6 +18,7 @@ from transformers.generation import CompileConfig
 
 import opskip_compile as opskip
 from opskip_compile.passes.steps import NO_ROWS
+from tests.helpers.caches import CACHE
 from tests.helpers.families import ONE_IMAGE, UNEVEN, visual_mask
 from tests.helpers.support.basic import forward, logits_and_cache
 from tests.helpers.support.forms import Member, form
@@ -71,7 +72,7 @@ def dynamic_cache(family: Member) -> Outcome:
     inputs = family.inputs(ONE_IMAGE)
 
     def call(model: Any) -> list[Tensor]:
-        return logits_and_cache(model(**inputs, past_key_values=DynamicCache(config=text_config(model))))
+        return logits_and_cache(model(**inputs, **{CACHE: DynamicCache(config=text_config(model))}))
 
     return measure(family.build(), call, visual_mask(inputs))
 
@@ -81,7 +82,7 @@ def static(family: Member) -> Outcome:
     inputs = family.inputs(ONE_IMAGE)
 
     def call(model: Any) -> list[Tensor]:
-        return logits_and_cache(model(**inputs, past_key_values=static_cache(model)))
+        return logits_and_cache(model(**inputs, **{CACHE: static_cache(model)}))
 
     return measure(family.build(), call, visual_mask(inputs))
 
@@ -95,7 +96,7 @@ def static_again(family: Member) -> Outcome:
         cache, found = static_cache(model), list[Tensor]()
         for inputs in prompts:
             cache.reset()
-            found += [tensor.clone() for tensor in logits_and_cache(model(**inputs, past_key_values=cache))]
+            found += [tensor.clone() for tensor in logits_and_cache(model(**inputs, **{CACHE: cache}))]
         return found
 
     return measure(family.build(), call, merged_rows)
@@ -116,7 +117,7 @@ def _sliding(family: Member, cache: Any) -> Outcome:
     model, inputs = windowed(family.build()), family.inputs(ONE_IMAGE)
     if model is None:
         return Outcome(ABSENT, "the decoder has no sliding window")
-    return measure(model, lambda model: generated(model, inputs, past_key_values=cache(model)), merged_rows)
+    return measure(model, lambda model: generated(model, inputs, **{CACHE: cache(model)}), merged_rows)
 
 
 @form("caches", "QuantizedCache, fp8")
@@ -128,7 +129,7 @@ def quantized(family: Member) -> Outcome:
 
     def call(model: Any) -> list[Tensor]:
         cache = QuantizedCache(backend="fp8", config=model.config)
-        return [model(**inputs, past_key_values=cache).logits]
+        return [model(**inputs, **{CACHE: cache}).logits]
 
     return measure(model, call, visual_mask(inputs))
 
@@ -137,7 +138,7 @@ def generated(model: Any, inputs: Mapping[str, Any], **more: Any) -> list[Tensor
     """Token ids, logits of all steps, and keys and values, of `STEPS` new tokens."""
     made = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "output_logits": True, **more}
     found = model.generate(**inputs, **made, return_dict_in_generate=True)
-    return [found.sequences, *found.logits, *keys_and_values(found.past_key_values)]
+    return [found.sequences, *found.logits, *keys_and_values(found[CACHE])]
 
 
 def keys_and_values(cache: Any) -> list[Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from tests.helpers.caches import CACHE
 from tests.helpers.families import IMAGE, ONE_IMAGE
 from tests.helpers.support.basic import logits_and_cache
 from tests.helpers.support.calls import generated, keys_and_values, merged_rows, static_cache, text_config
@@ -31,13 +32,13 @@ def going_on(model: Any, inputs: Mapping[str, Tensor], cache: Any) -> dict[str, 
     if "mrope_section" in rope:  # time, height and width
         positions = positions.expand(3, batch, length)
     mask = torch.ones(batch, past + length, dtype=torch.int64)
-    return {**inputs, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+    return {**inputs, "attention_mask": mask, "position_ids": positions, CACHE: cache}
 
 
 def turns(model: Any, cache: Any, *forwards: Mapping[str, Tensor]) -> list[Tensor]:
     """Several forwards on one cache: the logits of each, and the keys and values at the end."""
     outputs = [
-        model(**(going_on(model, inputs, cache) if i else {**inputs, "past_key_values": cache}))
+        model(**(going_on(model, inputs, cache) if i else {**inputs, CACHE: cache}))
         for i, inputs in enumerate(forwards)
     ]
     return [*(out.logits for out in outputs[:-1]), *logits_and_cache(outputs[-1])]
@@ -122,9 +123,9 @@ def continued(family: Member) -> Outcome:
         made = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "output_logits": True}
         first = model.generate(**inputs, **made, return_dict_in_generate=True)
         so_far = torch.cat([first.sequences, TOKEN, TOKEN], 1)
-        more = {"attention_mask": torch.ones_like(so_far), "past_key_values": first.past_key_values}
+        more = {"attention_mask": torch.ones_like(so_far), CACHE: first[CACHE]}
         second = model.generate(so_far, **more, **made, return_dict_in_generate=True)
-        return [second.sequences, *first.logits, *second.logits, *keys_and_values(second.past_key_values)]
+        return [second.sequences, *first.logits, *second.logits, *keys_and_values(second[CACHE])]
 
     return measure(family.build(), call, merged_rows)
 

@@ -15,6 +15,7 @@ import opskip_compile as opskip
 from opskip_compile.passes.tune import causal_attention as module
 from opskip_compile.passes.tune.causal import ask_for_causal_masks
 from opskip_compile.passes.tune.causal_attention import ATTEND, attend, is_causal
+from tests.helpers.caches import CACHE
 from tests.helpers.families import FAMILIES, ONE_IMAGE, visual_mask
 from tests.helpers.graphs import capture
 
@@ -92,8 +93,8 @@ def sdpa(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def results(model: Any, inputs: dict[str, Tensor], cache: Callable[[], Any]) -> list[Tensor]:
-    out = model(**inputs, past_key_values=cache())
-    return [out.logits, *(t for layer in out.past_key_values.layers for t in (layer.keys, layer.values))]
+    out = model(**inputs, **{CACHE: cache()})
+    return [out.logits, *(t for layer in out[CACHE].layers for t in (layer.keys, layer.values))]
 
 
 @pytest.mark.parametrize(

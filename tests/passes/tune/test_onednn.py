@@ -15,6 +15,7 @@ import opskip_compile as opskip
 from opskip_compile import _compat
 from opskip_compile.passes.tune import onednn as module
 from opskip_compile.passes.tune.onednn import LINEAR, linear
+from tests.helpers.caches import CACHE
 from tests.helpers.families import FAMILIES, visual_mask
 
 pytestmark = [
@@ -72,7 +73,7 @@ def test_no_rows(any_size: None) -> None:
 
 def results(model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
     out = model(**inputs)
-    return [out.logits, *(t for layer in out.past_key_values.layers for t in (layer.keys, layer.values))]
+    return [out.logits, *(t for layer in out[CACHE].layers for t in (layer.keys, layer.values))]
 
 
 @pytest.mark.parametrize("lower", ["eager", "inductor"])

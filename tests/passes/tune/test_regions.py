@@ -17,6 +17,7 @@ from opskip_compile import _compat
 from opskip_compile.backend import entry as backend
 from opskip_compile.passes.tune import regions
 from opskip_compile.timing.decoders import Decoder
+from tests.helpers.caches import CACHE
 
 pytestmark = pytest.mark.usefixtures("fresh")
 DECODER = Decoder("", "Qwen3VLText", opskip.Geometry(8, 64, 96, 4, 2, 16))
@@ -55,18 +56,16 @@ def compare(
 
     def forward(hidden: Tensor, visual: Tensor, padding: Tensor | None, cache: Any) -> Any:
         hidden = opskip.mark_visual(hidden, visual)
-        return model(inputs_embeds=hidden, attention_mask=padding, past_key_values=cache, use_cache=True)
+        return model(inputs_embeds=hidden, attention_mask=padding, **{CACHE: cache}, use_cache=True)
 
     def values(result: Any) -> list[Tensor]:
-        return [result.last_hidden_state] + [x for a in result.past_key_values.layers for x in (a.keys, a.values)]
+        return [result.last_hidden_state] + [x for a in result[CACHE].layers for x in (a.keys, a.values)]
 
     with torch.no_grad():
         given = {"schedule": spec, "strict": True, **options}
         got = torch.compile(forward, backend="opskip", options=given)(hidden, visual, padding, cache and cache())
         with opskip.oracle(model, opskip.Schedule.of(spec), visual):
-            want = model(
-                inputs_embeds=hidden, attention_mask=padding, past_key_values=cache and cache(), use_cache=True
-            )
+            want = model(inputs_embeds=hidden, attention_mask=padding, **{CACHE: cache and cache()}, use_cache=True)
     for a, b in zip(values(got), values(want), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
     return {done.name: done.changed for done in opskip.last_report().passes}.get("regions")
