@@ -11,6 +11,7 @@ from opskip_compile._compat.dynamo import (
     emit_artifact,
     forget_backend,
     highest_recompile_count,
+    ignore_log_lines,
     inside_torch_compile,
     is_dynamo_disabled,
     never_traced,
@@ -37,7 +38,12 @@ from opskip_compile._compat.inductor import (
     probe_vector_instructions,
 )
 from opskip_compile._compat.kernels import blas_is_slow, onednn_linear
-from opskip_compile._compat.models import DEEPSTACK_METHOD, DEEPSTACK_PARAMETERS, attention_implementation
+from opskip_compile._compat.models import (
+    DEEPSTACK_METHOD,
+    DEEPSTACK_PARAMETERS,
+    attention_implementation,
+    traceable_collector,
+)
 from opskip_compile._compat.modes import dispatch_modes_are_on, under_modes, without_modes
 from opskip_compile._compat.operations import is_higher_order, is_overload, is_packet
 from opskip_compile._compat.patches import Patch, torch_is_older_than
@@ -63,6 +69,7 @@ __all__ = [
     "forget_backend",
     "generated_kernels",
     "highest_recompile_count",
+    "ignore_log_lines",
     "inductor",
     "inductor_mode_options",
     "inductor_option_names",
@@ -92,6 +99,7 @@ __all__ = [
     "set_compiled_call",
     "size_hint",
     "torch_is_older_than",
+    "traceable_collector",
     "unbacked_size",
     "uncompiled_call",
     "under_modes",
