@@ -63,7 +63,7 @@ def compile(
         raise OptionError(f"regional: {type(model).__name__} has no text decoder with a list of layers")
     if prefill_only and decoder is None:
         raise OptionError(f"prefill_only: {type(model).__name__} is compiled whole: it has no text decoder of its own")
-    options = _options(model, schedule, kwargs)
+    options = _options(model, schedule, kwargs, decoder)
     remove(model)
     attachment = Attachment(model, decoder, options, kwargs, regional=regional, prefill_only=prefill_only)
     attachment.put_on()
@@ -113,11 +113,12 @@ def explain(
     else:
         args, named = ((inputs,) if isinstance(inputs, Tensor) else tuple(inputs)), {}
     given = {**(kwargs.pop("options", None) or {}), "lower": "eager", "dry_run": next(_RUNS)}
-    options = _options(model, schedule, {**kwargs, "options": given})
+    decoder = decoder_of(model)
+    options = _options(model, schedule, {**kwargs, "options": given}, decoder)
     kwargs.pop("mode", None)
     earlier = REPORTS.count
     with decompiled(model), _compat.unlimited_recompiles(), torch.no_grad():
-        attachment = Attachment(model, decoder_of(model), options, kwargs)
+        attachment = Attachment(model, decoder, options, kwargs)
         try:
             attachment.put_on()
             model(*args, **named)
@@ -175,7 +176,10 @@ def reports() -> tuple[Report, ...]:
 
 
 def _options(
-    model: nn.Module, schedule: Schedule | str | Mapping[str, Any] | None, kwargs: dict[str, Any]
+    model: nn.Module,
+    schedule: Schedule | str | Mapping[str, Any] | None,
+    kwargs: dict[str, Any],
+    decoder: nn.Module | None,
 ) -> dict[str, Any]:
     """The backend's options, checked; what goes into them is taken out of ``kwargs``."""
     if "backend" in kwargs:
@@ -188,6 +192,11 @@ def _options(
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if isinstance(kind, str) and kind:
         options.setdefault("model_type", kind)
+    layers = [] if decoder is None else layers_of(decoder)
+    if layers:
+        options.setdefault("num_layers", len(layers))
+    if decoder is not None:
+        options["in_place"] = True
     Settings.parse(options, kwargs.get("mode"))
     if kwargs.get("mode") is not None:
         options["mode"] = kwargs.pop("mode")

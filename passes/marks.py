@@ -20,18 +20,23 @@ from opskip_compile.errors import NothingSkippedWarning
 
 NOT_SKIPPED = (
     "opskip: image features were merged into the decoder's input, but no compiled graph skipped an operator on them "
-    "({why}). Call opskip_compile.compile(model) instead of torch.compile, or name the rows with "
-    "opskip_compile.mark_visual in the model's code. torch.compile(model).generate() runs uncompiled: "
-    "use model.compile(backend='opskip') for generate()."
+    "({why}). {advice}."
 )
 
 
 @dataclass
 class Mark:
-    """The visual mask of one tensor, bool ``(batch, sequence)``, and whether a decoder graph has taken it up."""
+    """The visual mask of one tensor, bool ``(batch, sequence)``, and whether a decoder graph has taken it up.
+
+    Attributes:
+        mask: True where a row is visual.
+        used: a decoder graph has taken it up.
+        if_unused: what a user is told if none does.
+    """
 
     mask: torch.Tensor
     used: bool = False
+    if_unused: str = ""
 
 
 class Marks:
@@ -41,16 +46,17 @@ class Marks:
         self._marks: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._lock = threading.Lock()
 
-    def put(self, tensor: torch.Tensor, mask: torch.Tensor, *, warn_if_unused: bool = False) -> None:
+    def put(self, tensor: torch.Tensor, mask: torch.Tensor, *, if_unused: str = "") -> None:
         """Say that the rows of ``tensor`` ``(batch, sequence, width)`` where ``mask`` is True are visual.
 
-        Code that was compiled for a tensor without a mark is compiled again for ``tensor``.
+        Code that was compiled for a tensor without a mark is compiled again for ``tensor``. With ``if_unused``, a user
+        is told so if no decoder graph takes the mark up.
         """
-        mark = Mark(mask.detach())
+        mark = Mark(mask.detach(), if_unused=if_unused)
         _compat.set_apart(tensor)
         with self._lock:
             self._marks[tensor] = mark
-        if warn_if_unused:
+        if if_unused:
             weakref.finalize(tensor, _warn_if_unused, mark).atexit = False
 
     def get(self, tensor: object) -> Mark | None:
@@ -64,8 +70,7 @@ class Marks:
 
 def _warn_if_unused(mark: Mark) -> None:
     if not mark.used:
-        why = "no decoder in the graphs after it could be matched, or it was compiled for a prompt without images first"
-        warnings.warn(NOT_SKIPPED.format(why=why), NothingSkippedWarning, stacklevel=2)
+        warnings.warn(mark.if_unused, NothingSkippedWarning, stacklevel=2)
 
 
 MARKS = Marks()

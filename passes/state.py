@@ -54,6 +54,7 @@ class Options:
         mark_input: adds the mask of an input that an earlier graph marked; called only if a mark exists.
         is_encoder: True if the operators are known to belong to the encoder of an encoder-decoder.
         layer: number and count, if the graph is known to hold one layer of a decoder.
+        num_layers: layers of the decoder, if they are known.
     """
 
     resolve: Callable[[Match, fx.Graph], Resolved]
@@ -65,6 +66,7 @@ class Options:
     mark_input: MarkInput | None = None
     is_encoder: Callable[[Match], bool] | None = None
     layer: tuple[int, int] | None = None
+    num_layers: int | None = None
 
 
 @dataclass

@@ -67,6 +67,8 @@ def match(state: State) -> int:
         matched = Match(doubt=ENCODER)
     if options.layer is not None:
         matched = as_layer(matched, *options.layer)
+    elif matched.operators and matched.num_layers == options.num_layers:
+        matched.doubt = None
     state.match = matched
     if not matched.operators:
         state.refusal = matched.doubt or NO_OPERATOR

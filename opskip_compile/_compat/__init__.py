@@ -13,6 +13,7 @@ from opskip_compile._compat.dynamo import (
     emit_artifact,
     forget_backend,
     highest_recompile_count,
+    ignore_log_lines,
     inside_torch_compile,
     is_dynamo_disabled,
     never_traced,
@@ -46,6 +47,7 @@ from opskip_compile._compat.models import (
     DEEPSTACK_PARAMETERS,
     attention_implementation,
     cache_argument,
+    traceable_collector,
 )
 from opskip_compile._compat.modes import dispatch_modes_are_on, under_modes, without_modes
 from opskip_compile._compat.operations import is_higher_order, is_overload, is_packet
@@ -74,6 +76,7 @@ __all__ = [
     "forget_backend",
     "generated_kernels",
     "highest_recompile_count",
+    "ignore_log_lines",
     "inductor",
     "inductor_mode_options",
     "inductor_option_names",
@@ -104,6 +107,7 @@ __all__ = [
     "size_hint",
     "steers_dynamo",
     "torch_is_older_than",
+    "traceable_collector",
     "unbacked_size",
     "uncompiled_call",
     "under_modes",

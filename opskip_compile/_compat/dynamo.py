@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -12,6 +13,7 @@ from torch import nn
 from torch._logging._internal import trace_structured
 
 _REGISTERING = threading.Lock()
+_IGNORED: set[Callable[..., Any]] = set()
 _WRAPPED = "opskip"  # attribute of our start callback: what it calls
 
 
@@ -57,6 +59,22 @@ def not_on_compile_start(callback: Callable[[], None]) -> None:
     for known in list(callback_handler.start_callbacks):
         if getattr(known, _WRAPPED, None) is callback:
             callback_handler.remove_start_callback(known)
+
+
+def ignore_log_lines(ignore: bool = True) -> None:
+    """Let Dynamo leave out transformers' log lines that are said once, where it would end the graph; or let it not.
+
+    Such a line stands in the attention (``output_attentions`` that the kernel can't give), and parts every layer.
+    """
+    for name in ("warning_once", "info_once"):  # transformers puts them on the class
+        method = getattr(logging.Logger, name, None)
+        ignored = torch._dynamo.config.ignore_logging_functions
+        if method is not None and ignore and method not in ignored:
+            _IGNORED.add(method)
+            ignored.add(method)
+    if not ignore:
+        torch._dynamo.config.ignore_logging_functions.difference_update(_IGNORED)
+        _IGNORED.clear()
 
 
 def recompile_reason() -> str:

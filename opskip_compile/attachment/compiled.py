@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -51,7 +52,6 @@ class Compiled:
     def __call__(self, *args: Any, **named: Any) -> tuple[Any, int]:
         """The result, and how many compiled graphs ran for it."""
         self._here.graphs = 0
-        if not self._under_modes:
-            return self._compiled(*args, **named), self._here.graphs
-        with _compat.without_modes() as self._here.modes:
+        modes = _compat.without_modes() if self._under_modes else nullcontext()
+        with _compat.traceable_collector(), modes as self._here.modes:
             return self._compiled(*args, **named), self._here.graphs

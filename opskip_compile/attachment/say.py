@@ -17,6 +17,7 @@ from opskip_compile.passes.refusal import Refusal, Why
 from opskip_compile.report.report import Report
 
 NOT_COMPILED = "opskip: this prompt runs dense and uncompiled: {why}. This is said once for each model."
+MARK = "Name the rows of its inputs_embeds with opskip_compile.mark_visual"
 _TOLD: WeakSet[nn.Module] = WeakSet()
 
 
@@ -57,10 +58,11 @@ def say_counted_in_part(graphs: int) -> None:
 def say_other_rows(stream: str) -> None:
     """The rows that reach the decoder are not those of the prompt."""
     why = f"the decoder was not called with {stream}= of as many rows as there are input_ids"
-    warnings.warn(NOT_SKIPPED.format(why=why), NothingSkippedWarning, stacklevel=2)
+    advice = "The model's code has to call it so"
+    warnings.warn(NOT_SKIPPED.format(why=why, advice=advice), NothingSkippedWarning, stacklevel=2)
 
 
 def say_no_rows() -> None:
     """There are pixels, and no row that could be theirs."""
     why = "the forward got no input_ids, and no row of its inputs_embeds is the embedding of an image token"
-    warnings.warn(NOT_SKIPPED.format(why=why), NothingSkippedWarning, stacklevel=2)
+    warnings.warn(NOT_SKIPPED.format(why=why, advice=MARK), NothingSkippedWarning, stacklevel=2)

@@ -5,7 +5,8 @@ data-dependent size: Dynamo breaks the graph there and compiles layer by layer. 
 traced in a form without ``nonzero`` (zeros with the features scattered in, then one addition), which also names the
 visual rows. Outside of compilation the model's own method runs.
 
-The form is put on when the backend is first used, and taken off with the last model that uses it.
+The form is put on when the backend is first used, and taken off with the last model that uses it. So long Dynamo also
+leaves out transformers' log lines that are said once, at which it would end the graph.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def unpatch() -> None:
             return
         _STATE.on = False
         _compat.not_on_compile_start(_prepare)
+        _compat.ignore_log_lines(False)
         for patch in _STATE.patches.values():
             patch.revert()
         _STATE.prepared.clear()
@@ -102,6 +104,7 @@ def unpatch() -> None:
 def _apply() -> None:
     _STATE.on = True
     _compat.on_compile_start(_prepare)
+    _compat.ignore_log_lines()
     _prepare()
 
 

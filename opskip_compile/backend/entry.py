@@ -20,11 +20,12 @@ from torch import fx
 
 from opskip_compile import _compat
 from opskip_compile.backend import capture, dump, handoff, lowering
+from opskip_compile.backend.advice import not_skipped
 from opskip_compile.backend.reports import REPORTS
 from opskip_compile.backend.resolve import in_encoder_decoder, resolve_schedule
 from opskip_compile.backend.settings import Settings
 from opskip_compile.errors import NothingSkippedWarning, OpSkipError
-from opskip_compile.passes.marks import MARKS, NOT_SKIPPED
+from opskip_compile.passes.marks import MARKS
 from opskip_compile.passes.pipeline import Rewritten, rewrite
 from opskip_compile.passes.refusal import Why
 from opskip_compile.passes.state import Options, PassReport
@@ -111,6 +112,7 @@ def _asked(settings: Settings, marked: int | None) -> Options:
         regions=settings.regions and plain,
         is_encoder=in_encoder_decoder,
         layer=settings.layer,
+        num_layers=settings.num_layers,
         mark_input=None if marked is None else lambda graph: handoff.add_mask_input(graph, marked),
     )
 
@@ -122,6 +124,7 @@ def _failed(reason: str, captured: fx.Graph) -> Report:
     return failed_report(reason, captured)
 
 
+UNUSED = "no decoder in the graphs after it could be matched, or it was compiled for a prompt without images first"
 _SAID = frozenset({Why.ENCODER, Why.CROSS_ATTENTION, Why.PART_WITHOUT_ROWS, Why.NESTED})
 
 
@@ -136,11 +139,14 @@ def _lower(
     source, inputs, why = result.state.source, list(inputs), None if report.refusal is None else report.refusal.why
     if why in _SAID:
         if settings.schedule is None or settings.schedule.rules or settings.schedule.late:
-            text = "opskip: {why}" if why is Why.PART_WITHOUT_ROWS else NOT_SKIPPED
-            warnings.warn(text.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
+            is_part = why is Why.PART_WITHOUT_ROWS
+            text = f"opskip: {report.reason}" if is_part else not_skipped(report.reason, why, settings)
+            warnings.warn(text, NothingSkippedWarning, stacklevel=2)
         return _finish(gm, inputs, settings)
     if source is not None and source.kind != "marked_input" and not report.operators:
-        return handoff.marking(gm, source, lambda gm: _finish(gm, inputs, settings))
+        return handoff.marking(
+            gm, source, lambda gm: _finish(gm, inputs, settings), not_skipped(UNUSED, None, settings)
+        )
     if result.graph is not None:
         if source is not None and source.marked is not None:
             hidden, mask = source.marked
@@ -148,7 +154,7 @@ def _lower(
             position = handoff.position_of(gm.graph, hidden)
             return handoff.with_mask(_finish_rewritten(gm, inputs, result, report, settings), position)
     elif report.operators and (report.misses or not report.schedule):
-        warnings.warn(NOT_SKIPPED.format(why=report.reason), NothingSkippedWarning, stacklevel=2)
+        warnings.warn(not_skipped(report.reason, why, settings), NothingSkippedWarning, stacklevel=2)
     if result.graph is None:
         run = _finish(gm, inputs, settings)
     else:

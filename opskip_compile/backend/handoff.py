@@ -51,7 +51,9 @@ def with_mask(run: Compiled, position: int) -> Compiled:
     return call
 
 
-def marking(gm: fx.GraphModule, source: RowSource, finish: Callable[[fx.GraphModule], Compiled]) -> Compiled:
+def marking(
+    gm: fx.GraphModule, source: RowSource, finish: Callable[[fx.GraphModule], Compiled], if_unused: str
+) -> Compiled:
     """A graph that merges image features and ends before the decoder: mark the tensor that it hands on."""
     graph = copy_graph(gm.graph)
     output = graph.output_node()
@@ -75,7 +77,7 @@ def marking(gm: fx.GraphModule, source: RowSource, finish: Callable[[fx.GraphMod
         if mark is not None:
             mark.used, rows = True, rows | mark.mask.to(rows.device)
         if bool(rows.any()):
-            MARKS.put(outs[position], rows, warn_if_unused=True)
+            MARKS.put(outs[position], rows, if_unused=if_unused)
         return outs
 
     return call

@@ -38,6 +38,9 @@ class Settings:
             each of its runs a number of its own, so that nothing that was captured before is taken for it.
         layer: ``(number, count)`` for a graph that holds one decoder layer alone, zero-based. `opskip_compile.compile`
             sets it for ``regional=True``.
+        num_layers: layers of the decoder, where they are known: a graph that returns hidden states can't tell whether
+            it holds all of them. `opskip_compile.compile` sets it.
+        in_place: the model was compiled by `opskip_compile.compile`, which sets it: what a user is told is another.
         inductor: Inductor config patches (from ``mode`` and from every option that is an Inductor config key).
     """
 
@@ -52,6 +55,8 @@ class Settings:
     model_type: str | None = None
     dry_run: int = 0
     layer: tuple[int, int] | None = None
+    num_layers: int | None = None
+    in_place: bool = False
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -74,6 +79,10 @@ class Settings:
         layer = options.pop("layer", None)
         if layer is not None and not _is_layer(layer):
             raise OptionError(f"options.layer: must be the number of a layer and their count, not {layer!r}")
+        num_layers = options.pop("num_layers", None)
+        if num_layers is not None and (type(num_layers) is not int or num_layers < 1):
+            raise OptionError(f"options.num_layers: must be a number of layers, not {num_layers!r}")
+        in_place = options.pop("in_place", False)
         lower, dump = options.pop("lower", "inductor"), options.pop("dump", None)
         flags = {name: options.pop(name, default) for name, default in FLAGS.items()}
         for name, value in flags.items():
@@ -91,6 +100,8 @@ class Settings:
             model_type=model_type,
             dry_run=dry_run,
             layer=None if layer is None else (layer[0], layer[1]),
+            num_layers=num_layers,
+            in_place=bool(in_place),
             inductor={**_mode_options(mode), **_inductor_options(options)},
         )
 
@@ -113,7 +124,7 @@ def _inductor_options(options: Mapping[str, Any]) -> dict[str, Any]:
     known = frozenset(_compat.inductor_option_names())
     for name in options:
         if not isinstance(name, str) or name.replace("-", "_") not in known:
-            own = ["schedule", *FLAGS, "dump", "lower", "mode", "model_type", "layer"]
+            own = ["schedule", *FLAGS, "dump", "lower", "mode", "model_type", "layer", "num_layers"]
             near = difflib.get_close_matches(str(name), [*own, *sorted(known)], n=1, cutoff=0.0)
             raise OptionError(f"options.{name}: no such option; the nearest known one is {near[0]!r}")
     return {name.replace("-", "_"): value for name, value in options.items()}

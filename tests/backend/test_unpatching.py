@@ -47,6 +47,7 @@ def replaceable() -> tuple[object, ...]:
         vars(SchedulerNode)["recompute_size_and_body"],
         registered_hop_fake_fns[invoke_region],
         *callback_handler.start_callbacks,
+        *torch._dynamo.config.ignore_logging_functions,
     )
 
 

@@ -1,0 +1,41 @@
+"""What to do where image rows reached a decoder and nothing was skipped: it depends on the reason, and on the call."""
+
+from __future__ import annotations
+
+from opskip_compile.backend.settings import Settings
+from opskip_compile.passes.marks import NOT_SKIPPED
+from opskip_compile.passes.refusal import Why
+
+COMPILE = (
+    "Call opskip_compile.compile(model) instead of torch.compile, or name the rows with opskip_compile.mark_visual in "
+    "the model's code. torch.compile(model).generate() runs uncompiled: use model.compile(backend='opskip') for "
+    "generate()"
+)
+LAYERS = "opskip_compile.compile(model, regional=True) compiles layer by layer, which needs no count of them"
+BREAKS = "A graph break parts the decoder; TORCH_LOGS=graph_breaks shows where"
+READ = "opskip_compile.last_report() names the nodes and the lines of the model that they stand for"
+NOTHING = "No way to compile such a model skips anything"
+SUBGRAPHS = "Leave the regions out, or the checkpointing: opskip_compile.compile(model) puts its code inside of it"
+
+
+def not_skipped(reason: str, why: Why | None, settings: Settings) -> str:
+    """The warning, with the advice that fits.
+
+    Args:
+        reason: of the report.
+        why: its kind; None where a graph before the decoder named rows that no later graph has taken up.
+        settings: how the model was compiled.
+    """
+    return NOT_SKIPPED.format(why=reason, advice=_advice(why, settings))
+
+
+def _advice(why: Why | None, settings: Settings) -> str:
+    if why in (Why.ENCODER, Why.CROSS_ATTENTION):
+        return NOTHING
+    if why is Why.NESTED:
+        return SUBGRAPHS
+    if why not in (None, Why.PART, Why.UNCERTAIN_LAYERS):
+        return READ
+    if not settings.in_place:
+        return COMPILE
+    return BREAKS if why is None or settings.layer is not None else LAYERS
