@@ -135,9 +135,10 @@ def _images(name: str, entry: Mapping[str, Any], file: Path) -> tuple[Source, ..
 def _answers(name: str, answer: object) -> tuple[str, ...]:
     """Numbers count as the text that they were written as; true and false may stand for yes, 1 or true."""
     answers = [] if answer is None else answer if isinstance(answer, list) and answer else [answer]
-    texts = [part.text if isinstance(part, _Number) else part for part in answers]
-    if any(isinstance(part, bool) for part in texts):
+    if any(isinstance(part, bool) for part in answers):
         raise OpSkipError(f"{name}: answer: expected text: the word that is right in place of true or false")
-    if not all(isinstance(part, str) and part.strip() for part in texts):
+    texts = [part.text if isinstance(part, _Number) else part for part in answers]
+    words = tuple(text for text in texts if isinstance(text, str) and text.strip())
+    if len(words) < len(texts):
         raise OpSkipError(f"{name}: answer: expected some text, a list of texts, or no such field")
-    return tuple(texts)
+    return words
