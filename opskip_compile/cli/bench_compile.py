@@ -18,7 +18,7 @@ def compile_time(
     layers: Annotated[list[int] | None, typer.Option(min=1, help="May be given again; 2, 4, 8 if not given.")] = None,
     visual: Annotated[int, typer.Option(min=1, help="Visual rows.")] = 256,
     text: Annotated[int, typer.Option(min=1, help="Text rows.")] = 64,
-    schedule: Annotated[str, typer.Option(help="Spec text; 'all' stands for all layers.")] = "late:0.5",
+    schedule: Annotated[str, typer.Option(help="Preset, spec text or .json file.")] = "late:0.5",
     attention_mask: AttentionMask = True,
     rounds: Annotated[int, typer.Option(min=1, help="Processes for each figure; the median is shown.")] = 1,
     device: BenchDevice = "cpu",

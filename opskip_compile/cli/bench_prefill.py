@@ -34,9 +34,7 @@ def prefill(
     text: Annotated[int, typer.Option(min=1, help="Text rows.")] = 64,
     schedule: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Preset, spec text or .json file; 'all' stands for the last layer's range. May be given again."
-        ),
+        typer.Option(help="Preset, spec text (silent:4-7, attend:all, late:0.5) or .json file. May be given again."),
     ] = None,
     without: Annotated[
         list[str] | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,10 +22,11 @@ def check_decoder(name: str) -> None:
 def read_schedules(texts: Sequence[str], layers: int) -> dict[str, Schedule]:
     """Name -> schedule for a decoder that was cut to ``layers``.
 
-    A published preset is thinned to the layers that are left; ``all`` in a spec stands for all layers.
+    A published preset is thinned to the layers that are left.
     """
     from opskip_compile.schedule.presets import presets
     from opskip_compile.schedule.schedule import Schedule
+    from opskip_compile.schedule.validation import ALL
     from opskip_compile.timing.decoders import thinned
 
     known = {preset.name for preset in presets()}
@@ -33,6 +35,8 @@ def read_schedules(texts: Sequence[str], layers: int) -> dict[str, Schedule]:
         if text in known:
             schedules[text] = thinned(Schedule.preset(text), layers)
         else:
-            schedules[text] = Schedule.of(text.replace(":all", f":0-{layers - 1}"))
+            plan = Schedule.of(text)
+            of_all = any(rule.layers == ALL for rule in plan.rules)  # the figures name the layers that there were
+            schedules[text] = replace(plan, num_layers=layers) if of_all else plan
         schedules[text].resolve(layers)
     return schedules

@@ -144,7 +144,7 @@ def evaluate(
 
 def _title(text: str) -> str:
     """What a schedule is called: its file's name, or its text."""
-    return Path(text).stem if text.endswith(".json") else text
+    return Path(text).stem if text.lower().endswith(".json") else text
 
 
 def _demo_questions(split: Any, count: int, seed: int) -> list[Line]:

@@ -28,7 +28,7 @@ def inspect(
         ),
     ],
     image: Annotated[
-        Path | None, typer.Option(help="Ask about this image. With a folder, its weights are loaded.")
+        str | None, typer.Option(help="Ask about this image: a file or a URL. With a folder, its weights are loaded.")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="The question (demo, and a folder with --image).")] = None,
     schedule: Annotated[

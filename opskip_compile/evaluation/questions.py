@@ -9,6 +9,7 @@ from typing import Any
 
 from opskip_compile.errors import OpSkipError
 from opskip_compile.evaluation.measures import TaskRows
+from opskip_compile.models.images import image_bytes
 from opskip_compile.models.jsonl import Line, read_lines, spread
 
 
@@ -45,8 +46,11 @@ def checked_lines(
 
 def _content(line: Line) -> bytes:
     sha = hashlib.sha256(line.prompt.encode())
-    for path in line.images:
-        sha.update(hashlib.sha256(path.read_bytes()).digest())
+    for image in line.images:
+        try:
+            sha.update(hashlib.sha256(image_bytes(image)).digest())
+        except OpSkipError as error:
+            raise OpSkipError(f"{line.name}: image: {error}") from error
     return sha.digest()
 
 

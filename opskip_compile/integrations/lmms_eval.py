@@ -19,10 +19,11 @@ from torch import Tensor
 
 from opskip_compile import api
 from opskip_compile.backend.reports import REPORTS
-from opskip_compile.errors import OpSkipError, OptionError, in_one_line
+from opskip_compile.errors import OptionError
 from opskip_compile.models.checkpoint import load_checkpoint
 from opskip_compile.models.devices import usable_device
 from opskip_compile.models.generation import placed
+from opskip_compile.models.hub import hub_folder
 from opskip_compile.models.images import open_image
 from opskip_compile.models.packaged import model as packaged
 from opskip_compile.models.prompts import by_chat_template, processed
@@ -210,21 +211,12 @@ def cut(text: str, until: Any) -> str:
 
 def _folder(name: str) -> Path:
     """The folder of a checkpoint, downloaded where ``name`` is one of the hub."""
-    from huggingface_hub import snapshot_download
-
-    if Path(name).is_dir():
-        return Path(name)
-    try:
-        return Path(snapshot_download(name))
-    except Exception as error:  # of the hub, of the network, and of a name that can't be one
-        raise OpSkipError(
-            f"pretrained: {name!r} is no folder, and no checkpoint of the hub: {in_one_line(error)}"
-        ) from error
+    return Path(name) if Path(name).is_dir() else hub_folder(name, "pretrained")
 
 
 def _image(source: Any) -> Any:
-    """An RGB `PIL.Image`, from one or from its file."""
-    return source.convert("RGB") if hasattr(source, "convert") else open_image(Path(source))
+    """An RGB `PIL.Image`, from one or from its file or URL."""
+    return source.convert("RGB") if hasattr(source, "convert") else open_image(source)
 
 
 def _positive(name: str, value: int | str) -> int:

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from opskip_compile.errors import OpSkipError, in_one_line
+from opskip_compile.models.folders import missing_weights
 from opskip_compile.models.optional import require
+from opskip_compile.models.processors import load_processor
 
+IMAGE_TOKENS = ("image_token_id", "image_token_index")  # fields of a config
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -30,34 +33,44 @@ def read_config(path: Path, field: str = "config") -> Any:
         raise OpSkipError(f"{field}: {str(file)!r} is no transformers config: {in_one_line(error)}") from error
 
 
-def load_checkpoint(folder: Path | str, hint: str = "", download: bool = False) -> tuple[Any, Any]:
+def reads_images(config: Any) -> bool:
+    """Whether a config describes a model of images, which then has visual rows."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    fields = ("vision_config", *IMAGE_TOKENS)
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or any(getattr(config, f, None) for f in fields)
+
+
+def nothing_visual(config: Any) -> str:
+    """What is said of a config that `reads_images` is false of."""
+    return f"{type(config).__name__} is no model of text and images: it has no visual rows to skip"
+
+
+def load_checkpoint(folder: Path, hint: str = "") -> tuple[Any, Any]:
     """The model in a folder, in evaluation mode and its own dtype, and its processor; no code in it is executed.
 
     Args:
-        folder: of the model; with ``download`` also its name on a model hub. Else nothing is downloaded.
         hint: put behind messages.
 
     Raises:
-        OpSkipError: one of them can't be loaded.
+        OpSkipError: one of them can't be loaded; names the file that is missing.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
-    how_to_load = {**_LOCAL, "local_files_only": not download}
-
-    def load(what: str, loader: Callable[[], Any]) -> Any:
-        try:
-            with quiet_loading():
-                return loader()
-        except Exception as error:  # as above
-            raise OpSkipError(
-                f"model: no {what} could be loaded from {str(folder)!r} ({in_one_line(error)}){hint}"
-            ) from error
-
-    processor = load("processor", lambda: AutoProcessor.from_pretrained(folder, **how_to_load))
-    if not hasattr(processor, "image_processor"):
-        raise OpSkipError(f"model: {str(folder)!r} has no image processor{hint}")
     build = AutoModelForImageTextToText.from_pretrained
-    model = load("weights", lambda: with_sdpa(lambda **how: build(folder, dtype="auto", **how_to_load, **how)))
+    try:
+        config = read_config(folder, "model")
+        if not reads_images(config):
+            raise OpSkipError(f"model: {nothing_visual(config)}")
+        with quiet_loading():
+            processor = load_processor(folder, config)
+            try:
+                model = with_sdpa(lambda **how: build(folder, dtype="auto", **_LOCAL, **how))
+            except Exception as error:  # as above
+                other = f"no weights could be loaded from {str(folder)!r}: {in_one_line(error)}"
+                raise OpSkipError(f"model: {missing_weights(folder) or other}") from error
+    except OpSkipError as error:
+        raise OpSkipError(f"{error}{hint}") from error.__cause__
     return model.eval(), processor
 
 

@@ -18,10 +18,18 @@ from torch import Tensor, nn
 
 from opskip_compile.errors import OpSkipError, OptionError, in_one_line
 from opskip_compile.models import tiny
-from opskip_compile.models.checkpoint import load_checkpoint, quiet_loading, read_config, with_sdpa
-from opskip_compile.models.images import load_image, open_image
+from opskip_compile.models.checkpoint import (
+    IMAGE_TOKENS,
+    load_checkpoint,
+    nothing_visual,
+    quiet_loading,
+    read_config,
+    reads_images,
+    with_sdpa,
+)
+from opskip_compile.models.images import Source, load_image, open_image
 from opskip_compile.models.packaged import model as packaged
-from opskip_compile.models.prompts import processed
+from opskip_compile.models.prompts import processed, refusal
 from opskip_compile.passes.runtime import mark_visual
 from opskip_compile.schedule.schedule import Schedule
 
@@ -34,7 +42,6 @@ TINY = {
 NAMES = (packaged.NAME, *TINY)
 PROMPT = "what is the color of the shape?"
 MOST_ROWS = 1_000_000
-_TOKEN_FIELDS = ("image_token_id", "image_token_index")
 Step = Callable[[str], None]
 
 
@@ -44,13 +51,13 @@ class Request:
 
     Attributes:
         model: one of `NAMES`, a folder of a transformers model, or its config.json.
-        image, prompt: what the model is asked, where it reads images and text.
+        image, prompt: what the model is asked, where it reads images and text: a file, a URL or a data URI, and words.
         layers: decoder layers of a tiny model.
         text_before, visual, text: rows of the prompt in this order, where only a config is read.
     """
 
     model: str
-    image: Path | None = None
+    image: Source | None = None
     prompt: str | None = None
     layers: int | None = None
     text_before: int | None = None
@@ -114,6 +121,9 @@ def find(request: Request, step: Step = lambda what: None) -> Target:
         )
     step("reading the config")
     config = read_config(path, "model")
+    if request.visual is None and not reads_images(config):
+        advice = "" if request.image is not None else " (--visual N shows its decoder as if N rows were visual)"
+        raise OpSkipError(f"model: {nothing_visual(config)}{advice}")
     if request.image is None:
         _refuse(request, "a folder", "layers")
         _refuse(request, "a folder without --image", "prompt")
@@ -191,11 +201,12 @@ def _checkpoint(folder: Path, config: Any, image: Any, prompt: str) -> Target:
         inputs = processed(processor, [[image]], [prompt])
     except Exception as error:  # as above
         raise OpSkipError(
-            f"model: the processor in {str(folder)!r} refuses image and prompt: {in_one_line(error)}"
+            f"model: the processor in {str(folder)!r} refuses image and prompt: {refusal(processor, error)}"
         ) from error
-    tokens = [getattr(config, field, None) for field in _TOKEN_FIELDS]
+    tokens = [getattr(config, field, None) for field in IMAGE_TOKENS]
+    advice = "" if getattr(processor, "chat_template", None) else ": it has no chat template (chat_template.jinja)"
     if not any(bool((inputs["input_ids"] == token).any()) for token in tokens if token is not None):
-        raise OpSkipError(f"model: the processor in {str(folder)!r} made a prompt without visual rows")
+        raise OpSkipError(f"model: the processor in {str(folder)!r} made a prompt without visual rows{advice}")
     inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     return Target(model, inputs, f"{type(model).__name__}, asked {prompt!r}")
 

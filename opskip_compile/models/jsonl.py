@@ -1,21 +1,21 @@
 """Prompts with pictures from JSONL files: image or images, prompt, and optionally answer and task on each line.
 
-A file is read whole, since it is small; pictures are opened again for every pass over the lines, so memory does not
-grow with their number.
+An image is a path seen from the file, an http(s) URL or a data URI. A file is read whole, since it is small; pictures
+are opened again for every pass over the lines, so memory does not grow with their number.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opskip_compile.errors import OpSkipError, in_one_line
-from opskip_compile.models.images import open_image
-from opskip_compile.models.prompts import Encoder
+from opskip_compile.errors import OpSkipError
+from opskip_compile.models.images import Source, check_source, open_image
+from opskip_compile.models.prompts import Encoder, refusal
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Line:
 
     Attributes:
         name: file and line, for messages.
-        images: their paths.
+        images: their paths, URLs or data URIs.
         prompt: the question.
         answers: what counts as right; empty where the line has no answer.
         task: what it belongs to: its own field, else the name of its file.
     """
 
     name: str
-    images: tuple[Path, ...]
+    images: tuple[Source, ...]
     prompt: str
     answers: tuple[str, ...] = ()
     task: str = ""
@@ -57,7 +57,7 @@ def encode(lines: Sequence[Line], encoder: Encoder) -> dict[str, Any]:
     try:
         return dict(encoder.prompts(pictures, [line.prompt for line in lines]))
     except Exception as error:  # processors of others fail with anything
-        raise OpSkipError(f"{lines[0].name}: the processor refuses it: {in_one_line(error)}") from error
+        raise OpSkipError(f"{lines[0].name}: the processor refuses it: {refusal(encoder.processor, error)}") from error
 
 
 def spread(lines: Sequence[Line], limit: int | None) -> list[Line]:
@@ -67,19 +67,24 @@ def spread(lines: Sequence[Line], limit: int | None) -> list[Line]:
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[Line]:
-    """The samples of a JSONL file; pictures are looked for beside it. Blank lines are left out.
+    """The samples of a JSONL file; pictures are looked for beside it, and nothing is downloaded yet.
+
+    The file is UTF-8, with a byte order mark or without. Blank lines are left out.
 
     Raises:
         OpSkipError: names the file, the line and the field.
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = file.read_bytes().count(b"\n", 0, error.start) + 1
+        raise OpSkipError(f"data: {str(path)!r} is not UTF-8: line {number}: {error.reason}") from error
     except (OSError, ValueError) as error:
         raise OpSkipError(f"data: {str(path)!r} can't be read: {getattr(error, 'strerror', None) or error}") from error
     lines = [
         _line(f"{file.name}, line {number}", line, file)
-        for number, line in enumerate(text.splitlines(), 1)
+        for number, line in enumerate(text.split("\n"), 1)  # splitlines() also parts at signs that JSON allows in text
         if line.strip()
     ]
     if not lines:
@@ -87,27 +92,53 @@ def read_lines(path: str | os.PathLike[str]) -> list[Line]:
     return lines
 
 
+@dataclass(frozen=True)
+class _Number:
+    """A number of a line, as it was written there."""
+
+    text: str
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _line(name: str, text: str, file: Path) -> Line:
     try:
-        entry = json.loads(text)
-    except ValueError as error:
+        entry = json.loads(text, parse_int=_Number, parse_float=_Number, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise OpSkipError(f"{name}: not JSON: {error}") from error
     if not isinstance(entry, dict):
         raise OpSkipError(f"{name}: expected an object with image, prompt and perhaps answer")
-    paths = entry.get("images", entry.get("image"))
-    names = [paths] if isinstance(paths, str) else paths
-    if not isinstance(names, list) or not names or not all(isinstance(part, str) and part for part in names):
-        raise OpSkipError(f"{name}: image: expected a path, or images: a list of paths")
-    prompt, answer, task = entry.get("prompt"), entry.get("answer"), entry.get("task", file.stem)
+    prompt, task = entry.get("prompt"), entry.get("task", file.stem)
     if not isinstance(prompt, str) or not prompt.strip():
         raise OpSkipError(f"{name}: prompt: expected some text")
-    answers = [] if answer is None else answer if isinstance(answer, list) and answer else [answer]
-    if not all(isinstance(text, str) and text.strip() for text in answers):
-        raise OpSkipError(f"{name}: answer: expected some text, a list of texts, or no such field")
     if not isinstance(task, str) or not task.strip():
         raise OpSkipError(f"{name}: task: expected a name, or no such field")
-    images = tuple(file.parent / part for part in names)
-    for image in images:
-        if not image.is_file():
-            raise OpSkipError(f"{name}: image: there is no file {str(image)!r}")
-    return Line(name, images, prompt, tuple(answers), task)
+    return Line(name, _images(name, entry, file), prompt, _answers(name, entry.get("answer")), task)
+
+
+def _images(name: str, entry: Mapping[str, Any], file: Path) -> tuple[Source, ...]:
+    image, images = entry.get("image"), entry.get("images")  # exporters write null for a field that is not there
+    if image is not None and images is not None:
+        raise OpSkipError(f"{name}: image, images: expected one of them, not both")
+    sources = image if images is None else images
+    sources = [sources] if isinstance(sources, str) else sources
+    if not isinstance(sources, list) or not sources or not all(isinstance(part, str) and part for part in sources):
+        raise OpSkipError(f"{name}: image: expected a path or URL, or images: a list of them")
+    try:
+        return tuple(check_source(part, file.parent) for part in sources)
+    except OpSkipError as error:
+        raise OpSkipError(f"{name}: image: {error}") from error
+
+
+def _answers(name: str, answer: object) -> tuple[str, ...]:
+    """Numbers count as the text that they were written as; true and false may stand for yes, 1 or true."""
+    answers = [] if answer is None else answer if isinstance(answer, list) and answer else [answer]
+    if any(isinstance(part, bool) for part in answers):
+        raise OpSkipError(f"{name}: answer: expected text: the word that is right in place of true or false")
+    texts = [part.text if isinstance(part, _Number) else part for part in answers]
+    words = tuple(text for text in texts if isinstance(text, str) and text.strip())
+    if len(words) < len(texts):
+        raise OpSkipError(f"{name}: answer: expected some text, a list of texts, or no such field")
+    return words

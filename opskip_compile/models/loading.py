@@ -9,6 +9,7 @@ import torch
 
 from opskip_compile.models.checkpoint import load_checkpoint, read_config
 from opskip_compile.models.devices import usable_device
+from opskip_compile.models.hub import hub_folder
 from opskip_compile.models.packaged import model as packaged
 from opskip_compile.models.prompts import Encoder
 
@@ -28,11 +29,8 @@ def load_source(model: str, device: str | None, dtype: str | None, download: boo
     if model == packaged.NAME:
         whole, encoder = packaged.load_model(), packaged.DemoEncoder(packaged.load_processor())
     else:
-        folder = Path(model)
-        if folder.exists() or not download:
-            read_config(folder, "model")
-            whole, processor = load_checkpoint(folder if folder.is_dir() else folder.parent)
-        else:
-            whole, processor = load_checkpoint(model, download=True)
+        path = hub_folder(model) if download and not Path(model).exists() else Path(model)
+        read_config(path, "model")
+        whole, processor = load_checkpoint(path if path.is_dir() else path.parent)
         encoder = Encoder.of(processor)
     return whole.to(place) if dtype is None else whole.to(place, getattr(torch, dtype)), encoder

@@ -8,7 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from opskip_compile.errors import OptionError
+from opskip_compile.errors import OptionError, in_one_line
+
+_QWEN_IMAGE = "<|image_pad|>"
+_QWEN_AROUND = ("<|vision_start|>", "<|vision_end|>")  # where Qwen's models expect an image
 
 
 class Encoder:
@@ -68,13 +71,23 @@ def _encoded(processor: Any, images: Sequence[Sequence[Any]], texts: Sequence[st
                 for of_one, words in zip(images, texts, strict=True)
             ],
         )
-    # Gemma's processors put the image where its begin token stands
-    token = getattr(processor, "boi_token", None) or getattr(processor, "image_token", None) or "<image>"
+    # Gemma 3's processors put the image where its begin token stands
+    begins = getattr(processor, "boi_token", None) if hasattr(processor, "full_image_sequence") else None
+    token = begins or getattr(processor, "image_token", None) or "<image>"
+    words = processor.tokenizer.get_vocab() if token == _QWEN_IMAGE else {}
+    if all(around in words for around in _QWEN_AROUND):
+        token = token.join(_QWEN_AROUND)
     prompts = ["\n".join([*[token] * len(of_one), text]) for of_one, text in zip(images, texts, strict=True)]
     inputs: Mapping[str, Any] = processor(
         text=prompts, images=[list(of_one) for of_one in images], return_tensors="pt", **_padding(texts)
     )
     return inputs
+
+
+def refusal(processor: Any, error: Exception) -> str:
+    """Why a processor refuses a prompt, in one line, and whether that may be for want of a chat template."""
+    lacks = getattr(processor, "chat_template", "") is None  # of transformers, and not set
+    return in_one_line(error) + ("; it has no chat template (chat_template.jinja)" if lacks else "")
 
 
 def by_chat_template(processor: Any, chats: Sequence[Any]) -> Mapping[str, Any]:
@@ -84,6 +97,7 @@ def by_chat_template(processor: Any, chats: Sequence[Any]) -> Mapping[str, Any]:
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
+        return_tensors="pt",  # SmolVLM's would put its own default in the place of the one in processor_kwargs
         processor_kwargs={"return_tensors": "pt", **_padding(chats)},
     )
     return inputs

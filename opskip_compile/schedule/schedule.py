@@ -40,9 +40,9 @@ _FRACTION = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]{1,3})?")
 
 @dataclass(frozen=True)
 class Rule:
-    """Skip the operators `skip` of `layers` (zero-based) for the row set `rows`."""
+    """Skip the operators `skip` of `layers` (zero-based, or ``"all"``) for the row set `rows`."""
 
-    layers: tuple[int, ...]
+    layers: tables.Layers
     skip: tuple[str, ...]
     rows: Rows = "visual"
 
@@ -95,7 +95,7 @@ class Schedule:
 
     Equality, hash, `repr` and `digest` cover what it does (`rules`, `late`, `model`), not `name` and
     `provenance`. Every bad value, here or in a file, is a `ScheduleError` that names the field. With a known
-    layer count, `late` becomes a rule that lists its layers.
+    layer count, `late` and rules for all layers become rules that list their layers.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -121,7 +121,7 @@ class Schedule:
         tables.check_type(self.late, (Late, type(None)), "late")
         tables.check_type(self.name, (str, type(None)), "name")
         values = {
-            "rules": _normal_form(_merge(rules, self.late, num_layers)),
+            "rules": _normal_form(*_merge(rules, self.late, num_layers)),
             "late": self.late if num_layers is None and self.late and self.late.fraction else None,
             "num_layers": num_layers,
             "model": MappingProxyType({k: model[k] for k in _MODEL_NAMES + _MODEL_SIZES if k in model}),
@@ -157,7 +157,7 @@ class Schedule:
 
     @classmethod
     def from_spec(cls, text: str) -> Schedule:
-        """Read ``none``, a preset name, or items: ``silent@through_visual:24-35 transform:2,4 late:0.5``."""
+        """Read ``none``, a preset name, or items: ``silent@through_visual:24-35 transform:2,4 attend:all late:0.5``."""
         items = text.split() if isinstance(text, str) else []
         if not items:
             raise ScheduleError(f"spec: expected text such as 'none' or 'silent:24-35', got {show(text)}")
@@ -249,7 +249,7 @@ class Schedule:
             raise ScheduleError(
                 f"num_layers: the schedule was made for {self.num_layers} layers, the model has {num_layers}"
             )
-        states = _merge(self.rules, self.late, num_layers)
+        _, states = _merge(self.rules, self.late, num_layers)
         return tuple(states.get(layer, LayerStates()) for layer in range(num_layers))
 
     @property
@@ -284,31 +284,42 @@ def _preset(source: Published) -> Schedule:
     )
 
 
-def _merge(rules: Iterable[Rule], late: Late | None, num_layers: int | None) -> dict[int, LayerStates]:
-    """What all rules together say of each layer that they name."""
+def _merge(
+    rules: Iterable[Rule], late: Late | None, num_layers: int | None
+) -> tuple[LayerStates, dict[int, LayerStates]]:
+    """What all rules together say of every layer, and what they say besides of each layer that they name.
+
+    With a known layer count nothing is left that is said of every layer.
+    """
     parts = [(f"rules[{i}]", rule) for i, rule in enumerate(rules)]
     if late is not None and num_layers is not None and late.layers(num_layers):
         parts.append(("late", Rule(late.layers(num_layers), OPERATORS, late.rows)))
+    every: dict[str, Rows] = {}
     merged: dict[int, dict[str, Rows]] = {}
-    for where, rule in parts:
-        if num_layers is not None and rule.layers[-1] >= num_layers:
-            last = rule.layers[-1]
-            raise ScheduleError(f"{where}.layers: layer {last} is not in a model of {num_layers} layers")
-        for layer in rule.layers:
-            known = merged.setdefault(layer, {})
+    for where, rule in sorted(parts, key=lambda part: part[1].layers != tables.ALL):  # those of every layer first
+        of_every = rule.layers == tables.ALL and num_layers is None
+        layers = range(num_layers or 0) if isinstance(rule.layers, str) else rule.layers
+        if num_layers is not None and layers[-1] >= num_layers:
+            raise ScheduleError(f"{where}.layers: layer {layers[-1]} is not in a model of {num_layers} layers")
+        named = [("every layer", every)] if of_every else [(f"layer {i}", merged.setdefault(i, {})) for i in layers]
+        for name, known in named:
             for operator in rule.skip:
-                if known.setdefault(operator, rule.rows) != rule.rows:
-                    here = f"layer {layer} {operator} is {rule.rows}"
-                    raise ScheduleError(f"{where}.rows: {here}, another rule says {known[operator]}")
-    return {layer: LayerStates(**known) for layer, known in sorted(merged.items())}
+                rows = every.get(operator) or known.setdefault(operator, rule.rows)
+                if rows != rule.rows:
+                    raise ScheduleError(f"{where}.rows: {name} {operator} is {rule.rows}, another rule says {rows}")
+    return LayerStates(**every), {layer: LayerStates(**known) for layer, known in sorted(merged.items())}
 
 
-def _normal_form(states: Mapping[int, LayerStates]) -> tuple[Rule, ...]:
-    """One rule for each pair of skipped operators and row set, silent layers first."""
+def _normal_form(every: LayerStates, states: Mapping[int, LayerStates]) -> tuple[Rule, ...]:
+    """One rule for each pair of skipped operators and row set, silent layers first, those of every layer before."""
     groups: dict[tuple[tuple[str, ...], Rows], list[int]] = {}
     for layer, state in states.items():
         for rows in ROWS:
-            skip = tuple(name for name in OPERATORS if getattr(state, name) == rows)
-            groups.setdefault((skip, rows), []).append(layer)
+            groups.setdefault((_skipped(state, rows), rows), []).append(layer)
     order = [(skip, rows) for skip in SKIPS.values() for rows in ROWS]
-    return tuple(Rule(tuple(groups[key]), *key) for key in order if key in groups)
+    of_every = [Rule(tables.ALL, *key) for key in order if _skipped(every, key[1]) == key[0]]
+    return (*of_every, *(Rule(tuple(groups[key]), *key) for key in order if key in groups))
+
+
+def _skipped(state: LayerStates, rows: Rows) -> tuple[str, ...]:
+    return tuple(name for name in OPERATORS if getattr(state, name) == rows)

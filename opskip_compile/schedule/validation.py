@@ -1,4 +1,4 @@
-"""Checked reading of what a schedule is written in: JSON tables, lists, and layers such as ``2,4,17-18``.
+"""Checked reading of what a schedule is written in: JSON tables, lists, and layers such as ``2,4,17-18`` or ``all``.
 
 Nothing is executed and the work is bounded by constants, so a file from a stranger costs a `ScheduleError` at
 worst. Each check names its field; `within` puts the enclosing fields in front (``rules[2].layers: ...``).
@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from opskip_compile.errors import ScheduleError
 from opskip_compile.output.files import write_whole
@@ -21,6 +21,9 @@ MAX_LAYER = 9_999
 MAX_ITEMS = 10_000
 MAX_SIZE = 1_000_000_000
 MAX_BYTES = 1 << 20
+
+ALL: Literal["all"] = "all"  # every layer of a model, however many it has
+Layers = tuple[int, ...] | Literal["all"]
 
 _RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 
@@ -97,8 +100,10 @@ def check_facts(value: object, field: str, names: Collection[str], sizes: Collec
     return facts
 
 
-def check_layers(value: object, field: str = "layers") -> tuple[int, ...]:
-    """Zero-based layer indices, each named once; returned in order."""
+def check_layers(value: object, field: str = "layers") -> Layers:
+    """``"all"``, or zero-based layer indices, each named once; returned in order."""
+    if isinstance(value, str) and value == ALL:
+        return ALL
     seen: set[int] = set()
     for i, layer in enumerate(check_list(value, field)):
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= MAX_LAYER:
@@ -111,13 +116,15 @@ def check_layers(value: object, field: str = "layers") -> tuple[int, ...]:
     return tuple(sorted(seen))
 
 
-def parse_layers(text: str, field: str = "layers") -> tuple[int, ...]:
-    """Read ``2,4,17-18``."""
+def parse_layers(text: str, field: str = "layers") -> Layers:
+    """Read ``2,4,17-18`` or ``all``."""
+    if text == ALL:
+        return ALL
     layers: list[int] = []
     for part in text.split(","):
         match = _RANGE.fullmatch(part.strip())
         if match is None:
-            raise ScheduleError(f"{field}: expected layers such as 2,4,17-18, got {show(part)}")
+            raise ScheduleError(f"{field}: expected layers such as 2,4,17-18, or all, got {show(part)}")
         first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last <= MAX_LAYER:
             raise ScheduleError(f"{field}: expected a range inside 0-{MAX_LAYER}, got {show(part)}")
@@ -127,8 +134,10 @@ def parse_layers(text: str, field: str = "layers") -> tuple[int, ...]:
     return check_layers(layers, field)
 
 
-def format_layers(layers: tuple[int, ...]) -> str:
+def format_layers(layers: Layers) -> str:
     """Write sorted `layers` as ``2,4,17-18``, the inverse of `parse_layers`."""
+    if isinstance(layers, str):
+        return layers
     runs: list[list[int]] = []
     for layer in layers:
         if runs and layer == runs[-1][1] + 1:

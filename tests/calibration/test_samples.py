@@ -201,13 +201,14 @@ GOOD = {"image": "0.png", "prompt": "what is this"}
         ("[1]", "line 2: expected an object with image, prompt and perhaps answer"),
         ({"prompt": "what"}, "line 2: image: expected a path"),
         ({**GOOD, "image": 3}, "line 2: image: expected a path"),
-        ({**GOOD, "images": []}, "line 2: image: expected a path"),
+        ({"images": [], "prompt": "what"}, "line 2: image: expected a path"),
+        ({**GOOD, "images": ["0.png"]}, "line 2: image, images: expected one of them, not both"),
         ({**GOOD, "image": "gone.png"}, "line 2: image: there is no file '.*gone.png'"),
         ({"image": "0.png"}, "line 2: prompt: expected some text"),
         ({**GOOD, "prompt": "  "}, "line 2: prompt: expected some text"),
         ({**GOOD, "answer": ""}, "line 2: answer: expected some text, a list of texts, or no such field"),
         ({**GOOD, "answer": []}, "line 2: answer: expected some text, a list of texts, or no such field"),
-        ({**GOOD, "answer": ["a", 7]}, "line 2: answer: expected some text, a list of texts, or no such field"),
+        ({**GOOD, "answer": ["a", None]}, "line 2: answer: expected some text, a list of texts, or no such field"),
         ({**GOOD, "task": " "}, "line 2: task: expected a name, or no such field"),
     ],
 )
@@ -230,7 +231,7 @@ def test_files(pictures: Path) -> None:
         read_lines(pictures / "gone")
     with pytest.raises(OpSkipError, match=r"data: '.*data.jsonl' holds no samples"):
         read_lines(lines(pictures, "", "  "))
-    more = {**GOOD, "images": ["1.png", "2.png"], "answer": ["a", "b"], "task": "x"}
+    more = {"images": ["1.png", "2.png"], "prompt": "what is this", "answer": ["a", "b"], "task": "x"}
     read = read_lines(lines(pictures, GOOD, "", more))
     assert [line.name for line in read] == ["data.jsonl, line 1", "data.jsonl, line 3"]
     assert read[1].images == (pictures / "1.png", pictures / "2.png")
