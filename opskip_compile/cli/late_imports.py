@@ -1,7 +1,7 @@
 """Packages that a command loads only if it comes to need them.
 
 transformers imports torchao together with its models wherever that is installed, whatever the model is; and torchao
-prints the libraries that it could not load and warnings about itself. A reader of `opskip demo` can act on none of them.
+prints which of its libraries could not be loaded, and warnings about itself. A reader of `opskip demo` can act on none.
 """
 
 from __future__ import annotations
