@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-versions lint layout types imports check bench support operations clean
 
-demo: $(VENV)/.ready
+demo: $(VENV)/.ready-demo
 	$(BIN)/opskip demo
 
 test: $(VENV)/.ready
@@ -48,11 +49,18 @@ operations: $(VENV)/.ready
 		--markdown benchmarks/results/OPERATIONS.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.operations --graphs 200
 
+# One environment, two states of it: .ready-demo holds what the demo needs, .ready also what tests and checks need.
+$(VENV)/.ready-demo: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) for the demo: torch, transformers and a few small packages; about a minute without downloads."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -e ".[demo]"
+	@touch $@
+
 $(VENV)/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	touch $@
+	@echo "Setting up $(VENV) for tests and checks; about a minute without downloads."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -e ".[dev]"
+	@touch $(VENV)/.ready-demo $@
 
 clean:
 	rm -rf $(VENV) .venvs build dist *.egg-info

@@ -1,4 +1,4 @@
-"""Write the README's tables of figures from ``benchmarks/results``, each between two comments that name it.
+"""Write the tables of figures from ``benchmarks/results`` into README and docs, each between two comments that name it.
 
 python -m benchmarks.readme_tables [--check]
 """
@@ -50,6 +50,34 @@ def prefill(file: str) -> str:
             if row["name"] != "Inductor"
         ),
     )
+
+
+def same_kernels() -> str:
+    """A few decoders of real widths against the dense decoder that has its linear layers in oneDNN, too."""
+
+    def row(file: str, name: str) -> tuple[str, ...]:
+        (case,) = read(file)["cases"]
+        (result,) = (each for each in case["results"] if each["name"] == name)
+        return (
+            f"{case['model']}, {case['layers']} of {case['full_layers']} layers",
+            f"{case['visual']:,}",
+            named(name, case["layers"] if case["layers"] < case["full_layers"] else None),
+            f"{result['flops_cut']:.1%}",
+            f"{result['ideal']:.2f}x",
+            f"{result['realised_alike'] * result['ideal']:.2f}x",
+        )
+
+    header = ("decoder", "visual rows", "what is left out", "FLOPs cut", "ideal", "same kernels")
+    return table(header, (row(*each) for each in FRONT))
+
+
+FRONT = (
+    ("prefill_cpu_4b_36", "qwen3-vl-8b/20"),
+    ("prefill_cpu_4b_36", "qwen3-vl-8b/28"),
+    ("prefill_cpu_8b_4096", "late:0.33"),
+    ("prefill_cpu_llava", "llava-1.5-7b/32"),
+    ("prefill_cpu_llava", "FastV-like, layer 1"),
+)
 
 
 def widths() -> str:
@@ -232,7 +260,7 @@ def eager(case: Any) -> float:
 
 
 def named(name: str, layers: int | None) -> str:
-    """A contender as the README calls it."""
+    """A contender as the pages call it."""
     known = {
         "attend:all": "all FFN skipped",
         "transform:all": "all attention skipped",
@@ -249,7 +277,7 @@ def named(name: str, layers: int | None) -> str:
     return f"`{name}`" if name.startswith("late:") else name.split(",")[0] + " token dropping"
 
 
-TABLES: dict[str, Callable[[], str]] = {
+RESULTS_PAGE: dict[str, Callable[[], str]] = {
     "prefill": lambda: prefill("prefill_cpu"),
     "peers": lambda: prefill("prefill_cpu_llava"),
     "widths": widths,
@@ -265,17 +293,23 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def filled(text: str) -> str:
-    """``text`` with every named table as the figures have it now.
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"same kernels": same_kernels},
+    "docs/results.md": RESULTS_PAGE,
+}
+
+
+def filled(page: str, text: str) -> str:
+    """``text`` of ``page`` with each of its tables as the figures have it now.
 
     Raises:
-        ValueError: a table has no place in the text.
+        ValueError: a table of the page has no place in the text.
     """
-    for name, make in TABLES.items():
+    for name, make in PAGES[page].items():
         place = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end of table -->)", re.DOTALL)
         found = place.findall(text)
         if len(found) != 1:
-            raise ValueError(f"README.md: expected one table named {name}, found {len(found)}")
+            raise ValueError(f"{page}: expected one table named {name}, found {len(found)}")
         text = place.sub("".join((r"\1", make().replace("\\", r"\\"), r"\n\2")), text)
     return text
 
@@ -285,12 +319,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
-    readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    after = filled(before)
-    if given.check:
-        sys.exit("README.md: its tables are not those of benchmarks/results" if before != after else 0)
-    readme.write_text(after, encoding="utf-8")
+    stale = []
+    for page in PAGES:
+        before = (ROOT / page).read_text(encoding="utf-8")
+        after = filled(page, before)
+        if before != after:
+            stale.append(page)
+        if not given.check:
+            (ROOT / page).write_text(after, encoding="utf-8")
+    if given.check and stale:
+        sys.exit(f"{', '.join(stale)}: tables that are not those of benchmarks/results")
 
 
 if __name__ == "__main__":

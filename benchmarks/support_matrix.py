@@ -4,8 +4,8 @@
     python -m benchmarks.support_matrix --tables-only     # the tables again from the figures
 
 The cells are tests (``tests/models/test_support.py --every-cell``); this runs them, writes what they say to
-``benchmarks/results/support.json``, all cells in words to ``benchmarks/results/SUPPORT.md``, and the matrix into the
-README. If a cell fails, nothing is published.
+``benchmarks/results/support.json``, all cells in words to ``benchmarks/results/SUPPORT.md``, and the matrix into
+``docs/support.md``. If a cell fails, nothing is published.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def cell(outcomes: Iterable[tuple[str, str]]) -> str:
 
 
 def matrix(cells: Cells) -> str:
-    """The table of the README: families x columns."""
+    """The table of ``docs/support.md``: families x columns."""
     lines = [f"| family | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for family, forms in cells.items():
         by_column = ([forms[name] for name in forms if FORMS[name].column == column] for column in COLUMNS)
@@ -106,16 +106,16 @@ def publish(cells: Cells) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "support.json").write_text(json.dumps({**head, "cells": cells}, indent=0) + "\n", encoding="utf-8")
     (RESULTS / "SUPPORT.md").write_text(every_cell(cells), encoding="utf-8")
-    readme = ROOT / "README.md"
+    page = ROOT / "docs" / "support.md"
     text, count = re.subn(
         f"(?<={BEGIN}\n).*?(?={END})",
         lambda _: f"\n{matrix(cells)}\n\n",
-        readme.read_text(encoding="utf-8"),
+        page.read_text(encoding="utf-8"),
         flags=re.DOTALL,
     )
     if count != 1:
-        raise SystemExit(f"README.md: expected one '{BEGIN}' ... '{END}', found {count}")
-    readme.write_text(text, encoding="utf-8")
+        raise SystemExit(f"docs/support.md: expected one '{BEGIN}' ... '{END}', found {count}")
+    page.write_text(text, encoding="utf-8")
     print(", ".join(f"{count} {state}" for state, count in counts.items()))
 
 

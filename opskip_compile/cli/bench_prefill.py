@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,7 +54,6 @@ def prefill(
     as_json: AsJson = False,
 ) -> None:
     """Time and peak memory of one prefill: eager, plain Inductor, schedules and token dropping, alternated."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own messages
     import torch
 
     from opskip_compile.backend.settings import FLAGS

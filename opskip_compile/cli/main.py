@@ -18,6 +18,7 @@ from opskip_compile.cli.diagnose import diagnose
 from opskip_compile.cli.eval import evaluate
 from opskip_compile.cli.flops import flops
 from opskip_compile.cli.inspect import inspect
+from opskip_compile.cli.late_imports import import_torchao_late
 from opskip_compile.cli.presets import presets
 from opskip_compile.errors import OpSkipError
 from opskip_compile.output.console import note
@@ -69,4 +70,5 @@ app.add_typer(bench, name="bench")
 
 def main() -> None:
     """Entry point of ``opskip`` and ``python -m opskip_compile``."""
+    import_torchao_late()
     app(prog_name="opskip")

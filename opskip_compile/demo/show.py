@@ -84,7 +84,7 @@ def _model(result: DemoResult) -> RenderableType:
     millions = f"{result.parameters / 1e6:.1f} M parameters"
     grid.add_row("model", f"Qwen3-VL with {layers} decoder layers, {millions}, trained on easy-VQA; float32, CPU")
     grid.add_row("schedule", f"{result.schedule.to_spec()} ({result.origin})")
-    for name in ("source", "method", "data", "command"):
+    for name in ("source", "budget", "method", "command"):
         if name in result.schedule.provenance:
             grid.add_row(f"  {name}", Text(str(result.schedule.provenance[name]), style="dim"))
     return grid

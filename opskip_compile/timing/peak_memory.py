@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+
+from opskip_compile.timing.profiler import cpu_profiler
 
 
 def peak_bytes(call: Callable[[], Any], device: str = "cpu") -> int:
@@ -27,7 +28,7 @@ def peak_bytes(call: Callable[[], Any], device: str = "cpu") -> int:
         torch.cuda.synchronize()
         del result
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with cpu_profiler(memory=True) as profiler:
         result = call()
     del result
     with tempfile.TemporaryDirectory() as folder:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch.profiler import ProfilerActivity, profile
-
 from opskip_compile.passes.ops import operation_named
 from opskip_compile.passes.tune import causal_attention, onednn  # noqa: F401  declare the operators of ours
+from opskip_compile.timing.profiler import cpu_profiler
 
 KINDS = ("products", "attention", "other")
 
@@ -18,7 +17,7 @@ def seconds_by_kind(call: Callable[[], Any]) -> dict[str, float]:
 
     Kernels that Inductor generated are no operations of torch; together with all of Python they are ``other``.
     """
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with cpu_profiler() as profiler:
         call()
     seconds = dict.fromkeys(KINDS, 0.0)
     for event in profiler.key_averages():

@@ -1,31 +1,45 @@
-"""The README's tables are those of `benchmarks/results`."""
+"""The tables of README and docs are those of `benchmarks/results`."""
 
 from __future__ import annotations
 
 import pytest
 
 from benchmarks import readme_tables
-from benchmarks.readme_tables import ROOT, filled
+from benchmarks.readme_tables import PAGES, ROOT, filled
 
 
-def test_the_readme_says_what_was_measured() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert filled(text) == text, "run python -m benchmarks.readme_tables"
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_says_what_was_measured(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert filled(page, text) == text, "run python -m benchmarks.readme_tables"
 
 
-def test_a_figure_that_changes_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("page", "file", "change"),
+    [
+        ("README.md", "prefill_cpu_llava", lambda found: found["cases"][0]["results"][3].update(ideal=17.0)),
+        ("docs/results.md", "compile_cpu", lambda found: found["results"][0].update(seconds=117.0)),
+    ],
+)
+def test_a_figure_that_changes_shows(page: str, file: str, change: object, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(name: str) -> object:
         found = real(name)
-        if name == "compile_cpu":
-            found["results"][0]["seconds"] += 100
+        if name == file:
+            assert callable(change)
+            change(found)
         return found
 
     real = readme_tables.read
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     monkeypatch.setattr(readme_tables, "read", read)
-    assert filled(text) != text
+    assert filled(page, text) != text
 
 
-def test_a_table_without_a_place_is_an_error() -> None:
-    with pytest.raises(ValueError, match="expected one table named prefill, found 0"):
-        filled("no tables here")
+def test_the_front_page_has_five_rows_at_most() -> None:
+    assert len(readme_tables.same_kernels().splitlines()) <= 2 + 5
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_table_without_a_place_is_an_error(page: str) -> None:
+    with pytest.raises(ValueError, match=f"{page}: expected one table named {next(iter(PAGES[page]))}, found 0"):
+        filled(page, "no tables here")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,3 +43,15 @@ def test_peak_memory_is_not_above_dense(peak: Callable[..., int]) -> None:
     for spec in ("silent:0", "silent:3", "attend:1"):
         assert peak(backend="opskip", options={"schedule": spec}) <= dense, spec
         assert opskip.last_report().rewritten
+
+
+def test_measuring_prints_nothing() -> None:
+    code = (
+        "import torch\n"
+        "from opskip_compile.timing.peak_memory import peak_bytes\n"
+        "from opskip_compile.timing.time_by_kind import seconds_by_kind\n"
+        "print(peak_bytes(lambda: torch.ones(1000)), *seconds_by_kind(lambda: torch.ones(1000)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.split() == ["4000", "products", "attention", "other"]
+    assert done.stderr == ""

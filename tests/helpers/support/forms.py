@@ -16,7 +16,7 @@ class Member(Protocol):
     """A family of the matrix: `opskip_compile.models.tiny.Family`, or one of `support.zoo`."""
 
     name: str
-    title: str  # for the README
+    title: str  # for the table in `docs/support.md`
 
     def build(self, layers: int = 4, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The model with the same random weights every time."""
@@ -52,7 +52,7 @@ class Form:
     """One way to run a model.
 
     Attributes:
-        column: of the matrix in the README; several forms share one.
+        column: of the matrix in `docs/support.md`; several forms share one.
         name: of the form, unique.
         slow: lowers with Inductor or is slow otherwise: only where every cell is measured, but for the first family.
     """

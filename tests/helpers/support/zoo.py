@@ -26,7 +26,7 @@ class Entry:
 
     Attributes:
         name: key of transformers' config mapping, or of an entry with `config`.
-        title: for the README.
+        title: for the table in `docs/support.md`.
         rows: visual rows of an image.
         image: name -> tensor of one image; a shape stands for random values of that shape, along whose first
             dimension images are joined.
