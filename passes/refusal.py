@@ -21,6 +21,7 @@ class Why(StrEnum):
     # Nothing to do in this graph.
     NO_ROWS = "no visual rows"
     PART_WITHOUT_ROWS = "a part of a decoder without visual rows"
+    DECODER_WITHOUT_ROWS = "a decoder without visual rows"
     NO_OPERATOR = "no operator"
     NOTHING_TO_SKIP = "the schedule skips nothing"
     # The rows are known, but not where the operators are.

@@ -53,6 +53,7 @@ class Options:
         share_rotary, causal, onednn, regions: run the pass of that name.
         mark_input: adds the mask of an input that an earlier graph marked; called only if a mark exists.
         is_encoder: True if the operators are known to belong to the encoder of an encoder-decoder.
+        is_decoder: True if the operators are known to belong to a model of text.
         layer: number and count, if the graph is known to hold one layer of a decoder.
         num_layers: layers of the decoder, if they are known.
     """
@@ -65,6 +66,7 @@ class Options:
     regions: bool = False
     mark_input: MarkInput | None = None
     is_encoder: Callable[[Match], bool] | None = None
+    is_decoder: Callable[[Match], bool] | None = None
     layer: tuple[int, int] | None = None
     num_layers: int | None = None
 

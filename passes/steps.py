@@ -6,7 +6,7 @@ from opskip_compile import _compat
 from opskip_compile.errors import RewriteError
 from opskip_compile.passes.analysis.cross_attention import ENCODER, crossing_without_rows
 from opskip_compile.passes.analysis.locate import locate_rows
-from opskip_compile.passes.analysis.match import as_layer, match_operators, part_without_rows
+from opskip_compile.passes.analysis.match import as_layer, match_operators, matches_without_rows
 from opskip_compile.passes.analysis.operators import Match
 from opskip_compile.passes.analysis.plan import make_plan
 from opskip_compile.passes.analysis.remaining import Leftover
@@ -28,6 +28,11 @@ PART_WITHOUT_ROWS = Refusal(
     Why.PART_WITHOUT_ROWS,
     "the graph starts and ends in a decoder's residual stream, as with a layer that was compiled alone, and no graph "
     "before it named visual rows; opskip_compile.compile(model, regional=True) compiles layer by layer and names them",
+)
+DECODER_WITHOUT_ROWS = Refusal(
+    Why.DECODER_WITHOUT_ROWS,
+    "the graph starts at the embedded input of a decoder, and no graph before it named visual rows of it: a text-only "
+    "prompt, or images were merged by code that is not compiled",
 )
 NO_ROWS = Refusal(
     Why.NO_ROWS,
@@ -53,10 +58,19 @@ def locate(state: State) -> int:
         if marked is not None and (source is None or source.marked is None):
             graph.erase_node(marked[1])
     if source is None:
-        part = PART_WITHOUT_ROWS if state.options.layer is None and part_without_rows(graph) else None
-        state.refusal = crossing_without_rows(graph) or part or NO_ROWS
+        state.refusal = crossing_without_rows(graph) or _without_rows(state) or NO_ROWS
     state.source = source
     return 0
+
+
+def _without_rows(state: State) -> Refusal | None:
+    """What a graph is that holds a decoder, or layers of one, and no rows."""
+    options, matches = state.options, matches_without_rows(state.graph)
+    if options.layer is None and any(m.doubt is not None and m.doubt.why is Why.PART for m in matches):
+        return PART_WITHOUT_ROWS
+    if options.is_decoder is not None and any(m.doubt is None and options.is_decoder(m) for m in matches):
+        return DECODER_WITHOUT_ROWS
+    return None
 
 
 def match(state: State) -> int:

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 def log_report(report: Report) -> None:
     """The report at level info (debug for a graph without visual rows), and one debug line a pass."""
-    has_no_rows = report.refusal is not None and report.refusal.why is Why.NO_ROWS
+    has_no_rows = report.refusal is not None and report.refusal.why in (Why.NO_ROWS, Why.DECODER_WITHOUT_ROWS)
     log.log(logging.DEBUG if has_no_rows else logging.INFO, "%s", report)
     for done in report.passes:
         log.debug("pass %-12s %8.2f ms %5d changed", done.name, done.milliseconds, done.changed)

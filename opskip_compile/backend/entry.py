@@ -19,10 +19,10 @@ import torch
 from torch import fx
 
 from opskip_compile import _compat
-from opskip_compile.backend import capture, dump, handoff, lowering
+from opskip_compile.backend import capture, dump, handoff, images, lowering
 from opskip_compile.backend.advice import not_skipped
 from opskip_compile.backend.reports import REPORTS
-from opskip_compile.backend.resolve import in_encoder_decoder, resolve_schedule
+from opskip_compile.backend.resolve import in_encoder_decoder, in_text_model, resolve_schedule
 from opskip_compile.backend.settings import Settings
 from opskip_compile.errors import NothingSkippedWarning, OpSkipError
 from opskip_compile.passes.marks import MARKS
@@ -86,7 +86,8 @@ def opskip(
     if result is None:
         return _finish(gm, example_inputs, settings)
     try:
-        return _lower(gm, example_inputs, result, report, settings, marked)
+        run = _lower(gm, example_inputs, result, report, settings, marked)
+        return run if settings.in_place else _with_images(run, captured, report, settings)
     except Exception as error:
         if _compat.steers_dynamo(error):
             REPORTS.remove(report.number)  # the same code is captured again
@@ -111,6 +112,7 @@ def _asked(settings: Settings, marked: int | None) -> Options:
         onednn=settings.onednn and plain,
         regions=settings.regions and plain,
         is_encoder=in_encoder_decoder,
+        is_decoder=None if settings.in_place else in_text_model,
         layer=settings.layer,
         num_layers=settings.num_layers,
         mark_input=None if marked is None else lambda graph: handoff.add_mask_input(graph, marked),
@@ -138,7 +140,7 @@ def _lower(
 ) -> Compiled:
     source, inputs, why = result.state.source, list(inputs), None if report.refusal is None else report.refusal.why
     if why in _SAID:
-        if settings.schedule is None or settings.schedule.rules or settings.schedule.late:
+        if _asks(settings):
             is_part = why is Why.PART_WITHOUT_ROWS
             text = f"opskip: {report.reason}" if is_part else not_skipped(report.reason, why, settings)
             warnings.warn(text, NothingSkippedWarning, stacklevel=2)
@@ -160,6 +162,21 @@ def _lower(
     else:
         run = _finish_rewritten(gm, inputs, result, report, settings)
     return run if marked is None or not report.operators else handoff.taking_up(run, marked)
+
+
+def _with_images(run: Compiled, captured: fx.Graph, report: Report, settings: Settings) -> Compiled:
+    """``run``, which notes the pixels that it takes, or settles those that were taken before it."""
+    if report.operators:
+        return images.settling(run)
+    why = None if report.refusal is None else report.refusal.why
+    if why is Why.DECODER_WITHOUT_ROWS:
+        return images.settling(run, not_skipped(report.reason, None, settings) if _asks(settings) else "")
+    return images.noting_pixels(run) if why is Why.NO_ROWS and images.takes_pixels(captured) else run
+
+
+def _asks(settings: Settings) -> bool:
+    """False if the schedule is the one that skips nothing."""
+    return settings.schedule is None or not settings.schedule.is_empty
 
 
 def _finish(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from opskip_compile.schedule.schedule import Schedule
 
 ENVIRONMENT = "OPSKIP_SCHEDULE"
 FALLBACK = "late:0.33"
+CACHES = frozenset({"past_key_values", "past_key_value", "cache"})
 
 
 def resolve_schedule(given: Schedule | None, match: Match, graph: fx.Graph, model_type: str | None = None) -> Resolved:
@@ -75,13 +77,28 @@ def in_encoder_decoder(match: Match) -> bool:
     return any(getattr(auto.CONFIG_MAPPING[key], "is_encoder_decoder", False) is True for key in keys)
 
 
+def in_text_model(match: Match) -> bool:
+    """True if the operators belong to a module of transformers that takes a cache, as no vision tower does."""
+    names = _classes([match.operators[-1].exit]) if match.operators else []
+    for module, _, kind in (name.rpartition(".") for name in names):
+        forward = getattr(getattr(sys.modules.get(module), kind, None), "forward", None)
+        if forward is not None and not CACHES.isdisjoint(inspect.signature(forward).parameters):
+            return True
+    return False
+
+
+def _classes(nodes: Iterable[fx.Node]) -> list[str]:
+    """The classes of the modules that these nodes belong to, the outermost first."""
+    stacks = [node.meta.get("nn_module_stack") or {} for node in nodes]
+    kinds = [kind for stack in stacks for _, kind in stack.values()]
+    return [kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}" for kind in kinds]
+
+
 def _architectures(nodes: Iterable[fx.Node]) -> list[str]:
     """transformers model types that the modules of these nodes belong to, the wrapping model first."""
     found: dict[str, None] = {}
-    for node in nodes:
-        for _, kind in (node.meta.get("nn_module_stack") or {}).values():
-            name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-            hit = re.match(r"transformers\.models\.(\w+)\.", name)
-            if hit:
-                found.setdefault(hit.group(1))
+    for name in _classes(nodes):
+        hit = re.match(r"transformers\.models\.(\w+)\.", name)
+        if hit:
+            found.setdefault(hit.group(1))
     return list(found)

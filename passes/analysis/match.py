@@ -33,18 +33,16 @@ from opskip_compile.passes.refusal import Refusal, Why
 from opskip_compile.passes.runtime import NAMES_ROWS
 
 
-def part_without_rows(graph: fx.Graph) -> bool:
-    """True if the graph holds layers of a decoder alone: causal attention from an input stream back to the stream."""
+def matches_without_rows(graph: fx.Graph) -> list[Match]:
+    """The operators on streams that enter the graph as its inputs, if its attention is causal: a decoder's, or a part.
+
+    A part goes from the stream back to the stream, so that its match is in doubt.
+    """
     streams = [node for node in graph.find_nodes(op="placeholder") if is_stream(node) and _may_be_prompt(node)]
     if not any(_is_causal(node) for node in graph.nodes):
-        return False
-    matches = (match_operators(stream) for stream in streams[:4])  # the stream, tables of positions
-    return any(
-        match.doubt is not None
-        and match.doubt.why is Why.PART
-        and any(op.kind == "attention" for op in match.operators)
-        for match in matches
-    )
+        return []
+    matches = [match_operators(stream) for stream in streams[:4]]  # the stream, tables of positions
+    return [match for match in matches if any(op.kind == "attention" for op in match.operators)]
 
 
 def _may_be_prompt(stream: fx.Node) -> bool:

@@ -1,0 +1,54 @@
+"""Images that went into a forward, and a decoder that got no rows of them: a user is told so.
+
+Where a model merges its image features in code that Dynamo does not compile, no graph tells which rows are visual. The
+graph that takes the pixels and the graph of the decoder both run, so the second one can say what is missing.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from opskip_compile.errors import NothingSkippedWarning
+
+Compiled = Callable[..., Any]
+
+
+class _ThisForward(threading.local):
+    """Pixels went into a graph, and no decoder has run since."""
+
+    pixels = False
+
+
+_HERE = _ThisForward()
+
+
+def takes_pixels(graph: fx.Graph) -> bool:
+    """True for a graph with an input of the name that transformers has for images, ``pixel_values``."""
+    return any("pixel_values" in node.name for node in graph.find_nodes(op="placeholder"))
+
+
+def noting_pixels(run: Compiled) -> Compiled:
+    """Call a graph that takes pixels and names no rows."""
+
+    def call(*args: Any) -> Any:
+        _HERE.pixels = True
+        return run(*args)
+
+    return call
+
+
+def settling(run: Compiled, otherwise: str = "") -> Compiled:
+    """Call a decoder: it has the rows of the images before it, or a user is told ``otherwise``."""
+
+    def call(*args: Any) -> Any:
+        seen, _HERE.pixels = _HERE.pixels, False
+        if seen and otherwise:
+            warnings.warn(otherwise, NothingSkippedWarning, stacklevel=2)
+        return run(*args)
+
+    return call
