@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,3 +86,16 @@ def test_the_front_page_is_short() -> None:
 def test_the_front_page_lists_every_page_of_the_documentation() -> None:
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in LINK.findall(FRONT.read_text(encoding="utf-8"))}
     assert not set((ROOT / "docs").rglob("*.md")) - linked
+
+
+@pytest.mark.parametrize("page", [FRONT, ROOT / "docs" / "usage.md"], ids=name_of)
+def test_the_versions_that_are_supported_are_those_of_the_package(page: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    windows = {"Python": project["requires-python"]}
+    for requirement in project["dependencies"]:
+        name, window = re.fullmatch(r"([\w-]+)(.*)", requirement).groups()  # type: ignore[union-attr]
+        windows[name] = window
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    for name in ("Python", "torch", "transformers"):
+        major, first, beyond = re.fullmatch(r">=(\d+)\.(\d+),<\1\.(\d+)", windows[name]).groups()  # type: ignore[union-attr]
+        assert f"{name} {major}.{first} to {major}.{int(beyond) - 1}" in text
