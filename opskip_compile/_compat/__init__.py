@@ -6,6 +6,16 @@ read against it, and all tests pass with it (``make test-versions``).
 Nothing here loads Dynamo or Inductor before a function is called that needs them. Callers use the names of this module.
 """
 
+from opskip_compile._compat.accelerate import (
+    checkpointing,
+    forward_slot,
+    has_hook,
+    hooked_inside,
+    is_checkpointed,
+    only_load_weights,
+    weights_loaded,
+    without_checkpointing,
+)
 from opskip_compile._compat.dynamo import (
     compile_seconds,
     compiled_call,
@@ -67,6 +77,7 @@ __all__ = [
     "attention_implementation",
     "blas_is_slow",
     "cache_argument",
+    "checkpointing",
     "compile_seconds",
     "compiled_call",
     "compiles_of",
@@ -74,14 +85,18 @@ __all__ = [
     "emit_artifact",
     "fake_mask_like",
     "forget_backend",
+    "forward_slot",
     "generated_kernels",
+    "has_hook",
     "highest_recompile_count",
+    "hooked_inside",
     "ignore_log_lines",
     "inductor",
     "inductor_mode_options",
     "inductor_option_names",
     "inside_torch_compile",
     "invoke_region",
+    "is_checkpointed",
     "is_dynamo_disabled",
     "is_fake",
     "is_higher_order",
@@ -96,6 +111,7 @@ __all__ = [
     "not_on_compile_start",
     "on_compile_start",
     "onednn_linear",
+    "only_load_weights",
     "pattern_matches",
     "probe_vector_instructions",
     "recompile_limit",
@@ -112,7 +128,9 @@ __all__ = [
     "uncompiled_call",
     "under_modes",
     "unlimited_recompiles",
+    "weights_loaded",
     "why_dynamo_is_off",
     "with_own_code",
+    "without_checkpointing",
     "without_modes",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from opskip_compile import _compat
 from opskip_compile.attachment import carrier
+from opskip_compile.attachment.around import are_wrapped
 from opskip_compile.attachment.decoder import layers_of, modules_around
 from opskip_compile.attachment.forward import CompiledForward
 from opskip_compile.attachment.say import say_no_rows
@@ -65,11 +66,10 @@ class Attachment:
         self.tokens = visual_tokens(model)
         self.here = ThisForward()
         self.handles: list[Any] = []
-        parts = [] if decoder is None else layers_of(decoder) if regional else [decoder]
-        self.forwards = [
-            CompiledForward(self, part, {**options, "layer": (i, len(parts))} if regional else options, regional)
-            for i, part in enumerate(parts)
-        ]
+        self.layers = [] if decoder is None else layers_of(decoder)
+        self.by_layer: list[CompiledForward] = []  # made when something stands around the layers
+        whole = [] if decoder is None or regional else [CompiledForward(self, decoder, options, is_layer=False)]
+        self.forwards = self._of_layers() if regional else whole
 
     def put_on(self) -> None:
         """Compile the model: the decoder's forward, or the model's whole call."""
@@ -109,9 +109,30 @@ class Attachment:
             call = _compat.compiled_call(self.model)
             _compat.set_compiled_call(self.model, None)
             return lambda: _compat.set_compiled_call(self.model, call)
-        for forward in self.forwards:
+        for forward in (*self.forwards, *self.by_layer):
             forward.take_off()
         return self.attach
+
+    def goes_by_layer(self) -> bool:
+        """Let every layer run compiled code of its own if, and as long as, something stands around the layers.
+
+        Not in a dry run, which ends with the first graph.
+        """
+        if self.options.get("dry_run") or not are_wrapped(self.layers):
+            for forward in self.by_layer:
+                forward.take_off()
+            return False
+        self.by_layer = self.by_layer or self._of_layers()
+        for forward in self.by_layer:
+            forward.put_on()
+        return True
+
+    def _of_layers(self) -> list[CompiledForward]:
+        count = len(self.layers)
+        return [
+            CompiledForward(self, layer, {**self.options, "layer": (i, count)}, is_layer=True)
+            for i, layer in enumerate(self.layers)
+        ]
 
     # Called by the hooks of the model. Not traced where the user compiles around the model: they ask for real values.
 

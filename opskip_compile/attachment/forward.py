@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from opskip_compile import _compat
+from opskip_compile.attachment.around import inside
 from opskip_compile.attachment.compiled import Compiled
 from opskip_compile.attachment.say import say_counted_in_part, say_not_compiled, say_other_rows
 from opskip_compile.passes.runtime import mark_visual
@@ -24,6 +25,9 @@ class Owner(Protocol):
 
     def is_copied_with(self, memo: dict[int, Any]) -> bool:
         """True if the deep copy that is under way copies the whole model."""
+
+    def goes_by_layer(self) -> bool:
+        """True if the layers of the decoder run compiled code of their own at present."""
 
 
 class CompiledForward:
@@ -43,21 +47,28 @@ class CompiledForward:
         self.owner: Owner | None = owner
         self.part, self.options, self.is_layer = part, options, is_layer
         self.stream = "hidden_states" if is_layer else "inputs_embeds"
-        # A forward of the module's own, not of its class, as device maps put it there.
-        self.replaced: Callable[..., Any] | None = vars(part).get("forward")
+        # A forward of the module's own, not of its class, or the one inside of a hook of accelerate.
+        self.replaced: Callable[..., Any] | None = vars(part).get(_compat.forward_slot(part))
         self._compiled: dict[str, Compiled] = {}
 
     def put_on(self) -> None:
         """Let the part run this."""
-        self.part.forward = self.run
+        if self._slot() is None:
+            setattr(self.part, _compat.forward_slot(self.part), self.run)
 
     def take_off(self) -> None:
         """Let the part run its own forward again; may be called again."""
-        if getattr(vars(self.part).get("forward"), "__self__", None) is not self:
+        slot = self._slot()
+        if slot is None:
             return
-        del self.part.forward
-        if self.replaced is not None:
-            self.part.forward = self.replaced
+        delattr(self.part, slot)
+        if self.replaced is not None or slot != "forward":
+            setattr(self.part, slot, self.dense)
+
+    def _slot(self) -> str | None:
+        """The attribute of the part in which this stands, if it does: hooks may have come or gone since."""
+        slots = ("forward", _compat.forward_slot(self.part))
+        return next((s for s in slots if getattr(vars(self.part).get(s), "__self__", None) is self), None)
 
     @property
     def dense(self) -> Callable[..., Any]:
@@ -93,7 +104,7 @@ class CompiledForward:
     def run(self, *args: Any, **named: Any) -> Any:
         """The forward that the part runs. Whoever compiles around it runs it as it is, between two graphs."""
         owner = self.owner
-        if owner is None:
+        if owner is None or (not self.is_layer and owner.goes_by_layer()):
             return self.dense(*args, **named)
         hidden, mask = named.get(self.stream, args[0] if self.is_layer and args else None), owner.here.mask
         if mask is not None and not (isinstance(hidden, Tensor) and mask.shape == hidden.shape[:2]):
@@ -107,14 +118,31 @@ class CompiledForward:
             return self.dense(*args, **named)
         if mask is None:
             is_step = isinstance(hidden, Tensor) and hidden.shape[1] == 1
-            return self.compiled("step" if is_step else "text")(None, *args, **named)[0]
+            return self._call(self.compiled("step" if is_step else "text"), None, args, named)[0]
+        assert isinstance(hidden, Tensor)
+        if mask.device != hidden.device:
+            mask = owner.here.mask = mask.to(hidden.device)  # for the next layers there as well
         compiled = self.compiled("modes" if under_modes else "image")
-        result, graphs = compiled(mask, *args, **named)
+        result, graphs = self._call(compiled, mask, args, named)
         if not graphs:
             say_not_compiled(owner.model, compiled.function)
         elif under_modes and graphs > 1:
             say_counted_in_part(graphs)
         return result
+
+    def _call(
+        self, compiled: Compiled, mask: Tensor | None, args: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[Any, int]:
+        if not self.is_layer:
+            return compiled(mask, *args, **named)
+        graphs = 0
+
+        def call(*args: Any) -> Any:
+            nonlocal graphs
+            result, graphs = compiled(mask, *args, **named)
+            return result
+
+        return inside(self.part, call, *args), graphs
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledForward:
         new = type(self).__new__(type(self))

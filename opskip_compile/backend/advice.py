@@ -15,7 +15,8 @@ LAYERS = "opskip_compile.compile(model, regional=True) compiles layer by layer, 
 BREAKS = "A graph break parts the decoder; TORCH_LOGS=graph_breaks shows where"
 READ = "opskip_compile.last_report() names the nodes and the lines of the model that they stand for"
 NOTHING = "No way to compile such a model skips anything"
-SUBGRAPHS = "Leave the regions out, or the checkpointing: opskip_compile.compile(model) puts its code inside of it"
+REGIONS = "Compile the layers without nested regions"
+CHECKPOINTS = "opskip_compile.compile(model) puts its code inside of activation checkpoints; leave nested regions out"
 
 
 def not_skipped(reason: str, why: Why | None, settings: Settings) -> str:
@@ -33,7 +34,7 @@ def _advice(why: Why | None, settings: Settings) -> str:
     if why in (Why.ENCODER, Why.CROSS_ATTENTION):
         return NOTHING
     if why is Why.NESTED:
-        return SUBGRAPHS
+        return REGIONS if settings.in_place else CHECKPOINTS
     if why not in (None, Why.PART, Why.UNCERTAIN_LAYERS):
         return READ
     if not settings.in_place:

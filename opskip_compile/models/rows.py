@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from opskip_compile import _compat
+
 _TOKEN_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
@@ -71,7 +73,11 @@ def _words(model: nn.Module, tokens: tuple[int, ...]) -> Tensor | None:
     embedding = get() if callable(get) else None
     if not isinstance(embedding, nn.Embedding):
         return None
+    device = embedding.weight.device
+    if device.type == "meta" and not _compat.has_hook(embedding):
+        return None
     known = [token for token in tokens if 0 <= token < embedding.num_embeddings]
+    ids = torch.tensor(known, dtype=torch.int64, device="cpu" if device.type == "meta" else device)
     with torch.no_grad():
-        words: Tensor = embedding(torch.tensor(known, dtype=torch.int64, device=embedding.weight.device))
-    return None if words.device.type == "meta" else words
+        words: Tensor = embedding(ids)  # a hook loads weights that are off-loaded
+    return words
