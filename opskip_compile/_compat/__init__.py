@@ -57,6 +57,7 @@ from opskip_compile._compat.models import (
     DEEPSTACK_PARAMETERS,
     attention_implementation,
     cache_argument,
+    generating_with,
     traceable_collector,
 )
 from opskip_compile._compat.modes import dispatch_modes_are_on, under_modes, without_modes
@@ -87,6 +88,7 @@ __all__ = [
     "forget_backend",
     "forward_slot",
     "generated_kernels",
+    "generating_with",
     "has_hook",
     "highest_recompile_count",
     "hooked_inside",

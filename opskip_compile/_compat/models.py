@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
+
+_GENERATION = "transformers.generation.utils"
 DEEPSTACK_METHOD = "_deepstack_process"
 """The method of a Qwen3-VL decoder that adds image features inside the layer loop."""
 
@@ -45,3 +48,19 @@ def traceable_collector() -> Iterator[None]:
         yield
     finally:
         collector.global_var, collector.compiling = None, False
+
+
+def generating_with(backends: Sequence[object]) -> nn.Module | None:
+    """The model whose `generate`, on this thread's stack, compiles decode steps with one of ``backends``, if any does.
+
+    None if the model's own call is compiled, or its decoder's forward: then prompts are compiled, too.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        model = frame.f_locals.get("self") if frame.f_globals.get("__name__") == _GENERATION else None
+        if isinstance(model, nn.Module):
+            config = vars(model).get("_last_compile_config")
+            compiled = model._compiled_call_impl is not None or "_opskip_compiled" in vars(model)
+            return model if getattr(config, "backend", None) in backends and not compiled else None
+        frame = frame.f_back  # type: ignore[assignment]
+    return None

@@ -21,6 +21,7 @@ from torch import fx
 from opskip_compile import _compat
 from opskip_compile.backend import capture, dump, handoff, images, lowering
 from opskip_compile.backend.advice import not_skipped
+from opskip_compile.backend.decode_only import say_decode_only
 from opskip_compile.backend.reports import REPORTS
 from opskip_compile.backend.resolve import in_encoder_decoder, in_text_model, resolve_schedule
 from opskip_compile.backend.settings import Settings
@@ -78,6 +79,8 @@ def opskip(
         result = None
         report = _failed(f"a pass failed, please report it: {type(error).__name__}: {error}", captured)
     report = REPORTS.add(report)
+    if not settings.in_place and not report.operators and _asks(settings):
+        say_decode_only(opskip)
     if result is not None and result.graph is not None:
         gm.graph = result.graph
     _publish(report, settings, captured, gm, codes)
