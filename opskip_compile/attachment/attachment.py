@@ -23,7 +23,7 @@ from opskip_compile.passes.marks import MARKS
 ATTRIBUTE = "_opskip_compiled"
 
 
-class ThisForward(threading.local):
+class ThreadState(threading.local):
     """What a thread knows of the forward that it is in. A copy, and a pickle, knows nothing.
 
     Attributes:
@@ -32,7 +32,7 @@ class ThisForward(threading.local):
 
     mask: Tensor | None = None
 
-    def __reduce__(self) -> tuple[type[ThisForward], tuple[()]]:
+    def __reduce__(self) -> tuple[type[ThreadState], tuple[()]]:
         return type(self), ()
 
 
@@ -64,7 +64,7 @@ class Attachment:
         self.model, self.decoder, self.prefill_only = model, decoder, prefill_only
         self.options, self.kwargs = options, kwargs
         self.tokens = visual_tokens(model)
-        self.here = ThisForward()
+        self.here = ThreadState()
         self.handles: list[Any] = []
         self.layers = [] if decoder is None else layers_of(decoder)
         self.by_layer: list[CompiledForward] = []  # made when something stands around the layers
@@ -184,7 +184,7 @@ class Attachment:
         if self.is_copied_with(memo):
             new.__setstate__({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
         else:
-            vars(new).update(model=None, here=ThisForward())
+            vars(new).update(model=None, here=ThreadState())
         return new
 
     def __setstate__(self, state: dict[str, Any]) -> None:
