@@ -27,7 +27,8 @@ def config(graph: fx.Graph) -> dict[str, Any]:
 
     * ``realize_reads_threshold``: Inductor inlines a sum into all its readers while it reads no more than four tensors,
       so the residual stream lives as up to five summands at once. Written down at its second reader it is one tensor: a
-      quarter less memory in prefill at the same speed.
+      fifth less memory in prefill where no layers share a region, 7 % less where half of them do, at the same speed
+      (torch 2.13 and 2.14; ``realize_opusers_threshold`` of 2.14 is about long expressions, and changes neither).
     * ``unsafe_marked_cacheable_functions``: a second process finds the compiled graph in AOTAutograd's cache.
     """
     return {"realize_reads_threshold": 1, **_compat.allow_caching(graph, FUNCTIONS, _version())}
