@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from opskip_compile import _compat
@@ -28,6 +29,22 @@ class Owner(Protocol):
 
     def goes_by_layer(self) -> bool:
         """True if the layers of the decoder run compiled code of their own at present."""
+
+
+def _with_plain_strides(value: Any) -> Any:
+    """Positions and masks that are a part of longer ones, as tensors of their own; anything else as it is.
+
+    Dynamo guards on strides, also where a size is 1 and they mean nothing, so every length would be compiled again.
+    """
+    small = isinstance(value, Tensor) and not value.is_floating_point() and value.dim() in (2, 3)
+    if not small or type(value) is not Tensor:
+        return value
+    size = 1
+    for length, stride in zip(reversed(value.shape), reversed(value.stride()), strict=True):
+        if stride != size:
+            return value.clone(memory_format=torch.contiguous_format)
+        size *= length
+    return value
 
 
 class CompiledForward:
@@ -133,6 +150,8 @@ class CompiledForward:
     def _call(
         self, compiled: Compiled, mask: Tensor | None, args: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[Any, int]:
+        named = {name: _with_plain_strides(value) for name, value in named.items()}
+        mask = _with_plain_strides(mask)
         if not self.is_layer:
             return compiled(mask, *args, **named)
         graphs = 0

@@ -18,13 +18,13 @@ from opskip_compile.errors import NothingSkippedWarning
 Compiled = Callable[..., Any]
 
 
-class _ThisForward(threading.local):
+class _Pixels(threading.local):
     """Pixels went into a graph, and no decoder has run since."""
 
-    pixels = False
+    taken = False
 
 
-_HERE = _ThisForward()
+_HERE = _Pixels()
 
 
 def takes_pixels(graph: fx.Graph) -> bool:
@@ -36,7 +36,7 @@ def noting_pixels(run: Compiled) -> Compiled:
     """Call a graph that takes pixels and names no rows."""
 
     def call(*args: Any) -> Any:
-        _HERE.pixels = True
+        _HERE.taken = True
         return run(*args)
 
     return call
@@ -46,7 +46,7 @@ def settling(run: Compiled, otherwise: str = "") -> Compiled:
     """Call a decoder: it has the rows of the images before it, or a user is told ``otherwise``."""
 
     def call(*args: Any) -> Any:
-        seen, _HERE.pixels = _HERE.pixels, False
+        seen, _HERE.taken = _HERE.taken, False
         if seen and otherwise:
             warnings.warn(otherwise, NothingSkippedWarning, stacklevel=2)
         return run(*args)
