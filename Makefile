@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint layout types imports check bench support operations clean
+.PHONY: demo test lint layout types imports check bench support operations transformers-suite clean
 
 demo: $(VENV)/.ready
 	$(BIN)/opskip demo
@@ -42,6 +42,10 @@ operations: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.operations --json benchmarks/results/operations.json \
 		--markdown benchmarks/results/OPERATIONS.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.operations --graphs 200
+
+# transformers' own tests of nine families, three times (an hour): its sources are fetched, and nothing of them is kept here.
+transformers-suite: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.transformers_suite
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
