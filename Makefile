@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-versions lint layout types imports check bench support operations clean
+.PHONY: demo test test-versions lint layout types imports check bench support operations transformers-suite clean
 
 demo: $(VENV)/.ready-demo
 	$(BIN)/opskip demo
@@ -48,6 +48,10 @@ operations: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.operations --json benchmarks/results/operations.json \
 		--markdown benchmarks/results/OPERATIONS.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.operations --graphs 200
+
+# transformers' own tests of nine families, three times (an hour): its sources are fetched, and nothing of them is kept here.
+transformers-suite: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.transformers_suite
 
 # One environment, two states of it: .ready-demo holds what the demo needs, .ready also what tests and checks need.
 $(VENV)/.ready-demo: pyproject.toml constraints.txt
