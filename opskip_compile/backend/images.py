@@ -15,6 +15,7 @@ from torch import fx
 
 from opskip_compile.errors import NothingSkippedWarning
 
+WORDS = ("pixel", "image", "visual", "vision", "patch")
 Compiled = Callable[..., Any]
 
 
@@ -28,8 +29,12 @@ _HERE = _Pixels()
 
 
 def takes_pixels(graph: fx.Graph) -> bool:
-    """True for a graph with an input of the name that transformers has for images, ``pixel_values``."""
-    return any("pixel_values" in node.name for node in graph.find_nodes(op="placeholder"))
+    """True for a graph with an input, or a weight, of a name that stands for images.
+
+    Not only ``pixel_values``: the graph of a vision tower may start behind them, or know them as an argument's number.
+    """
+    names = [node.name for node in graph.find_nodes(op="placeholder")]
+    return any(word in name for name in names for word in WORDS)
 
 
 def noting_pixels(run: Compiled) -> Compiled:

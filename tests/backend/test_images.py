@@ -16,6 +16,18 @@ pytestmark = pytest.mark.usefixtures("fresh")
 
 
 @pytest.mark.parametrize("name", ["ovis2", "molmo2"])
+def test_text_first_on_a_model_that_has_never_run(name: str) -> None:
+    """Dynamo cuts the forward elsewhere then, and a graph of the vision tower need not have ``pixel_values``."""
+    family = ZOO[name]
+    fast = torch.compile(family.build(2), backend="opskip", options={"schedule": "silent:1", **EAGER})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", opskip.NothingSkippedWarning)
+        fast(**family.inputs(((9,),)))
+    with pytest.warns(opskip.NothingSkippedWarning, match=r"Call opskip_compile\.compile\(model\) instead"):
+        fast(**family.inputs())
+
+
+@pytest.mark.parametrize("name", ["ovis2", "molmo2"])
 def test_a_bare_compile_that_can_not_see_the_rows_says_which_call_can(name: str) -> None:
     """Also where the decoder's code was compiled for text before; nothing is said of the text."""
     family, spec = ZOO[name], "silent:1"
