@@ -1,4 +1,4 @@
-"""Column "by Inductor": the ways to compile once more, lowered as users have it.
+"""Column "ways to compile", once more: lowered by Inductor, as users have it.
 
 A graph that is lowered eagerly hides what Inductor asks of Dynamo, such as another capture where a float is a constant.
 """
@@ -25,7 +25,7 @@ from tests.helpers.support.basic import forward
 from tests.helpers.support.forms import Member, form
 from tests.helpers.support.outcome import ABSENT, SPEC, Install, Outcome, measure
 
-COLUMN = "by Inductor"
+COLUMN = "ways to compile"
 ROOT = Path(__file__).parents[3]
 
 

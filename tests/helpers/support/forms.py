@@ -40,7 +40,6 @@ COLUMNS = (
     "dtypes",
     "attention kernels",
     "ways to compile",
-    "by Inductor",
     "gradients",
     "export",
     "quantised",
