@@ -113,10 +113,10 @@ def explain(
     else:
         args, named = ((inputs,) if isinstance(inputs, Tensor) else tuple(inputs)), {}
     given = {**(kwargs.pop("options", None) or {}), "lower": "eager", "dry_run": next(_RUNS)}
+    model, earlier = _compat.inside_torch_compile(model), REPORTS.count
     decoder = decoder_of(model)
     options = _options(model, schedule, {**kwargs, "options": given}, decoder)
     kwargs.pop("mode", None)
-    earlier = REPORTS.count
     with decompiled(model), _compat.unlimited_recompiles(), torch.no_grad():
         attachment = Attachment(model, decoder, options, kwargs)
         try:

@@ -74,3 +74,14 @@ def test_a_step_of_a_users_own_around_the_model() -> None:
         return answer(model, inputs) * 2
 
     torch.testing.assert_close(step(**inputs), want * 2)
+
+
+def test_explain_of_what_torch_compile_gave() -> None:
+    family = FAMILIES["llava"]
+    model, inputs = family.build(2), family.inputs()
+    both = torch.compile(model, backend="eager")
+    assert len(opskip.explain(both, inputs, SPEC).skipped) == 2
+    opskip.compile(both, SPEC, options=EAGER)
+    assert len(opskip.explain(both, inputs, "silent:0-1").skipped) == 4
+    answer(both, inputs)
+    assert len(opskip.last_report().skipped) == 2
