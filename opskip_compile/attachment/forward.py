@@ -96,13 +96,16 @@ class CompiledForward:
     def compiled(self, kind: str) -> Compiled:
         """The compiled function for ``"image"`` prompts, ``"text"``, a decode ``"step"``, or under ``"modes"``.
 
-        Dynamo traces it when it is first called.
+        Dynamo traces it when it is first called. It is another one in training and under another gradient mode: code
+        for one of them never fits the other, and would use up its recompile limit.
         """
-        found = self._compiled.get(kind)
+        gradients = f"gradients {torch.is_grad_enabled()}, inference {torch.is_inference_mode_enabled()}"
+        key = f"{kind}, training {self.part.training}, {gradients}"
+        found = self._compiled.get(key)
         if found is None:
             assert self.owner is not None
             found = Compiled(self._traced(), self.options, self.owner.kwargs, under_modes=kind == "modes")
-            found = self._compiled.setdefault(kind, found)
+            found = self._compiled.setdefault(key, found)
         return found
 
     def _traced(self) -> Callable[..., Any]:

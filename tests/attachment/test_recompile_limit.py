@@ -50,6 +50,21 @@ def test_it_is_said_for_each_model_and_not_below_the_limit() -> None:
             model(**family.inputs(((3, LENGTHS[0]),)))  # still compiled
 
 
+def test_training_and_gradient_modes_have_the_limit_for_themselves() -> None:
+    """Five lengths in each: twenty compiles of one decoder."""
+    family = FAMILIES["llava"]
+    model = opskip.compile(family.build(2), "silent:1", options=EAGER, dynamic=False)
+    modes = (torch.enable_grad, torch.no_grad, torch.inference_mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", opskip.NothingSkippedWarning)
+        for mode, training in [*((mode, False) for mode in modes), (torch.no_grad, True)]:
+            model.train(training)
+            for length in LENGTHS[:5]:
+                with mode():
+                    model(**family.inputs(((3, length),)))
+    assert sum(bool(report.skipped) for report in opskip.reports()) == 20
+
+
 @pytest.mark.parametrize("how", ["stance", "config"])
 def test_dynamo_that_is_switched_off(how: str) -> None:
     family = FAMILIES["llava"]
