@@ -26,7 +26,7 @@ from torch import nn
 
 import opskip_compile as opskip
 from benchmarks.transformers_suite.selection import FAMILIES, RUNS, selected
-from opskip_compile.api import decoder_of
+from opskip_compile.attachment.decoder import decoder_of
 from opskip_compile.backend.reports import REPORTS
 from opskip_compile.models.rows import visual_tokens
 
