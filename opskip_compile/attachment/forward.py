@@ -144,7 +144,7 @@ class CompiledForward:
             mask = owner.here.mask = mask.to(hidden.device)  # for the next layers there as well
         compiled = self.compiled("modes" if under_modes else "image")
         result, graphs = self._call(compiled, mask, args, named)
-        if not graphs:
+        if not graphs and not self.options.get("dry_run"):
             say_not_compiled(owner.model, compiled.function)
         elif under_modes and graphs > 1:
             say_counted_in_part(graphs)

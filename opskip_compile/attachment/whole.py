@@ -41,7 +41,7 @@ class CompiledCall:
         under_modes = _compat.dispatch_modes_are_on()
         compiled = self._under_modes if under_modes else self._plain
         result, graphs = compiled(*args, **named)
-        if not graphs:
+        if not graphs and not self._options.get("dry_run"):
             say_not_compiled(self._model, compiled.function)
         elif under_modes and graphs > 1:
             say_counted_in_part(graphs)

@@ -35,6 +35,7 @@ def test_a_command_says_nothing_on_stderr(command: str) -> None:
 
 QUANTISED = """
 import sys
+from pathlib import Path
 from opskip_compile.cli.late_imports import import_torchao_late
 import_torchao_late()
 import torch, transformers, transformers.modeling_utils
@@ -47,7 +48,7 @@ how = {"dtype": torch.bfloat16, "quantization_config": transformers.TorchAoConfi
 first = transformers.AutoModelForImageTextToText.from_pretrained(plain, **how)
 first.save_pretrained(quantised)
 transformers.AutoProcessor.from_pretrained(plain).save_pretrained(quantised)
-second, _ = load_checkpoint(quantised)
+second, _ = load_checkpoint(Path(quantised))
 for model in (first, second):
     print(type(model.get_decoder().layers[0].mlp.gate_proj.weight).__name__)
 """
