@@ -5,7 +5,18 @@
 
 from __future__ import annotations
 
-from tests.helpers.support import basic, by_inductor, calls, compiled, inputs, numerics, outputs, turns, videos  # noqa: F401
+from tests.helpers.support import (  # noqa: F401
+    basic,
+    by_inductor,
+    calls,
+    compiled,
+    exported,
+    inputs,
+    numerics,
+    outputs,
+    turns,
+    videos,
+)
 from tests.helpers.support.forms import COLUMNS, REGISTERED, Form
 from tests.helpers.support.zoo import ZOO
 

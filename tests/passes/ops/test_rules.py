@@ -9,7 +9,8 @@ from torch import Tensor
 
 from opskip_compile.passes.ops import known_operations
 from tests.helpers.graphs import assert_rows, push
-from tests.helpers.rule_cases import DECLINED, PUSHED, Case
+from tests.helpers.rule_cases import PUSHED, Case
+from tests.helpers.rule_refusals import DECLINED
 
 SIZES = {"S": 7, "W": 8, "H": 2, "D": 4, "V": 9, "K": 5}
 # Rows between images, an element with one kept row, an element that ends in visual rows.
