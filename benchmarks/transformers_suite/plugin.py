@@ -102,7 +102,7 @@ class Recorder:
         name = test_name(item.nodeid)
         self.line(test=name)
         self.outcome, self.why = "passed", ""
-        torch._dynamo.reset()
+        forget_earlier_tests()
         before, models = REPORTS.count, self.compiler.count if self.compiler else 0
         began = time.process_time()
         try:
@@ -127,6 +127,14 @@ class Recorder:
         elif report.failed:
             crash = getattr(report.longrepr, "reprcrash", None)
             self.outcome, self.why = "failed", str(crash.message if crash is not None else report.longrepr)[:2000]
+
+
+def forget_earlier_tests() -> None:
+    """No compiled code of theirs, and no capture of outputs that one of them ended within."""
+    from transformers.utils import output_capturing
+
+    torch._dynamo.reset()
+    output_capturing._active_collector.reset(None)
 
 
 def test_name(nodeid: str) -> str:
