@@ -50,14 +50,6 @@ class Explanation:
 
 EXPLANATIONS: tuple[Explanation, ...] = (
     Explanation(
-        r"test_generate_compile_model_forward_fullgraph$",
-        ("none", "late:0.5"),
-        r"opskip_compile\.compile has compiled this model's decoder; leave fullgraph=True out",
-        "limit",
-        "transformers compiles the decode steps of a static cache around the model, here with `fullgraph=True`; the "
-        "decoder that is compiled already stands between two graphs. Without `fullgraph=True` it generates.",
-    ),
-    Explanation(
         r"test_capture_outputs_decorator$",
         ("none", "late:0.5"),
         r"'NoneType' object has no attribute 'keys'",

@@ -15,6 +15,7 @@ from opskip_compile.attachment.around import are_wrapped
 from opskip_compile.attachment.decoder import layers_of, modules_around
 from opskip_compile.attachment.forward import CompiledForward
 from opskip_compile.attachment.say import say_no_rows
+from opskip_compile.attachment.step import is_traced_step
 from opskip_compile.attachment.whole import CompiledCall
 from opskip_compile.backend import capture
 from opskip_compile.models.rows import embedded_mask, token_mask, visual_tokens, without_plain_tokens
@@ -86,7 +87,7 @@ class Attachment:
             self.handles.append(owner.register_forward_pre_hook(self.before, with_kwargs=True))
         self.handles.append(self.decoder.register_forward_pre_hook(self.at_decoder, with_kwargs=True))
         for module in (*owners, self.decoder):
-            self.handles.append(module.register_forward_hook(self.after, always_call=True))
+            self.handles.append(module.register_forward_hook(self.after, with_kwargs=True, always_call=True))
         self.attach()
 
     def take_off(self) -> None:
@@ -134,11 +135,26 @@ class Attachment:
             for i, layer in enumerate(self.layers)
         ]
 
-    # Called by the hooks of the model. Not traced where the user compiles around the model: they ask for real values.
+    # Called by the hooks of the model. But for decode steps, not traced where the user compiles around the model: they
+    # ask for real values.
 
-    @_compat.never_traced
     def before(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         """A module around the decoder is called: find the visual rows in its token ids or embeddings."""
+        if not is_traced_step(args, named):
+            self._find_rows(module, args, named)
+
+    def at_decoder(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """The decoder is called: only rows that hold features are visual."""
+        if not is_traced_step(args, named):
+            self._leave_out_plain_tokens(named)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: object) -> None:
+        """The decoder, or a module around it, has returned or raised."""
+        if not is_traced_step(args, named):
+            self._forget_rows()
+
+    @_compat.never_traced
+    def _find_rows(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if self.is_inert:
             return
         ids = named.get("input_ids", args[0] if args else None)
@@ -151,8 +167,7 @@ class Attachment:
                 say_no_rows()
 
     @_compat.never_traced
-    def at_decoder(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """The decoder is called: only rows that hold features are visual."""
+    def _leave_out_plain_tokens(self, named: dict[str, Any]) -> None:
         if self.is_inert:
             return
         hidden, mask = named.get("inputs_embeds"), self.here.mask
@@ -163,8 +178,7 @@ class Attachment:
             self.here.mask = without_plain_tokens(mask, hidden, self.model, self.tokens)
 
     @_compat.never_traced
-    def after(self, module: nn.Module, args: object, output: object) -> None:
-        """The decoder, or a module around it, has returned or raised."""
+    def _forget_rows(self) -> None:
         self.here.mask = None
 
     # Copies.

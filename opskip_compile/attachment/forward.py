@@ -13,6 +13,7 @@ from opskip_compile import _compat
 from opskip_compile.attachment.around import inside
 from opskip_compile.attachment.compiled import Compiled
 from opskip_compile.attachment.say import say_counted_in_part, say_not_compiled, say_other_rows
+from opskip_compile.attachment.step import is_traced_step
 from opskip_compile.passes.runtime import mark_visual
 
 
@@ -120,9 +121,12 @@ class CompiledForward:
 
         return part_forward
 
-    @_compat.never_traced
     def run(self, *args: Any, **named: Any) -> Any:
         """The forward that the part runs. Whoever compiles around it runs it as it is, between two graphs."""
+        return self.dense(*args, **named) if is_traced_step(args, named) else self._run(*args, **named)
+
+    @_compat.never_traced
+    def _run(self, *args: Any, **named: Any) -> Any:
         owner = self.owner
         if owner is None or (not self.is_layer and owner.goes_by_layer()):
             return self.dense(*args, **named)

@@ -9,6 +9,7 @@ from torch import nn
 from opskip_compile import _compat
 from opskip_compile.attachment.compiled import Compiled
 from opskip_compile.attachment.say import say_counted_in_part, say_not_compiled
+from opskip_compile.attachment.step import is_traced_step
 
 
 class CompiledCall:
@@ -32,9 +33,14 @@ class CompiledCall:
 
         return Compiled(call, self._options, self._kwargs, under_modes)
 
-    @_compat.never_traced
     def run(self, *args: Any, **named: Any) -> Any:
         """The call. Whoever compiles around it runs it as it is, between two graphs."""
+        if is_traced_step(args, named):
+            return _compat.uncompiled_call(self._model)(*args, **named)
+        return self._run(*args, **named)
+
+    @_compat.never_traced
+    def _run(self, *args: Any, **named: Any) -> Any:
         if _compat.is_dynamo_disabled():  # it would give the function up, for good
             say_not_compiled(self._model)
             return _compat.uncompiled_call(self._model)(*args, **named)

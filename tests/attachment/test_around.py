@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
+from transformers import CompileConfig
 
 import opskip_compile as opskip
 from tests.helpers.families import FAMILIES, visual_mask
@@ -74,6 +76,42 @@ def test_a_step_of_a_users_own_around_the_model() -> None:
         return answer(model, inputs) * 2
 
     torch.testing.assert_close(step(**inputs), want * 2)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_generate_compiles_decode_steps_as_one_graph(name: str) -> None:
+    """transformers compiles the steps of a static cache around the model: one graph, as without `opskip.compile`."""
+    family, graphs = FAMILIES[name], []
+    model, inputs = family.build(2), family.inputs()
+
+    def around(gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
+        graphs.append(gm)
+        return gm.forward
+
+    config = CompileConfig(fullgraph=True, backend=around)
+    config._compile_all_devices = True
+    model.generation_config.compile_config = config
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "cache_implementation": "static"}
+    with opskip.oracle(model, opskip.Schedule.from_spec(SPEC), visual_mask(inputs)):
+        want = model.generate(**inputs, **options)
+    torch._dynamo.reset()
+    graphs.clear()
+    opskip.compile(model, SPEC, options=EAGER)
+    torch.testing.assert_close(model.generate(**inputs, **options), want)
+    assert len(graphs) == 1
+    assert len(opskip.last_report().skipped) == 2
+
+
+@pytest.mark.parametrize("form", ["decoder", "layers", "as a whole"])
+def test_a_decode_step_is_one_graph_with_what_is_around(form: str) -> None:
+    family = FAMILIES["llava"]
+    model, ids = family.build(2), torch.tensor([[5], [6]])
+    if form == "as a whole":
+        model = model.model.language_model
+    want = model(input_ids=ids)[0]
+    opskip.compile(model, "late:0.5", options=EAGER, regional=form == "layers")
+    step = torch.compile(lambda ids: model(input_ids=ids)[0] * 2, backend="eager", fullgraph=True)
+    torch.testing.assert_close(step(ids), want * 2)
 
 
 def test_explain_of_what_torch_compile_gave() -> None:
