@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from opskip_compile import _compat
+from opskip_compile.attachment.around import PARTED, lifted
 from opskip_compile.attachment.attachment import ATTRIBUTE, Attachment
 from opskip_compile.attachment.decoder import decoder_of, layers_of
 from opskip_compile.backend.entry import DecoderReached
 from opskip_compile.backend.reports import REPORTS
 from opskip_compile.backend.settings import Settings
 from opskip_compile.errors import OpSkipError, OptionError
-from opskip_compile.passes.refusal import Why
+from opskip_compile.passes.refusal import Refusal, Why
 from opskip_compile.report.report import Report
 from opskip_compile.schedule.schedule import Schedule
 
@@ -117,9 +118,11 @@ def explain(
     decoder = decoder_of(model)
     options = _options(model, schedule, {**kwargs, "options": given}, decoder)
     kwargs.pop("mode", None)
-    with decompiled(model), _compat.unlimited_recompiles(), torch.no_grad():
+    with decompiled(model), lifted(decoder), _compat.unlimited_recompiles(), torch.no_grad():
         attachment = Attachment(model, decoder, options, kwargs)
         try:
+            if attachment.surroundings.part_the_decoder():
+                return REPORTS.add(Report(refusal=Refusal(Why.PART, PARTED)))
             attachment.put_on()
             model(*args, **named)
         except DecoderReached as reached:

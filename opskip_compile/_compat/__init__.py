@@ -7,14 +7,17 @@ Nothing here loads Dynamo or Inductor before a function is called that needs the
 """
 
 from opskip_compile._compat.accelerate import (
+    HookWatch,
     checkpointing,
     forward_slot,
     has_hook,
     hooked_inside,
     is_checkpointed,
     only_load_weights,
+    uncheckpointed,
     weights_loaded,
     without_checkpointing,
+    without_hooks,
 )
 from opskip_compile._compat.dynamo import (
     compile_seconds,
@@ -57,6 +60,7 @@ from opskip_compile._compat.models import (
     DEEPSTACK_PARAMETERS,
     attention_implementation,
     cache_argument,
+    caller_has_pixels,
     generating_with,
     traceable_collector,
 )
@@ -72,12 +76,14 @@ __all__ = [
     "DEEPSTACK_METHOD",
     "DEEPSTACK_PARAMETERS",
     "REGION",
+    "HookWatch",
     "Patch",
     "add_tensor_placeholder",
     "allow_caching",
     "attention_implementation",
     "blas_is_slow",
     "cache_argument",
+    "caller_has_pixels",
     "checkpointing",
     "compile_seconds",
     "compiled_call",
@@ -127,6 +133,7 @@ __all__ = [
     "torch_is_older_than",
     "traceable_collector",
     "unbacked_size",
+    "uncheckpointed",
     "uncompiled_call",
     "under_modes",
     "unlimited_recompiles",
@@ -134,5 +141,6 @@ __all__ = [
     "why_dynamo_is_off",
     "with_own_code",
     "without_checkpointing",
+    "without_hooks",
     "without_modes",
 ]

@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 _GENERATION = "transformers.generation.utils"
+PIXELS = frozenset({"pixel_values", "pixel_values_videos", "images", "image"})
+"""Names of the arguments by which a module takes pictures; it gets None for them with text, and in decode steps."""
+
 DEEPSTACK_METHOD = "_deepstack_process"
 """The method of a Qwen3-VL decoder that adds image features inside the layer loop."""
 
@@ -64,3 +67,15 @@ def generating_with(backends: Sequence[object]) -> nn.Module | None:
             return model if getattr(config, "backend", None) in backends and not compiled else None
         frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def caller_has_pixels() -> bool:
+    """True if a module on this thread's stack was called with pictures: what runs now is a part of its forward."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if not PIXELS.isdisjoint(frame.f_code.co_varnames):
+            known = frame.f_locals
+            if isinstance(known.get("self"), nn.Module) and any(isinstance(known.get(n), Tensor) for n in PIXELS):
+                return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

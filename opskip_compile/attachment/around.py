@@ -6,23 +6,51 @@ weights, and calls compiled code then; a checkpoint calls compiled code, and cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
 
 from opskip_compile import _compat
+from opskip_compile.attachment.decoder import layers_of
 
 
-def are_wrapped(layers: Sequence[nn.Module]) -> bool:
-    """True if something stands around the forward of a layer, so that the decoder is no one graph at present.
+class Surroundings:
+    """What stands around the forwards of some layers; looked at in every forward, so its cost matters.
 
-    Looks at every layer, and inside of the first and the last one: weights are off-loaded from one end of the model on.
+    Args:
+        layers: of a decoder.
     """
-    ends = [*layers[:1], *layers[-1:]]
-    wrapped = any(_compat.has_hook(layer) or _compat.is_checkpointed(layer) for layer in layers)
-    return wrapped or any(_compat.hooked_inside(layer) for layer in ends)
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.layers, self._hooks = layers, _compat.HookWatch(layers)
+
+    def part_the_decoder(self) -> bool:
+        """True if something stands around a layer, or around a part of one: the decoder is no one graph at present."""
+        return self._hooks.sees_any() or any(map(_compat.is_checkpointed, self.layers))
+
+
+PARTED = (
+    "hooks of accelerate part the decoder, whose weights are off-loaded or on several devices: explain needs it as one "
+    "graph. compile goes layer by layer inside of the hooks and skips; its reports say what. To explain the whole "
+    "decoder, build the model without a device map, on the meta device if it is large"
+)
+
+
+@contextmanager
+def lifted(decoder: nn.Module | None) -> Iterator[None]:
+    """Take off for a while what parts the decoder, so that it is one graph: for a capture that runs none of it.
+
+    Hooks stay where they load weights, or where weights are on several devices: Dynamo captures no such decoder.
+    """
+    blocks = [] if decoder is None else [part for part in decoder.children() if not isinstance(part, nn.Embedding)]
+    devices = {weight.device for block in blocks for weight in block.parameters()}
+    free = len(devices) == 1 and "meta" not in {device.type for device in devices}
+    parts = [part for block in blocks for part in block.modules()] if free else []
+    layers = [] if decoder is None else layers_of(decoder)
+    with _compat.without_hooks(parts), _compat.uncheckpointed(layers):
+        yield
 
 
 def inside(layer: nn.Module, compiled: Callable[..., Any], *args: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from opskip_compile import _compat
 from opskip_compile.attachment import carrier
-from opskip_compile.attachment.around import are_wrapped
+from opskip_compile.attachment.around import Surroundings
 from opskip_compile.attachment.decoder import layers_of, modules_around
 from opskip_compile.attachment.forward import CompiledForward
 from opskip_compile.attachment.say import say_no_rows
@@ -68,6 +68,7 @@ class Attachment:
         self.here = ThreadState()
         self.handles: list[Any] = []
         self.layers = [] if decoder is None else layers_of(decoder)
+        self.surroundings = Surroundings(self.layers)
         self.by_layer: list[CompiledForward] = []  # made when something stands around the layers
         whole = [] if decoder is None or regional else [CompiledForward(self, decoder, options, is_layer=False)]
         self.forwards = self._of_layers() if regional else whole
@@ -119,7 +120,7 @@ class Attachment:
 
         Not in a dry run, which ends with the first graph.
         """
-        if self.options.get("dry_run") or not are_wrapped(self.layers):
+        if self.options.get("dry_run") or not self.surroundings.part_the_decoder():
             for forward in self.by_layer:
                 forward.take_off()
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import opskip_compile as opskip
+from opskip_compile.attachment.around import Surroundings
+from opskip_compile.passes.refusal import Why
 from tests.helpers.families import FAMILIES, UNEVEN, visual_mask
 from tests.helpers.own_decoder import EAGER
 
@@ -104,6 +107,79 @@ def test_a_device_map_after_compile(tmp_path: Path) -> None:
     assert len(opskip.reports()) <= count + 1
     opskip.remove(model)
     assert not any(getattr(vars(layer).get("forward"), "__name__", "") == "run" for layer in model.get_decoder().layers)
+
+
+def hook(part: nn.Module) -> None:
+    hooks.add_hook_to_module(part, hooks.AlignDevicesHook(execution_device=CPU))
+
+
+@pytest.mark.parametrize("part", ["layers.1", "layers.1.self_attn.q_proj", "layers.1.mlp.up_proj"])
+def test_hooks_of_one_layer_in_the_middle(part: str) -> None:
+    """Around it, or around a part of it; they may come after the first forward, and go again."""
+    family = FAMILIES["llava"]
+    model, inputs = family.build(3), family.inputs(UNEVEN)
+    with opskip.oracle(model, opskip.Schedule.from_spec(SPEC), visual_mask(inputs)):
+        want = model(**inputs).logits
+    opskip.compile(model, SPEC, options=EAGER)
+    whole = {("0.ffn", "1.attention", "1.ffn")}
+    assert_skips(model, inputs, want, whole)
+    hook(model.get_decoder().get_submodule(part))
+    assert_skips(model, inputs, want, whole | SKIPPED)
+    hooks.remove_hook_from_submodules(model)
+    count = len(opskip.reports())
+    assert_skips(model, inputs, want, whole | SKIPPED)
+    assert len(opskip.reports()) <= count + 1
+
+
+def test_a_part_that_is_replaced_is_watched_as_well() -> None:
+    """As an adapter replaces linear layers: no part is gone, but others are there."""
+    model = FAMILIES["llava"].build(3)
+    layers = model.get_decoder().layers
+    around = Surroundings(list(layers))
+    assert not around.part_the_decoder()
+    layers[1].mlp.up_proj = nn.Sequential(layers[1].mlp.up_proj)
+    assert not around.part_the_decoder()
+    hook(layers[1].mlp.up_proj)
+    assert around.part_the_decoder()
+    twin = copy.deepcopy(around)
+    hooks.remove_hook_from_submodules(model)
+    assert not around.part_the_decoder()
+    assert twin.part_the_decoder()
+
+
+def checkpointed(model: nn.Module, folder: Path) -> None:
+    model.train()
+    for layer in model.get_decoder().layers:
+        layer.gradient_checkpointing = True
+
+
+@pytest.mark.parametrize("wrap", [device_map, checkpointed])
+def test_explain_is_of_the_decoder_without_what_parts_it(
+    wrap: Callable[[nn.Module, Path], None], tmp_path: Path
+) -> None:
+    """It agrees with what `compile` does layer by layer, and leaves hooks and checkpoints where they were."""
+    family = FAMILIES["llava"]
+    model, inputs = family.build(2), family.inputs()
+    wrap(model, tmp_path)
+    before = [dict(vars(part)) for part in model.get_decoder().modules()]
+    with no_warning():
+        report = opskip.explain(model, inputs, SPEC)
+    assert report.skipped == ("0.ffn", "1.attention", "1.ffn")
+    assert report.num_layers == 2
+    for part, each in zip(model.get_decoder().modules(), before, strict=True):
+        assert vars(part) == each
+
+
+def test_explain_says_that_it_can_not_capture_off_loaded_layers(tmp_path: Path) -> None:
+    family = FAMILIES["llava"]
+    model = family.build(2)
+    cpu_offload(model, tmp_path)
+    with no_warning():
+        report = opskip.explain(model, family.inputs(), SPEC)
+    assert not report.skipped
+    assert report.refusal is not None
+    assert report.refusal.why is Why.PART
+    assert "compile goes layer by layer" in report.reason
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU beside the CPU")
