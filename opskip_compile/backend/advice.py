@@ -11,6 +11,11 @@ COMPILE = (
     "the model's code. torch.compile(model).generate() runs uncompiled: use model.compile(backend='opskip') for "
     "generate()"
 )
+ALONE = (
+    "opskip: the model that calls this decoder got an image, but the decoder was compiled alone and does not know its "
+    "visual rows: it runs dense. Call opskip_compile.compile(model) with the whole model, or name the rows of "
+    "inputs_embeds with opskip_compile.mark_visual before the decoder is called. This is said once for each graph."
+)
 LAYERS = "opskip_compile.compile(model, regional=True) compiles layer by layer, which needs no count of them"
 BREAKS = "A graph break parts the decoder; TORCH_LOGS=graph_breaks shows where"
 READ = "opskip_compile.last_report() names the nodes and the lines of the model that they stand for"

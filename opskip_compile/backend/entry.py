@@ -20,7 +20,7 @@ from torch import fx
 
 from opskip_compile import _compat
 from opskip_compile.backend import capture, dump, handoff, images, lowering
-from opskip_compile.backend.advice import not_skipped
+from opskip_compile.backend.advice import ALONE, not_skipped
 from opskip_compile.backend.decode_only import say_decode_only
 from opskip_compile.backend.reports import REPORTS
 from opskip_compile.backend.resolve import in_encoder_decoder, in_text_model, resolve_schedule
@@ -173,7 +173,9 @@ def _with_images(run: Compiled, captured: fx.Graph, report: Report, settings: Se
         return images.settling(run)
     why = None if report.refusal is None else report.refusal.why
     if why is Why.DECODER_WITHOUT_ROWS:
-        return images.settling(run, not_skipped(report.reason, None, settings) if _asks(settings) else "")
+        if not _asks(settings):
+            return images.settling(run)
+        return images.settling(run, not_skipped(report.reason, None, settings), ALONE)
     return images.noting_pixels(run) if why is Why.NO_ROWS and images.takes_pixels(captured) else run
 
 

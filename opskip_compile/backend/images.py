@@ -1,7 +1,8 @@
 """Images that went into a forward, and a decoder that got no rows of them: a user is told so.
 
 Where a model merges its image features in code that Dynamo does not compile, no graph tells which rows are visual. The
-graph that takes the pixels and the graph of the decoder both run, so the second one can say what is missing.
+graph that takes the pixels and the graph of the decoder both run, so the second one can say what is missing. If the
+decoder is all that is compiled, the model that calls it stands on the stack, with its pixels.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from torch import fx
 
+from opskip_compile import _compat
 from opskip_compile.errors import NothingSkippedWarning
 
 WORDS = ("pixel", "image", "visual", "vision", "patch")
@@ -47,13 +49,22 @@ def noting_pixels(run: Compiled) -> Compiled:
     return call
 
 
-def settling(run: Compiled, otherwise: str = "") -> Compiled:
-    """Call a decoder: it has the rows of the images before it, or a user is told ``otherwise``."""
+def settling(run: Compiled, otherwise: str = "", alone: str = "") -> Compiled:
+    """Call a decoder: it has the rows of the images before it, or a user is told ``otherwise``.
+
+    A decoder that is compiled alone has no such graph before it. But the model that calls it got pixels: a user is told
+    ``alone``, once for each graph.
+    """
+    told = False
 
     def call(*args: Any) -> Any:
+        nonlocal told
         seen, _HERE.taken = _HERE.taken, False
         if seen and otherwise:
             warnings.warn(otherwise, NothingSkippedWarning, stacklevel=2)
+        elif alone and not told and _compat.caller_has_pixels():
+            told = True
+            warnings.warn(alone, NothingSkippedWarning, stacklevel=2)
         return run(*args)
 
     return call

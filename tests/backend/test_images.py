@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
 import opskip_compile as opskip
 from tests.helpers.families import FAMILIES, visual_mask
@@ -68,3 +69,43 @@ def test_text_after_an_image_whose_rows_are_known() -> None:
         fast(**family.inputs())
         fast(**text)
     assert any(report.rewritten for report in opskip.reports())
+
+
+def alone(form: str, model: nn.Module) -> None:
+    """Compile the decoder of ``model`` and nothing else."""
+    decoder, options = model.get_decoder(), {"schedule": "silent:1", **EAGER}
+    if form == "opskip.compile":
+        opskip.compile(decoder, options=options)
+    elif form == "torch.compile":
+        model.model.language_model = torch.compile(decoder, backend="opskip", options=options)
+    else:
+        decoder.forward = torch.compile(decoder.forward, backend="opskip", options=options)
+
+
+@pytest.mark.parametrize("text_first", [False, True])
+@pytest.mark.parametrize("form", ["opskip.compile", "torch.compile", "its forward"])
+def test_a_decoder_compiled_alone_in_a_model_with_an_image(form: str, text_first: bool) -> None:
+    """It gets embeddings alone, but the model that calls it has the pixels. Nothing is said of text, nor twice."""
+    family = FAMILIES["llava"]
+    model, inputs, text = family.build(2), family.inputs(), family.inputs(((9,),))
+    dense = model(**inputs).logits
+    alone(form, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", opskip.NothingSkippedWarning)
+        if text_first:
+            model.generate(**text, max_new_tokens=3, do_sample=False)
+    with pytest.warns(opskip.NothingSkippedWarning, match=r"compile\(model\) with the whole model.*mark_visual"):
+        torch.testing.assert_close(model(**inputs).logits, dense)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", opskip.NothingSkippedWarning)
+        model(**inputs)
+        model.generate(**text, max_new_tokens=3, do_sample=False)
+
+
+def test_a_decoder_compiled_alone_that_is_to_skip_nothing() -> None:
+    family = FAMILIES["llava"]
+    model = family.build(2)
+    opskip.compile(model.get_decoder(), "none", options=EAGER)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", opskip.NothingSkippedWarning)
+        model(**family.inputs())
