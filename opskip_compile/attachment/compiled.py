@@ -16,6 +16,38 @@ from opskip_compile.backend.entry import opskip
 _UNDER_MODES = {"lower": "eager", "regions": False}  # a mode sees each operation, and need not know of regions
 
 
+class _Here(threading.local):
+    """What a thread knows of the call that it is in: how many graphs have run, and under which dispatch modes."""
+
+    graphs = 0
+    modes: Any = None
+
+
+class _Backend:
+    """The backend; counts the graphs that run. It knows nothing of the function: Dynamo keeps both for each other.
+
+    Code that is compiled stays as long as its function does, and keeps its backend out of sight of Python's collector.
+    A backend that leads back to the function would keep it, and the model with all its weights, for good.
+    """
+
+    def __init__(self, here: _Here, under_modes: bool) -> None:
+        self._here, self._under_modes = here, under_modes
+
+    def __call__(
+        self, gm: fx.GraphModule, inputs: Sequence[Any], *, mode: str | None = None, options: Any = None
+    ) -> Callable[..., Any]:
+        run, here, under_modes = opskip(gm, inputs, mode=mode, options=options), self._here, self._under_modes
+
+        def graph(*args: Any) -> Any:
+            here.graphs += 1
+            if not under_modes:
+                return run(*args)
+            with _compat.under_modes(here.modes):
+                return run(*args)
+
+        return graph
+
+
 class Compiled:
     """``torch.compile(function, backend="opskip")`` with a recompile limit of its own.
 
@@ -30,24 +62,11 @@ class Compiled:
     def __init__(
         self, function: Callable[..., Any], options: dict[str, Any], kwargs: dict[str, Any], under_modes: bool = False
     ) -> None:
-        self.function, self._under_modes, self._here = _compat.with_own_code(function), under_modes, threading.local()
+        self.function, self._under_modes, self._here = _compat.with_own_code(function), under_modes, _Here()
         if under_modes:
             options, kwargs = {**options, **_UNDER_MODES}, {**kwargs, "fullgraph": False}
-        self._compiled = torch.compile(self.function, backend=self._backend, options=options, **kwargs)
-
-    def _backend(
-        self, gm: fx.GraphModule, inputs: Sequence[Any], *, mode: str | None = None, options: Any = None
-    ) -> Callable[..., Any]:
-        run = opskip(gm, inputs, mode=mode, options=options)
-
-        def graph(*args: Any) -> Any:
-            self._here.graphs += 1
-            if not self._under_modes:
-                return run(*args)
-            with _compat.under_modes(self._here.modes):
-                return run(*args)
-
-        return graph
+        backend = _Backend(self._here, under_modes)
+        self._compiled = torch.compile(self.function, backend=backend, options=options, **kwargs)
 
     def __call__(self, *args: Any, **named: Any) -> tuple[Any, int]:
         """The result, and how many compiled graphs ran for it."""
