@@ -17,7 +17,7 @@ from torch import Tensor
 from opskip_compile._compat import CACHE_ARGUMENTS
 from opskip_compile.errors import OpSkipError
 from opskip_compile.passes.runtime import kept_rows
-from opskip_compile.schedule.schedule import Rows
+from opskip_compile.schedule.left_out import Rows
 
 
 @dataclass(frozen=True)

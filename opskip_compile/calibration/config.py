@@ -12,7 +12,7 @@ from opskip_compile.calibration.divergence_meter import KEPT_BYTES
 from opskip_compile.calibration.option_checks import check_choice, check_count, check_flag, check_path
 from opskip_compile.calibration.scores import METHODS
 from opskip_compile.errors import OptionError
-from opskip_compile.schedule.schedule import ROWS, Rows
+from opskip_compile.schedule.left_out import ROWS, Rows
 
 LEVELS, SEARCHES = ("operator", "layer"), ("joint", "scores")
 

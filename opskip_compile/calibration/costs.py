@@ -27,7 +27,8 @@ from opskip_compile.output.progress import Step
 from opskip_compile.passes.runtime import mark_visual
 from opskip_compile.report.report import Report
 from opskip_compile.schedule.geometry import Geometry
-from opskip_compile.schedule.schedule import SKIPS, Late, Rows, Schedule
+from opskip_compile.schedule.left_out import Rows
+from opskip_compile.schedule.schedule import SKIPS, Late, Schedule
 
 
 class Costs(ABC):

@@ -9,7 +9,8 @@ from typing import Any
 from opskip_compile.calibration.budget import amount
 from opskip_compile.calibration.operator_sets import Skipped, as_schedule, spec_text
 from opskip_compile.calibration.scores import Scores
-from opskip_compile.schedule.schedule import Rows, Schedule
+from opskip_compile.schedule.left_out import Rows
+from opskip_compile.schedule.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from opskip_compile.calibration.preparation import SampleSource, as_samples, den
 from opskip_compile.calibration.scores import update_sizes
 from opskip_compile.output.plots import write_figure
 from opskip_compile.output.progress import Step
-from opskip_compile.schedule.schedule import Rows
+from opskip_compile.schedule.left_out import Rows
 
 if TYPE_CHECKING:
     from rich.table import Table

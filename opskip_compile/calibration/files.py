@@ -13,7 +13,7 @@ from opskip_compile.calibration.samples import Samples
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.jsonl import Line, encode, read_lines, spread
 from opskip_compile.models.prompts import Encoder
-from opskip_compile.schedule.schedule import Rows
+from opskip_compile.schedule.left_out import Rows
 
 
 class FileSamples(Samples):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from opskip_compile.schedule.schedule import OPERATORS, Rows, Rule, Schedule
+from opskip_compile.schedule.left_out import Rows
+from opskip_compile.schedule.schedule import OPERATORS, Rule, Schedule
 
 
 class OperatorId(NamedTuple):

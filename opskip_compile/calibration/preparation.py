@@ -16,7 +16,7 @@ from opskip_compile.calibration.option_checks import check_choice, check_count
 from opskip_compile.calibration.samples import InMemorySamples, Samples
 from opskip_compile.errors import OptionError
 from opskip_compile.models.prompts import Encoder
-from opskip_compile.schedule.schedule import ROWS, Rows
+from opskip_compile.schedule.left_out import ROWS, Rows
 
 SampleSource = Sequence[Mapping[str, Any]] | str | os.PathLike[str] | Samples
 

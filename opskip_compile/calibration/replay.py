@@ -23,7 +23,7 @@ from opskip_compile.calibration.batches import Batch, left_out
 from opskip_compile.calibration.operator_sets import NOTHING, Skipped, as_schedule, first_difference
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.oracle import decoder_layers, oracle
-from opskip_compile.schedule.schedule import Rows
+from opskip_compile.schedule.left_out import Rows
 
 LOG = logging.getLogger(__name__)
 Hooks = Callable[[], AbstractContextManager[Any]]

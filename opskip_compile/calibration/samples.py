@@ -31,7 +31,7 @@ from opskip_compile.errors import OpSkipError
 from opskip_compile.models.generation import greedy, padding, placed
 from opskip_compile.models.rows import visual_tokens
 from opskip_compile.output.progress import Step
-from opskip_compile.schedule.schedule import Rows
+from opskip_compile.schedule.left_out import Rows
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _states_table(report: FlopsReport, schedule: Schedule) -> Table:
 
     groups: dict[tuple[str, str], list[int]] = {}
     for layer, states in enumerate(schedule.resolve(report.num_layers)):
-        rows = " + ".join(dict.fromkeys(filter(None, (states.attention, states.ffn))))
+        rows = " + ".join(dict.fromkeys(str(left_out) for left_out in (states.attention, states.ffn) if left_out))
         groups.setdefault((states.state, rows), []).append(layer)
     unit, letter = prefix(report.dense)
     prompt = f"{report.visual_tokens} visual + {report.text_tokens} text rows"

@@ -13,7 +13,7 @@ from opskip_compile.cli.options import LIMIT
 if TYPE_CHECKING:
     from opskip_compile.calibration.samples import Samples
     from opskip_compile.output.progress import Step
-    from opskip_compile.schedule.schedule import Rows
+    from opskip_compile.schedule.left_out import Rows
 
 
 def model_and_samples(

@@ -11,7 +11,7 @@ from opskip_compile.calibration.samples import Samples
 from opskip_compile.demo import easy_vqa
 from opskip_compile.errors import OptionError
 from opskip_compile.models.packaged.model import DemoProcessor
-from opskip_compile.schedule.schedule import Rows
+from opskip_compile.schedule.left_out import Rows
 
 BATCH = 16  # at most; with fewer samples there are smaller batches, so that some of them can be held out
 

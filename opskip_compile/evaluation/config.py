@@ -12,7 +12,7 @@ from opskip_compile.backend.settings import LOWERINGS
 from opskip_compile.calibration.option_checks import check_choice, check_count, check_path
 from opskip_compile.errors import OptionError
 from opskip_compile.evaluation.methods import CALIBRATED, METHODS, UNCALIBRATED
-from opskip_compile.schedule.schedule import ROWS, Rows
+from opskip_compile.schedule.left_out import ROWS, Rows
 
 CUTS = (0.2, 0.337, 0.5, 0.65)
 

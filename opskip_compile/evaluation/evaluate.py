@@ -39,7 +39,8 @@ from opskip_compile.models.oracle import decoder_layers
 from opskip_compile.models.prompts import Encoder
 from opskip_compile.output.progress import Step
 from opskip_compile.schedule.geometry import Geometry
-from opskip_compile.schedule.schedule import ROWS, Schedule
+from opskip_compile.schedule.left_out import ROWS
+from opskip_compile.schedule.schedule import Schedule
 
 QuestionSource = str | os.PathLike[str] | Sequence[Line] | Sequence[str | os.PathLike[str]]
 

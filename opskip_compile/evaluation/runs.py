@@ -16,7 +16,8 @@ from opskip_compile.calibration.search import at_random, cheapest, last_layers, 
 from opskip_compile.errors import OptionError
 from opskip_compile.evaluation.methods import CALIBRATED, DENSE, FASTV_LAYER
 from opskip_compile.schedule.geometry import Geometry
-from opskip_compile.schedule.schedule import Rows, Schedule
+from opskip_compile.schedule.left_out import Rows
+from opskip_compile.schedule.schedule import Schedule
 from opskip_compile.timing.dropping import Dropping
 
 

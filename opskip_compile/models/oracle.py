@@ -7,13 +7,15 @@ the residual stream. It shares no code with the compiler, so that the compiler c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from opskip_compile.errors import OpSkipError
+from opskip_compile.models.critical import AttentionWatch, without_critical
+from opskip_compile.schedule.left_out import LeftOut
 from opskip_compile.schedule.schedule import Schedule
 
 # Names of the modules whose output is added to the residual stream, the last one first: some decoders have a norm
@@ -72,6 +74,9 @@ def oracle(
     layers = decoder_layers(model)
     now: list[Tensor | None] = [visual_mask if isinstance(visual_mask, Tensor) else None]
     handles = []
+    states = schedule.resolve(len(layers))
+    keeps = any(left_out.keep for each in states for left_out in (each.attention, each.ffn) if left_out)
+    watch = AttentionWatch() if keeps else None
     try:
         if not isinstance(visual_mask, Tensor):
             find = visual_mask
@@ -80,23 +85,56 @@ def oracle(
                 now[0] = find(inputs)
 
             handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
-        for layer, states in zip(layers, schedule.resolve(len(layers)), strict=True):
-            for kind, rows in (("attention", states.attention), ("ffn", states.ffn)):
-                if rows is not None:
-                    handles += [part.register_forward_hook(_drop(now, rows)) for part in branch_modules(layer, kind)]
-        yield model
+        for i, (layer, state) in enumerate(zip(layers, states, strict=True)):
+            if watch is not None:
+                handles += _watched(layer, i, watch, now)
+            for kind, left_out in (("attention", state.attention), ("ffn", state.ffn)):
+                if left_out is not None:
+                    hook = _drop(now, left_out, kind, watch)
+                    handles += [part.register_forward_hook(hook) for part in branch_modules(layer, kind)]
+        with watch or nullcontext():
+            yield model
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _drop(now: list[Tensor | None], rows: str) -> Any:
+def _watched(layer: nn.Module, number: int, watch: AttentionWatch, now: list[Tensor | None]) -> list[Any]:
+    """Tell the watch when a layer runs, in a forward that has visual rows."""
+
+    def begin(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        hidden = named.get("hidden_states", args[0] if args else None)
+        fits = now[0] is not None and isinstance(hidden, Tensor) and hidden.shape[:2] == now[0].shape
+        watch.begin(number, now[0] if fits else None, _cached(named, number))
+
+    def end(module: nn.Module, args: object, output: object) -> None:
+        watch.end()
+
+    return [
+        layer.register_forward_pre_hook(begin, with_kwargs=True),
+        layer.register_forward_hook(end, always_call=True),
+    ]
+
+
+def _cached(named: Mapping[str, Any], layer: int) -> int:
+    """The rows that a layer has in the cache; none for one that caches no keys of its own."""
+    cache = next((named[name] for name in ("past_key_values", "cache") if named.get(name) is not None), None)
+    try:
+        return 0 if cache is None else int(cache.get_seq_length(layer))
+    except ValueError:  # a recurrence, or keys of another layer
+        return 0
+
+
+def _drop(now: list[Tensor | None], rows: LeftOut, kind: str, watch: AttentionWatch | None) -> Any:
     def hook(module: nn.Module, args: object, output: Any) -> Any:
         left_out = now[0]
         if left_out is None:
             return output
-        if rows == "through_visual":
+        if rows.rows == "through_visual":
             left_out = left_out.flip(1).cumsum(1).flip(1) > 0
+        scores = [] if watch is None else watch.before if kind == "attention" else watch.scores
+        if rows.keep and len(scores) == len(left_out):
+            left_out = without_critical(left_out, scores, rows.keep)
         first = output[0] if isinstance(output, tuple) else output
         flat = first.dim() == 2 and first.shape[0] == left_out.numel()  # batch and sequence in one dimension
         if not flat and first.shape[:2] != left_out.shape:

@@ -70,7 +70,7 @@ def _operators(state: State, rewritten: fx.Graph | None, prompt: Prompt | None) 
     sizes = Sizes.of(state.captured, prompt)
     before = count_by_operator(state.captured, owners, sizes)
     after = before if rewritten is None else count_by_operator(rewritten, owners, sizes)
-    rows: Mapping[str, str] = {skip.operator.name: skip.rows for skip in state.plan.skips}
+    rows: Mapping[str, str] = {skip.operator.name: str(skip.left_out) for skip in state.plan.skips}
     full = None if prompt is None else prompt.rows
     by_name: dict[str, list[Operator]] = {}
     for part in state.match.everything():

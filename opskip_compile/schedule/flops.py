@@ -7,6 +7,10 @@ One multiply-add is 2 FLOPs. With ``q`` query rows, ``k`` key rows and ``f`` FFN
 
 The attention is counted full: not causal-halved, no sliding window. Norms, rotary embedding, lm_head and the
 vision tower are not counted. A skipped attention still projects K and V of every row: only ``q`` shrinks.
+
+With a keep share, ``q`` and ``f`` have the critical rows besides. Each attention up to the last one that chooses some
+then costs ``2 p k Hq Dh`` more for the scores of the ``p`` text rows that are asked, and ``2 p d Hq Dh`` for their
+queries where it is skipped itself.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from opskip_compile.errors import OpSkipError, OptionError
 from opskip_compile.output.numbers import prefix
 from opskip_compile.schedule.geometry import Geometry, check_count
-from opskip_compile.schedule.schedule import OPERATORS, Rows, Schedule
+from opskip_compile.schedule.left_out import PROBES, LeftOut, Rows
+from opskip_compile.schedule.schedule import OPERATORS, Schedule, layers_scored
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -173,17 +178,20 @@ def count_flops(
     if text_before > (text_tokens if visual_tokens else 0):
         raise OptionError(f"text_before: at most the text rows before a visual row, got {text_before}")
     n = visual_tokens + text_tokens
-    kept: dict[Rows | None, int] = {
-        None: n,
-        "visual": text_tokens,
-        "through_visual": text_tokens - text_before,
-    }
+    sets: dict[Rows, int] = {"visual": visual_tokens, "through_visual": visual_tokens + text_before}
+
+    def kept(left_out: LeftOut | None) -> int:
+        return n if left_out is None else n - sets[left_out.rows] + left_out.critical(sets[left_out.rows])
+
     states = (Schedule() if schedule is None else Schedule.of(schedule)).resolve(geometry.num_layers)
+    scored, asked = layers_scored(states) if visual_tokens else 0, min(text_tokens, PROBES)
     operators = []
     for i, layer in enumerate(states):
-        attention = geometry.attention(kept[layer.attention], n)
+        attention = geometry.attention(kept(layer.attention), n)
+        if i < scored:
+            attention += geometry.scores(asked, n, queries=layer.attention is not None)
         operators.append(OperatorFlops(i, "attention", geometry.attention(n, n), attention))
-        operators.append(OperatorFlops(i, "ffn", geometry.ffn(n), geometry.ffn(kept[layer.ffn])))
+        operators.append(OperatorFlops(i, "ffn", geometry.ffn(n), geometry.ffn(kept(layer.ffn))))
     return FlopsReport(geometry, visual_tokens, text_tokens, text_before, tuple(operators))
 
 

@@ -67,6 +67,11 @@ class Geometry:
         projections = 4 * self.hidden_size * (query_rows * heads + key_rows * kv)
         return projections + 4 * query_rows * key_rows * heads
 
+    def scores(self, asked: int, key_rows: int, *, queries: bool) -> int:
+        """What it costs to ask ``asked`` rows for their attention to every key; with ``queries``, these as well."""
+        heads = self.num_heads * self.head_dim
+        return 2 * asked * heads * (key_rows + (self.hidden_size if queries else 0))
+
     def ffn(self, rows: int) -> int:
         return (6 if self.gated else 4) * rows * self.hidden_size * self.intermediate_size
 

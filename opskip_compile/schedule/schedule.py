@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
@@ -21,16 +21,16 @@ from typing import Any, Literal, cast
 
 from opskip_compile.errors import ScheduleError
 from opskip_compile.schedule import validation as tables
+from opskip_compile.schedule.left_out import ROWS, LeftOut, Rows, check_share
 from opskip_compile.schedule.published import Published, published
 from opskip_compile.schedule.validation import show, within
 
-Rows = Literal["visual", "through_visual"]
 State = Literal["full", "attend", "transform", "silent"]
 
 OPERATORS = ("attention", "ffn")
-ROWS: tuple[Rows, ...] = ("visual", "through_visual")
 SKIPS = {"silent": OPERATORS, "transform": ("attention",), "attend": ("ffn",)}  # by layer state
-FORMAT, VERSION = "opskip-schedule", 1
+FORMAT, VERSION = "opskip-schedule", 2
+_WITHOUT_KEEP = 1  # the version that knows no keep shares, and is written where there are none
 
 _MAX_RULES = 1_000
 _MODEL_NAMES = ("name", "architecture")
@@ -40,11 +40,16 @@ _FRACTION = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]{1,3})?")
 
 @dataclass(frozen=True)
 class Rule:
-    """Skip the operators `skip` of `layers` (zero-based, or ``"all"``) for the row set `rows`."""
+    """Skip the operators `skip` of `layers` (zero-based, or ``"all"``) for the row set `rows`.
+
+    With a share `keep` they still update ``ceil(keep * rows)`` rows of the set, those with the highest score; see
+    `opskip_compile.passes.scores`. A rule that keeps everything (1) leaves the operators full.
+    """
 
     layers: tables.Layers
     skip: tuple[str, ...]
     rows: Rows = "visual"
+    keep: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tables.check_layers(self.layers))
@@ -55,6 +60,12 @@ class Rule:
             raise ScheduleError(f"skip: expected one or both of {', '.join(OPERATORS)}, got {names}")
         object.__setattr__(self, "skip", tuple(name for name in OPERATORS if name in names))
         tables.check_choice(self.rows, ROWS, "rows")
+        object.__setattr__(self, "keep", check_share(self.keep))
+
+    @property
+    def left_out(self) -> LeftOut:
+        """The rows that the operators leave out."""
+        return LeftOut(self.rows, self.keep)
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class Late:
 
     fraction: float
     rows: Rows = "visual"
+    keep: float = 0.0
 
     def __post_init__(self) -> None:
         x = self.fraction
@@ -70,6 +82,17 @@ class Late:
             raise ScheduleError(f"fraction: expected a number from 0 to 1, got {show(x)}")
         object.__setattr__(self, "fraction", float(x) + 0.0)  # -0.0 becomes 0.0
         tables.check_choice(self.rows, ROWS, "rows")
+        object.__setattr__(self, "keep", check_share(self.keep))
+
+    @property
+    def left_out(self) -> LeftOut:
+        """The rows that the operators leave out."""
+        return LeftOut(self.rows, self.keep)
+
+    @property
+    def skips_something(self) -> bool:
+        """False for no layers, and where everything is kept."""
+        return self.fraction > 0 and self.keep < 1
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
         return tuple(range(num_layers - math.floor(self.fraction * num_layers + 0.5), num_layers))
@@ -77,16 +100,30 @@ class Late:
 
 @dataclass(frozen=True)
 class LayerStates:
-    """The row set that each operator of one layer leaves out; None is a full operator."""
+    """The rows that each operator of one layer leaves out; None is a full operator."""
 
-    attention: Rows | None = None
-    ffn: Rows | None = None
+    attention: LeftOut | None = None
+    ffn: LeftOut | None = None
 
     @property
     def state(self) -> State:
         if self.attention:
             return "silent" if self.ffn else "transform"
         return "attend" if self.ffn else "full"
+
+
+def layers_scored(states: Sequence[LayerStates]) -> int:
+    """How many layers from the first on are asked for their attention, so that every keep share has its scores.
+
+    An attention chooses its rows by the layers before it, an FFN by its own layer's attention as well.
+    """
+    last = [
+        i + (kind == "ffn")
+        for i, state in enumerate(states)
+        for kind in OPERATORS
+        if (left_out := getattr(state, kind)) is not None and left_out.keep
+    ]
+    return max(last, default=0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -122,7 +159,7 @@ class Schedule:
         tables.check_type(self.name, (str, type(None)), "name")
         values = {
             "rules": _normal_form(*_merge(rules, self.late, num_layers)),
-            "late": self.late if num_layers is None and self.late and self.late.fraction else None,
+            "late": self.late if num_layers is None and self.late and self.late.skips_something else None,
             "num_layers": num_layers,
             "model": MappingProxyType({k: model[k] for k in _MODEL_NAMES + _MODEL_SIZES if k in model}),
             "provenance": MappingProxyType(tables.plain_json(self.provenance, "provenance")),
@@ -138,26 +175,32 @@ class Schedule:
         known = ("format", "version", "name", "model", "rules", "late", "provenance")
         tables.check_keys(data, "", known, required=("format", "version", "rules"))
         tables.check_choice(data["format"], (FORMAT,), "format")
-        if type(data["version"]) is not int or data["version"] != VERSION:
-            raise ScheduleError(f"version: expected {VERSION}, got {show(data['version'])}")
+        version = data["version"]
+        if type(version) is not int or version not in (_WITHOUT_KEEP, VERSION):
+            raise ScheduleError(f"version: expected {_WITHOUT_KEEP} or {VERSION}, got {show(version)}")
+        more_of_rule = ("rows", "keep") if version == VERSION else ("rows",)
         rules = []
         for i, item in enumerate(tables.check_list(data["rules"], "rules", most=_MAX_RULES)):
-            tables.check_keys(item, f"rules[{i}]", ("layers", "skip", "rows"), required=("layers", "skip"))
+            tables.check_keys(item, f"rules[{i}]", ("layers", "skip", *more_of_rule), required=("layers", "skip"))
             with within(f"rules[{i}]"):
                 layers = item["layers"]
                 layers = tables.parse_layers(layers) if isinstance(layers, str) else layers
-                rules.append(Rule(layers, item["skip"], item.get("rows", "visual")))
+                rules.append(Rule(layers, item["skip"], item.get("rows", "visual"), item.get("keep", 0.0)))
         late = None
         if "late" in data:
-            tables.check_keys(data["late"], "late", ("fraction", "rows"), required=("fraction",))
+            item = tables.check_keys(data["late"], "late", ("fraction", *more_of_rule), required=("fraction",))
             with within("late"):
-                late = Late(data["late"]["fraction"], data["late"].get("rows", "visual"))
+                late = Late(item["fraction"], item.get("rows", "visual"), item.get("keep", 0.0))
         more = {key: data[key] for key in ("model", "provenance", "name") if key in data}
         return cls(rules=tuple(rules), late=late, **more)
 
     @classmethod
     def from_spec(cls, text: str) -> Schedule:
-        """Read ``none``, a preset name, or items: ``silent@through_visual:24-35 transform:2,4 attend:all late:0.5``."""
+        """Read ``none``, a preset name, or items: ``silent@through_visual:24-35 transform:2,4 attend@keep=0.25:all``.
+
+        An item is a state, or ``late``; after ``@`` the rows that are left out, the share of them that is kept, or
+        both with a comma between them; and after ``:`` the layers, or the fraction of the last ones.
+        """
         items = text.split() if isinstance(text, str) else []
         if not items:
             raise ScheduleError(f"spec: expected text such as 'none' or 'silent:24-35', got {show(text)}")
@@ -169,16 +212,19 @@ class Schedule:
         late: Late | None = None
         for item in tables.check_list(items, "spec", most=_MAX_RULES):
             head, _, body = item.partition(":")
-            state, at, rows = head.partition("@")
-            rows = cast(Rows, rows if at else "visual")
+            state, at, suffix = head.partition("@")
             with within(f"spec: {show(item)}", ": "):
                 tables.check_choice(state, (*SKIPS, "late"), "state")
+                left_out = LeftOut.parse(suffix)
+                if at and not suffix:
+                    raise ScheduleError("rows: nothing after '@'")
                 if state in SKIPS:
-                    rules.append(Rule(tables.parse_layers(body), SKIPS[state], rows))
+                    rules.append(Rule(tables.parse_layers(body), SKIPS[state], left_out.rows, left_out.keep))
                 elif late is not None:
                     raise ScheduleError("late: named twice")
                 else:
-                    late = Late(cast(float, float(body) if _FRACTION.fullmatch(body) else body), rows)
+                    fraction = cast(float, float(body) if _FRACTION.fullmatch(body) else body)
+                    late = Late(fraction, left_out.rows, left_out.keep)
         with within("spec", ": "):
             return cls(rules=tuple(rules), late=late)
 
@@ -213,26 +259,27 @@ class Schedule:
             return cls.from_dict(obj) if isinstance(obj, Mapping) else cls.from_spec(obj)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON layout, in normal form: at most one rule for each state and row set."""
-        out: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+        """The JSON layout, in normal form: at most one rule for each state, row set and share."""
+        keeps = any(rule.keep for rule in self.rules) or (self.late is not None and self.late.keep > 0)
+        out: dict[str, Any] = {"format": FORMAT, "version": VERSION if keeps else _WITHOUT_KEEP}
         if self.name is not None:
             out["name"] = self.name
         out["model"] = dict(self.model)
         out["rules"] = [
-            {"layers": tables.format_layers(r.layers), "skip": list(r.skip), "rows": r.rows} for r in self.rules
+            {"layers": tables.format_layers(r.layers), "skip": list(r.skip), **_rows_of(r)} for r in self.rules
         ]
         if self.late is not None:
-            out["late"] = {"fraction": self.late.fraction, "rows": self.late.rows}
+            out["late"] = {"fraction": self.late.fraction, **_rows_of(self.late)}
         out["provenance"] = tables.plain_json(self.provenance, "provenance")
         return out
 
     def to_spec(self) -> str:
         """Spec text with the same rules; the model, name and provenance are not part of it."""
         states = {skip: state for state, skip in SKIPS.items()}
-        items = [(states[rule.skip], rule.rows, tables.format_layers(rule.layers)) for rule in self.rules]
+        items = [(states[rule.skip], rule.left_out, tables.format_layers(rule.layers)) for rule in self.rules]
         if self.late is not None:
-            items.append(("late", self.late.rows, repr(self.late.fraction)))
-        return " ".join(f"{s}{'' if r == 'visual' else '@' + r}:{body}" for s, r, body in items) or "none"
+            items.append(("late", self.late.left_out, repr(self.late.fraction)))
+        return " ".join(f"{state}{left_out.suffix}:{body}" for state, left_out, body in items) or "none"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file as a whole or not at all; the same schedule always gives the same bytes.
@@ -293,9 +340,9 @@ def _merge(
     """
     parts = [(f"rules[{i}]", rule) for i, rule in enumerate(rules)]
     if late is not None and num_layers is not None and late.layers(num_layers):
-        parts.append(("late", Rule(late.layers(num_layers), OPERATORS, late.rows)))
-    every: dict[str, Rows] = {}
-    merged: dict[int, dict[str, Rows]] = {}
+        parts.append(("late", Rule(late.layers(num_layers), OPERATORS, late.rows, late.keep)))
+    every: dict[str, LeftOut] = {}
+    merged: dict[int, dict[str, LeftOut]] = {}
     for where, rule in sorted(parts, key=lambda part: part[1].layers != tables.ALL):  # those of every layer first
         of_every = rule.layers == tables.ALL and num_layers is None
         layers = range(num_layers or 0) if isinstance(rule.layers, str) else rule.layers
@@ -304,22 +351,46 @@ def _merge(
         named = [("every layer", every)] if of_every else [(f"layer {i}", merged.setdefault(i, {})) for i in layers]
         for name, known in named:
             for operator in rule.skip:
-                rows = every.get(operator) or known.setdefault(operator, rule.rows)
-                if rows != rule.rows:
-                    raise ScheduleError(f"{where}.rows: {name} {operator} is {rule.rows}, another rule says {rows}")
-    return LayerStates(**every), {layer: LayerStates(**known) for layer, known in sorted(merged.items())}
+                rows = every.get(operator) or known.setdefault(operator, rule.left_out)
+                if rows != rule.left_out:
+                    field = "rows" if rows.rows != rule.rows else "keep"
+                    says = f"{name} {operator} is {rule.left_out}, another rule says {rows}"
+                    raise ScheduleError(f"{where}.{field}: {says}")
+    return _states(every), {layer: _states(known) for layer, known in sorted(merged.items())}
+
+
+def _states(known: Mapping[str, LeftOut]) -> LayerStates:
+    """What rules say of one layer; an operator that keeps everything is full."""
+    return LayerStates(**{operator: left_out for operator, left_out in known.items() if left_out.keep < 1})
+
+
+def _rows_of(rule: Rule | Late) -> dict[str, Any]:
+    return {"rows": rule.rows, "keep": rule.keep} if rule.keep else {"rows": rule.rows}
 
 
 def _normal_form(every: LayerStates, states: Mapping[int, LayerStates]) -> tuple[Rule, ...]:
-    """One rule for each pair of skipped operators and row set, silent layers first, those of every layer before."""
-    groups: dict[tuple[tuple[str, ...], Rows], list[int]] = {}
+    """One rule for each pair of operators and left-out rows, silent layers first, those of every layer before."""
+    groups: dict[tuple[tuple[str, ...], LeftOut], list[int]] = {}
     for layer, state in states.items():
-        for rows in ROWS:
-            groups.setdefault((_skipped(state, rows), rows), []).append(layer)
-    order = [(skip, rows) for skip in SKIPS.values() for rows in ROWS]
-    of_every = [Rule(tables.ALL, *key) for key in order if _skipped(every, key[1]) == key[0]]
-    return (*of_every, *(Rule(tuple(groups[key]), *key) for key in order if key in groups))
+        for left_out in _left_out(state):
+            groups.setdefault((_skipped(state, left_out), left_out), []).append(layer)
+    known = sorted({left_out for state in (every, *states.values()) for left_out in _left_out(state)}, key=_order)
+    order = [(skip, left_out) for skip in SKIPS.values() for left_out in known]
+    of_every = [_rule(tables.ALL, *key) for key in order if _skipped(every, key[1]) == key[0]]
+    return (*of_every, *(_rule(tuple(groups[key]), *key) for key in order if key in groups))
 
 
-def _skipped(state: LayerStates, rows: Rows) -> tuple[str, ...]:
-    return tuple(name for name in OPERATORS if getattr(state, name) == rows)
+def _rule(layers: tables.Layers, skip: tuple[str, ...], left_out: LeftOut) -> Rule:
+    return Rule(layers, skip, left_out.rows, left_out.keep)
+
+
+def _order(left_out: LeftOut) -> tuple[int, float]:
+    return ROWS.index(left_out.rows), left_out.keep
+
+
+def _left_out(state: LayerStates) -> set[LeftOut]:
+    return {left_out for left_out in (state.attention, state.ffn) if left_out is not None}
+
+
+def _skipped(state: LayerStates, left_out: LeftOut) -> tuple[str, ...]:
+    return tuple(name for name in OPERATORS if getattr(state, name) == left_out)

@@ -102,6 +102,6 @@ def thinned(schedule: Schedule, layers: int) -> Schedule:
 
 def _rule(states: LayerStates, layer: int) -> str:
     if states.attention and states.ffn and states.attention != states.ffn:
-        return f"transform@{states.attention}:{layer} attend@{states.ffn}:{layer}"
-    rows = states.attention or states.ffn
-    return f"{states.state}@{rows}:{layer}" if rows else ""
+        return f"transform{states.attention.suffix}:{layer} attend{states.ffn.suffix}:{layer}"
+    left_out = states.attention or states.ffn
+    return f"{states.state}{left_out.suffix}:{layer}" if left_out else ""

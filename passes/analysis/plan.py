@@ -12,26 +12,33 @@ from torch import fx
 from opskip_compile._compat import same_size
 from opskip_compile.passes.analysis.locate import RowSource
 from opskip_compile.passes.analysis.operators import Match, Operator, operator_name
+from opskip_compile.passes.analysis.scored import Scored, scored_attentions, why_unscored
 from opskip_compile.passes.ops import is_inplace, mutated_nodes, name_of, tensor
 from opskip_compile.passes.refusal import Refusal, Why
+from opskip_compile.schedule.left_out import LeftOut
 from opskip_compile.schedule.schedule import LayerStates, Schedule
 
 
 @dataclass(frozen=True)
 class Skip:
-    """One operator to skip, and the row set: ``"visual"`` or ``"through_visual"``."""
+    """One operator to skip, and the rows that it leaves out."""
 
     operator: Operator
-    rows: str
+    left_out: LeftOut
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The layer states of the schedule, the skips that will be inserted and the operators that stay full."""
+    """The layer states of the schedule, the skips that will be inserted and the operators that stay full.
+
+    Attributes:
+        attentions: those that give the scores of keep shares.
+    """
 
     states: tuple[LayerStates, ...]
     skips: tuple[Skip, ...]
     misses: tuple[Refusal, ...]
+    attentions: tuple[Scored, ...] = ()
 
 
 def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
@@ -47,9 +54,11 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
     skips: list[Skip] = []
     misses: list[Refusal] = []
     missed = {(m.layer, m.kind): m for m in match.misses}
+    keeps = any(left_out.keep for state in states for left_out in (state.attention, state.ffn) if left_out)
+    attentions = scored_attentions(match, source) if keeps else ()
     for layer, state in enumerate(states):
-        for kind, rows in (("attention", state.attention), ("ffn", state.ffn)):
-            if rows is None or match.only not in (None, layer):
+        for kind, left_out in (("attention", state.attention), ("ffn", state.ffn)):
+            if left_out is None or match.only not in (None, layer):
                 continue
             operators = match.named(layer, kind)
             if not operators:
@@ -59,14 +68,16 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
                 misses.append(missed.get((layer, kind)) or absent)
             for operator in operators:
                 unsafe = _unsafe(operator, source, order, known, mutated)
+                if unsafe is None and left_out.keep:
+                    unsafe = why_unscored(operator, match, attentions, order, known)
                 if unsafe is None:
-                    skips.append(Skip(operator, rows))
+                    skips.append(Skip(operator, left_out))
                 else:
                     exit_ = operator.exit
                     nearest = f"{operator.entry.name} -> {exit_.name}, matched, but not safe to skip"
                     miss = Refusal(Why.UNSAFE, unsafe, nearest=nearest)
                     misses.append(miss.at(exit_, name_of(exit_), operator_name(layer, kind)))
-    return Plan(states, tuple(skips), tuple(misses))
+    return Plan(states, tuple(skips), tuple(misses), attentions)
 
 
 def _unsafe(

@@ -14,10 +14,12 @@ from torch import fx
 
 from opskip_compile._compat import size_hint
 from opskip_compile.passes.graph.origin import origin
+from opskip_compile.schedule.left_out import PROBES, LeftOut
 
 Size = int | str
 Shape = tuple[Size, ...]
 KEPT = "n"  # a number of kept rows that is not known
+PROBED = "probes"  # the row set of the text rows whose attention is asked
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,16 @@ class Prompt:
     through_visual: tuple[int, ...]
 
     def kept(self, row_set: str) -> int:
-        """Rows that an operator still updates: the most of any element, at least 1."""
-        left_out = self.through_visual if row_set == "through_visual" else self.visual
-        return max(self.rows - min(left_out, default=0), 1)
+        """Rows of a set, the most of any element, at least 1: those that an operator still updates, or `PROBED` ones.
+
+        Args:
+            row_set: as a `LeftOut` is written.
+        """
+        if row_set == PROBED:
+            return max(min(self.rows - min(self.visual, default=0), PROBES), 1)
+        wanted = LeftOut.parse(row_set)
+        left_out = self.through_visual if wanted.rows == "through_visual" else self.visual
+        return max(*(self.rows - count + wanted.critical(count) for count in left_out), 1, 1)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from opskip_compile.passes.ops.families import plain
+from opskip_compile.passes.ops.operation import Call, ShapeOf
 from opskip_compile.passes.ops.table import declare
 from opskip_compile.passes.runtime import (
     KEPT_ROWS,
@@ -13,12 +16,27 @@ from opskip_compile.passes.runtime import (
     scatter_rows,
     select_rows,
 )
+from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT, PROBE_ROWS, ROW_SCORES, SPREAD_SCORES
 
 declare(plain("opskip::kept_rows", "visual, through"), functions=[KEPT_ROWS])
 declare(plain("opskip::select_rows", "input, rows, dim"), functions=[select_rows])
 declare(plain("opskip::scatter_rows", "input, rows, update"), functions=[scatter_rows])
 declare(plain("opskip::causal_mask", "rows, key"), functions=[causal_mask])
 declare(plain("opskip::shared", "input"), functions=[SHARED])
+declare(plain("opskip::probe_rows", "visual, mask, columns"), functions=[PROBE_ROWS])
+declare(plain("opskip::spread_scores", "visual"), functions=[SPREAD_SCORES])
+declare(plain("opskip::kept_count", "visual, through, keep"), functions=[KEPT_COUNT])
+declare(plain("opskip::critical_rows", "visual, through, scores, live"), functions=[CRITICAL_ROWS])
+
+
+def flops_of_scores(call: Call, shape_of: ShapeOf) -> int | None:
+    """The products of the queries that are asked with every key."""
+    query, key = shape_of(call["query"]), shape_of(call["key"])
+    return None if not query or not key else 2 * prod(query) * key[-2]
+
+
+_SCORES = "query, key, mask, rows, live, before, columns, scale, causal"
+declare(plain("opskip::row_scores", _SCORES, flops=flops_of_scores), functions=[ROW_SCORES])
 # `mark_visual` gives its argument back.
 declare(
     plain("opskip::mark_visual", "input, visual_mask", renamed={"hidden_states": "input"}, aliases=("input",)),

@@ -10,51 +10,34 @@ import operator as op
 import torch
 from torch import fx
 
-from opskip_compile.passes.analysis.locate import RowSource, row_mask
+from opskip_compile.passes.analysis.locate import RowSource
 from opskip_compile.passes.analysis.plan import Plan, Skip
 from opskip_compile.passes.graph.origin import Origin, captured_name, set_origin
 from opskip_compile.passes.ops import op_name, tensor
+from opskip_compile.passes.rewrite.row_sets import RowSets
 from opskip_compile.passes.rewrite.selection import RowSet, copy_origin
-from opskip_compile.passes.runtime import KEPT_ROWS, scatter_rows, select_rows
+from opskip_compile.passes.runtime import scatter_rows, select_rows
 
 
 def insert_skips(graph: fx.Graph, plan: Plan, source: RowSource) -> dict[str, RowSet]:
     """Replace the exit of every skipped operator by its definition; returns the row sets by name."""
-    sets: dict[str, RowSet] = {}
-    mask: fx.Node | None = None
-    for name in sorted({skip.rows for skip in plan.skips}):
-        mask = mask if mask is not None else row_mask(graph, source)
-        sets[name] = _row_set(graph, mask, name)
+    sets = RowSets(graph, plan, source)
     by_exit: dict[fx.Node, list[Skip]] = {}
     for skip in plan.skips:
         by_exit.setdefault(skip.operator.exit, []).append(skip)
     streams: dict[fx.Node, fx.Node] = {}
     for exit_, skips in by_exit.items():
         entry = skips[0].operator.entry
-        streams[exit_] = _replace_exit(graph, exit_, streams.get(entry, entry), skips, sets)
-    return sets
-
-
-def _row_set(graph: fx.Graph, mask: fx.Node, name: str) -> RowSet:
-    after = mask
-    if mask.op == "placeholder":
-        after = list(graph.find_nodes(op="placeholder"))[-1]
-    with graph.inserting_before(after.next):
-        both = graph.call_function(KEPT_ROWS, (mask, name == "through_visual"))
-        rows = graph.create_node("call_function", op.getitem, (both, 0), name=f"rows_{name}")
-        flags = graph.call_function(op.getitem, (both, 1))
-        live = graph.create_node("call_method", "unsqueeze", (flags, -1), name=f"live_{name}")
-        n = graph.create_node("call_method", "size", (rows, 1), name=f"kept_{name}")
-    for node in (both, rows, flags, live, n):
-        set_origin(node, Origin(mask.name))
-    return RowSet(name, rows, live, n)
+        streams[exit_] = _replace_exit(
+            graph, exit_, streams.get(entry, entry), skips, {skip.operator.branch: sets.of(skip) for skip in skips}
+        )
+    return sets.by_name
 
 
 def _replace_exit(
-    graph: fx.Graph, exit_: fx.Node, entry: fx.Node, skips: list[Skip], sets: dict[str, RowSet]
+    graph: fx.Graph, exit_: fx.Node, entry: fx.Node, skips: list[Skip], skipped: dict[fx.Node, RowSet]
 ) -> fx.Node:
-    """The residual stream after the operators; ``entry`` is the stream before them."""
-    skipped = {skip.operator.branch: sets[skip.rows] for skip in skips}
+    """The residual stream after the operators; ``entry`` is the stream before them, ``skipped`` the rows by branch."""
     out = tensor(exit_)
     assert out is not None
     inserted: list[fx.Node] = []

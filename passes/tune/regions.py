@@ -22,10 +22,13 @@ from opskip_compile.passes.graph.origin import captured_place, origin
 from opskip_compile.passes.ops import is_inplace, mutated_nodes, tensor
 from opskip_compile.passes.ops.state import keeps_its_place
 from opskip_compile.passes.runtime import SHARED, select_rows
+from opskip_compile.passes.scores import CRITICAL_ROWS, SPREAD_SCORES
 
 OUTSIDE = -1.0
 _GIVEN = ("placeholder", "get_attr")
 _KEPT = (torch.where, select_rows)
+# What is made of an earlier layer's stream or scores for one layer, and the argument that it is made of.
+_SELECTING = {select_rows: 0, CRITICAL_ROWS: 2}
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ def _levels(graph: fx.Graph, layers: Layers) -> dict[fx.Node, float]:
     """The layer of each node, so that no node reads one of a later layer.
 
     What does not depend on the stream goes along with the layer that it serves, or stays outside if it serves several.
-    A selection from the stream of earlier layers stands by itself before its layer, which then is like the next one.
+    A selection from the stream of earlier layers stands by itself before its layer, which then is like the next one; so
+    do the rows that are chosen by the scores of earlier layers.
     """
     level: dict[fx.Node, float] = {}
     stream: set[fx.Node] = set()
@@ -126,10 +130,12 @@ def _levels(graph: fx.Graph, layers: Layers) -> dict[fx.Node, float]:
                 if exit_ in layers.exits and exit_ != place and read.target is not select_rows:
                     levels.append(layers.exits[exit_] + 1)
             level[node] = float(math.ceil(max(levels)))
-            if node.target is select_rows and level[node.all_input_nodes[0]] < level[node]:
+            read = _SELECTING.get(node.target)
+            if read is not None and level[node.args[read]] < level[node]:
                 level[node] -= 0.5
     for node in reversed(graph.nodes):
-        if node not in stream and node.op not in (*_GIVEN, "output"):
+        # The first scores go to the first layer as those of a layer go to the next.
+        if node not in stream and node.op not in (*_GIVEN, "output") and node.target is not SPREAD_SCORES:
             users = {level[user] for user in node.users}
             if len(users) == 1:
                 level[node] = users.pop()
@@ -191,6 +197,8 @@ def _form(node: fx.Node, layers: Layers, outside: bool) -> object:
     if outside:
         return "itself", node.name
     source = origin(node)
+    if source is not None and node.target is CRITICAL_ROWS:
+        return "rows", source.rows
     like = None if source is None else layers.examples.get(source.like)
     if source is None or source.dim is None or node.target not in _KEPT or not isinstance(like, torch.Tensor):
         return None

@@ -22,7 +22,8 @@ from opskip_compile.backend import capture
 from opskip_compile.backend.entry import opskip as backend
 from opskip_compile.backend.reports import REPORTS
 from opskip_compile.passes.normalize.cleanup import copy_graph
-from opskip_compile.schedule.schedule import OPERATORS, ROWS, Late, Rule
+from opskip_compile.schedule.left_out import ROWS, LeftOut, Rows
+from opskip_compile.schedule.schedule import OPERATORS, Late, Rule
 from tests.helpers import decoders
 from tests.helpers.caches import CACHE
 from tests.helpers.random_models import FAMILIES, build, random_config
@@ -106,7 +107,12 @@ def compiled(function: Callable[..., Any], switch: Switch) -> Callable[..., Any]
     return torch.compile(function, backend=switch, dynamic=True, fullgraph=True)
 
 
-def random_schedule(rng: Random, layers: int) -> opskip.Schedule:
+SHARES = (0.1, 0.25, 0.5, 0.75, 1)
+
+
+def random_schedule(rng: Random, layers: int, keeps: bool = False) -> opskip.Schedule:
+    """A few rules, some of them with keep shares if ``keeps``."""
+    keeps = keeps and rng.random() < 0.5
     kind, rules = rng.randint(0, 11), list[Rule]()
     if kind == 0:
         return opskip.Schedule()
@@ -115,7 +121,9 @@ def random_schedule(rng: Random, layers: int) -> opskip.Schedule:
     for layer in range(layers):
         for operator in OPERATORS:
             if kind == 2 or rng.random() < 0.6:
-                rules.append(Rule((layer,), (operator,), "visual" if rng.random() < 0.7 else "through_visual"))
+                rows: Rows = "visual" if rng.random() < 0.7 else "through_visual"
+                keep = rng.choice(SHARES) if keeps and rng.random() < 0.6 else 0.0
+                rules.append(Rule((layer,), (operator,), rows, keep))
     return opskip.Schedule(tuple(rules), num_layers=layers if rng.random() < 0.5 else None)
 
 
@@ -136,7 +144,7 @@ def random_rows(rng: Random, length: int) -> list[bool]:
     return [rng.random() < 0.5 if kind == "any" else at[kind](i) for i in range(length)]
 
 
-def random_case(rng: Random, layers: int, single: bool, padding: bool, chunks: str) -> Case:
+def random_case(rng: Random, layers: int, single: bool, padding: bool, chunks: str, keeps: bool = False) -> Case:
     batch, length = 1 if single else rng.randint(2, 6), rng.randint(5, 14)
     visual = torch.tensor([random_rows(rng, length) for _ in range(batch)])
     shown = torch.ones_like(visual)
@@ -153,7 +161,7 @@ def random_case(rng: Random, layers: int, single: bool, padding: bool, chunks: s
     elif chunks == "decode":
         parts = (length - 2, 1, 1)
         visual[:, -2:] = False
-    return Case(random_schedule(rng, layers), visual, shown, parts, rng.randint(0, 10**6))
+    return Case(random_schedule(rng, layers, keeps), visual, shown, parts, rng.randint(0, 10**6))
 
 
 class Program:
@@ -236,7 +244,8 @@ class Decoder:
 
     def draw(self, rng: Random) -> Case:
         padding = self.traits["mask"] != "none" and rng.random() < 0.6
-        return random_case(rng, self.layers, self.single, padding, self.traits["chunks"])
+        keeps = self.traits["attention"] == "sdpa"
+        return random_case(rng, self.layers, self.single, padding, self.traits["chunks"], keeps)
 
     def run(self, case: Case) -> Ran:
         self.switch.schedule, self.switch.reports = case.schedule, []
@@ -310,7 +319,8 @@ class Decoder:
 
 
 def as_schedule(skipped: Skipped) -> opskip.Schedule:
-    return opskip.Schedule(tuple(Rule((layer,), (kind,), rows) for layer, kind, rows in sorted(skipped)))
+    parts = [(layer, kind, LeftOut.parse(rows)) for layer, kind, rows in sorted(skipped)]
+    return opskip.Schedule(tuple(Rule((layer,), (kind,), rows.rows, rows.keep) for layer, kind, rows in parts))
 
 
 def _flat(result: Any) -> list[Tensor]:
@@ -351,7 +361,7 @@ def check(subject: Subject, case: Case, shows: bool = False) -> Checked:
             assert any(not torch.allclose(a, b, 1e-4, 1e-4) for a, b in zip(dense, want, strict=True)), "nothing shows"
     report, states = got.reports[0], case.schedule.resolve(subject.layers)
     named = ((layer, kind, getattr(s, kind)) for layer, s in enumerate(states) for kind in OPERATORS)
-    wanted = {(layer, kind, rows) for layer, kind, rows in named if rows is not None}
+    wanted = {(layer, kind, str(rows)) for layer, kind, rows in named if rows is not None}
     assert skipped[0] <= wanted, f"skipped without being asked: {skipped[0] - wanted}"
     missed = {(miss.layer, miss.kind) for miss in report.misses}
     left = {(layer, kind) for layer, kind, _ in wanted - skipped[0]}

@@ -69,6 +69,12 @@ def test_inductor_equals_the_oracle(family: str, attention: str) -> None:
     layers, spec = (4, SPEC) if family == "qwen3_5_moe" else (2, "silent:1 transform:0")
     model, inputs = ZOO[family].build(layers), ZOO[family].inputs()
     model.set_attn_implementation(attention)
+    try:
+        model(**inputs)
+    except AttributeError as error:
+        if "image_outputs" not in str(error):
+            raise
+        pytest.skip(f"dense {family} of this transformers fails by itself: {error}")  # Llama 4 in 5.24
     with opskip.oracle(model, opskip.Schedule.from_spec(spec), visual_mask(inputs)):
         want = logits_and_cache(model(**inputs))
     assert_equal(logits_and_cache(opskip.compile(model, spec)(**inputs)), want)

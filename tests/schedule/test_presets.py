@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from opskip_compile.schedule.left_out import LeftOut
 from opskip_compile.schedule.presets import Preset, match_preset, presets
 from opskip_compile.schedule.published import OP_SKIP, SHORTV
 from opskip_compile.schedule.schedule import Schedule
@@ -34,7 +35,7 @@ def test_op_skip_label_is_the_number_of_layers_that_are_not_full(name: str) -> N
     assert sum(layer.state != "full" for layer in layers) == int(name.split("/")[1])
     for layer in layers:
         silent = layer.state == "silent"
-        assert {layer.attention, layer.ffn} - {None} <= {"through_visual" if silent else "visual"}
+        assert {layer.attention, layer.ffn} - {None} <= {LeftOut("through_visual" if silent else "visual")}
     assert preset.source == OP_SKIP
 
 
@@ -52,7 +53,7 @@ def test_shortv_layers_are_silent_for_visual_rows(name: str, count: int) -> None
     preset = BY_NAME[f"shortv-{name}"]
     states = Counter(preset.schedule.resolve(preset.geometry.num_layers))
     silent = {state: n for state, n in states.items() if state.state != "full"}
-    assert [(s.attention, s.ffn, n) for s, n in silent.items()] == [("visual", "visual", count)]
+    assert [(s.attention, s.ffn, n) for s, n in silent.items()] == [(LeftOut(), LeftOut(), count)]
     assert preset.source == SHORTV
 
 

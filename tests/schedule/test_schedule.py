@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from opskip_compile.errors import OpSkipError, ScheduleError
+from opskip_compile.schedule.left_out import LeftOut
 from opskip_compile.schedule.schedule import Late, LayerStates, Rule, Schedule
 
 FILE: dict[str, Any] = {
@@ -35,7 +36,7 @@ def states(spec: str, num_layers: int) -> str:
     out = ""
     for layer in Schedule.from_spec(spec).resolve(num_layers):
         letter = {"full": ".", "attend": "a", "transform": "t", "silent": "s"}[layer.state]
-        out += letter.upper() if "through_visual" in (layer.attention, layer.ffn) else letter
+        out += letter.upper() if LeftOut("through_visual") in (layer.attention, layer.ffn) else letter
     return out
 
 
@@ -63,7 +64,7 @@ def test_spec_means_these_layer_states(spec: str, num_layers: int, expected: str
 
 def test_one_layer_can_use_both_row_sets() -> None:
     schedule = Schedule.from_spec("transform:0 attend@through_visual:0")
-    assert schedule.resolve(1) == (LayerStates(attention="visual", ffn="through_visual"),)
+    assert schedule.resolve(1) == (LayerStates(attention=LeftOut("visual"), ffn=LeftOut("through_visual")),)
     assert schedule.resolve(1)[0].state == "silent"
     assert len(schedule.rules) == 2
 
@@ -110,7 +111,24 @@ def test_spec_round_trip_is_the_normal_form(spec: str, normal: str) -> None:
         ("silent:3,1-4", "layers[3]: layer 3 is named twice"),
         ("silent:" + "0-9999," * 50 + "1", "layers: names a layer twice"),
         ("silent@all:1", "rows: expected one of visual, through_visual, got 'all'"),
-        ("silent@:1", "rows: expected one of"),
+        ("silent@:1", "rows: nothing after '@'"),
+        ("silent@visual,through_visual:1", "rows: expected one of visual, through_visual, and keep=SHARE"),
+        ("silent@keep:1", "rows: expected one of visual, through_visual, got 'keep'"),
+        ("silent@keep=:1", "keep: expected a number from 0 to 1, got ''"),
+        ("silent@keep=nan:1", "keep: expected a number from 0 to 1, got 'nan'"),
+        ("silent@keep=1.5:1", "keep: expected a number from 0 to 1, got 1.5"),
+        ("silent@keep=-0.5:1", "keep: expected a number from 0 to 1, got '-0.5'"),
+        ("silent@keep=0.5,keep=0.5:1", "rows: expected one of"),
+        ("silent@share=0.5:1", "rows: expected one of"),
+        ("silent@keep=0.1234567:1", "keep: at most 6 decimals, got 0.1234567"),
+        (
+            "silent:1 transform@keep=0.5:1",
+            "rules[1].keep: layer 1 attention is visual,keep=0.5, another rule says visual",
+        ),
+        (
+            "attend@keep=0.5:all attend@keep=0.25:2",
+            "keep: layer 2 ffn is visual,keep=0.25, another rule says visual,keep=0.5",
+        ),
         ("late:1.5", "fraction: expected a number from 0 to 1, got 1.5"),
         ("late:-0.5", "fraction: "),
         ("late:nan", "fraction: "),
@@ -128,6 +146,47 @@ def test_bad_spec_names_the_field(spec: str, message: str) -> None:
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize(
+    ("spec", "normal"),
+    [
+        ("attend@keep=0.25:3,5", "attend@keep=0.25:3,5"),
+        ("attend@visual,keep=0.250:3", "attend@keep=0.25:3"),
+        ("silent@keep=.5,through_visual:1", "silent@through_visual,keep=0.5:1"),
+        ("transform@keep=0.5:1 attend@keep=0.5:1", "silent@keep=0.5:1"),
+        ("transform@keep=0.5:1 attend:1", "transform@keep=0.5:1 attend:1"),
+        ("silent@keep=0:1", "silent:1"),
+        ("silent@keep=1:1 attend:2", "attend:2"),
+        ("silent@keep=0.5:all", "silent@keep=0.5:all"),
+        ("silent@keep=1:all", "none"),
+        ("late@keep=0.1:0.5", "late@keep=0.1:0.5"),
+        ("late@keep=1:0.5", "none"),
+        ("silent@keep=0.000001:0", "silent@keep=1e-06:0"),
+    ],
+)
+def test_keep_shares_survive_every_way_to_write_them(spec: str, normal: str, tmp_path: Path) -> None:
+    schedule = Schedule.from_spec(spec)
+    assert schedule.to_spec() == normal
+    for again in (
+        Schedule.from_spec(normal),
+        Schedule.from_dict(schedule.to_dict()),
+        pickle.loads(pickle.dumps(schedule)),
+    ):
+        assert again == schedule
+        assert again.digest == schedule.digest
+    schedule.save(tmp_path / "schedule.json")
+    assert Schedule.load(tmp_path / "schedule.json") == schedule
+    # A file without shares is one that earlier releases read.
+    assert schedule.to_dict()["version"] == (2 if "keep" in normal else 1)
+
+
+def test_a_share_of_some_rows_is_exact() -> None:
+    """``ceil(keep * rows)`` of the decimal as it is written, not of the float beside it."""
+    counts = {0.1: (1, 1, 2, 3), 0.25: (1, 3, 5, 8), 0.5: (1, 5, 10, 15), 0.7: (1, 7, 14, 21), 1e-6: (1, 1, 1, 1)}
+    for keep, kept in counts.items():
+        assert tuple(LeftOut(keep=keep).critical(rows) for rows in (1, 10, 20, 30)) == kept
+    assert LeftOut(keep=0.29).critical(100) == 29
+
+
 MISSING = object()
 HUGE = {"too many digits to print": 10**5000}
 
@@ -138,9 +197,10 @@ HUGE = {"too many digits to print": 10**5000}
         ("format", MISSING, "format: missing"),
         ("format", "gguf", "format: expected one of opskip-schedule, got 'gguf'"),
         ("format", ["opskip-schedule"], "format: "),
-        ("version", 2, "version: expected 1, got 2"),
-        ("version", True, "version: expected 1, got True"),
-        ("version", 1.0, "version: expected 1, got 1.0"),
+        ("version", 3, "version: expected 1 or 2, got 3"),
+        ("version", True, "version: expected 1 or 2, got True"),
+        ("version", 1.0, "version: expected 1 or 2, got 1.0"),
+        ("rules.1.keep", 0.5, "rules[1].keep: unknown key"),
         ("rules", MISSING, "rules: missing"),
         ("rules", {}, "rules: expected a list, got a dict"),
         ("rules", "silent:1", "rules: expected a list"),

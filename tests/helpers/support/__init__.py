@@ -12,6 +12,7 @@ from tests.helpers.support import (  # noqa: F401
     compiled,
     exported,
     inputs,
+    keeping,
     numerics,
     outputs,
     turns,
@@ -20,6 +21,7 @@ from tests.helpers.support import (  # noqa: F401
 from tests.helpers.support.forms import COLUMNS, REGISTERED, Form
 from tests.helpers.support.zoo import ZOO
 
+keeping.register()
 __all__ = ["COLUMNS", "FORMS", "ZOO"]
 
 FORMS: dict[str, Form] = dict(sorted(REGISTERED.items(), key=lambda item: COLUMNS.index(item[1].column)))

@@ -7,7 +7,9 @@ operator stays full is compared as well, and no cell can say "skips" where the r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +23,25 @@ from opskip_compile.passes.steps import NO_ROWS
 
 LAYERS = 4
 SPEC = "silent:2-3 transform:0 attend:1"
+KEEP = "silent@keep=0.5:2-3 transform@keep=0.3:0 attend@keep=0.25:1"
 THROUGH = "silent@through_visual:2-3 transform:0 attend:1"
 SKIPS, PARTLY, DENSE, ABSENT = "skips", "partly", "dense", "absent"
 Call = Callable[[Any], Sequence[Tensor]]
 Install = Callable[[nn.Module, str], Any]
 Rows = Tensor | Callable[[Mapping[str, Any]], Tensor | None]
+
+
+_INSTEAD = ContextVar("instead of SPEC", default=SPEC)
+
+
+@contextmanager
+def instead_of_spec(spec: str) -> Iterator[None]:
+    """Whatever is measured in the block with `SPEC` is measured with ``spec``."""
+    token = _INSTEAD.set(spec)
+    try:
+        yield
+    finally:
+        _INSTEAD.reset(token)
 
 
 @dataclass(frozen=True)
@@ -66,7 +82,7 @@ def measure(
         call: runs a model and returns the tensors to compare (logits of shown rows, keys and values, ...).
         mask: bool ``(batch, sequence)``, the visual rows of the prefill, or what finds them for each forward, as
             `opskip_compile.models.oracle` takes them.
-        spec: the schedule.
+        spec: the schedule; within `instead_of_spec` another one instead of `SPEC`.
         install: compiles the model; what it returns is handed to ``call``.
         tolerance: of the largest value of each tensor.
         oracle: the definition as a context manager, if one mask does not do.
@@ -77,6 +93,7 @@ def measure(
     Raises:
         AssertionError: the compiled result is not the oracle's, or the schedule does not show in the dense one.
     """
+    spec = _INSTEAD.get() if spec == SPEC else spec
     torch._dynamo.reset()
     capture.install()  # not only with the first graph, so that the order of cells does not matter
     try:
@@ -111,7 +128,7 @@ def measure(
     if skipped and (not isinstance(mask, Tensor) or bool(mask.any())):
         assert any(differ(a, b) > 1e-3 for a, b in zip(dense, want, strict=True)), "the schedule does not show"
     wanted = {
-        (layer, kind, rows)
+        (layer, kind, str(rows))
         for layer, states in enumerate(opskip.Schedule.from_spec(spec).resolve(LAYERS))
         for kind, rows in (("attention", states.attention), ("ffn", states.ffn))
         if rows is not None

@@ -80,6 +80,10 @@ SCHEDULES = {
     "transform:0-1 silent:2 attend:3,4": 4,
     "silent@through_visual:1-5": 5,
     "silent:1,2 silent@through_visual:3,4": 6,
+    "attend@keep=0.25:0-5": 6,
+    "transform@keep=0.5:1-4": 3,  # the last of them is asked for no scores, as is the full layer after it
+    "silent@keep=0.5:2-5": 6,
+    "silent@keep=0.5:2,3 silent@keep=0.25:4,5": 6,
 }
 
 

@@ -1,0 +1,127 @@
+"""Which rows are critical, in plain code for the oracle: full attention weights, one element and one row at a time.
+
+Shares no code with the compiler's `opskip_compile.passes.scores`, which says what a score is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from math import ceil, sqrt
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+ASKED = 16
+GOLDEN = (sqrt(5) - 1) / 2
+
+
+class AttentionWatch(TorchFunctionMode):
+    """Sees every attention of the decoder's layers, and adds up what the text rows pay attention to.
+
+    Attributes:
+        scores: one list of numbers for each element, one number a row, after the attentions so far.
+        before: the scores as they were before the layer that runs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores: list[list[float]] = []
+        self.before: list[list[float]] = []
+        self._visual: Tensor | None = None
+        self._asked: list[list[int]] = []
+        self._inside, self._cached = False, 0
+
+    def begin(self, layer: int, visual: Tensor | None, cached: int) -> None:
+        """A layer begins, of a forward with these visual rows, bool ``(batch, sequence)``, and so many rows before."""
+        if layer == 0:
+            self._visual, self._asked = visual, []
+            self.scores = [] if visual is None else [_spread(element) for element in visual.tolist()]
+        self.before, self._inside, self._cached = self.scores, visual is not None, cached
+
+    def end(self) -> None:
+        """The layer has returned."""
+        self._inside = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._inside and func is F.scaled_dot_product_attention:
+            self._see(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _see(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> None:
+        visual = self._visual
+        if visual is None or query.shape[2] != visual.shape[1]:
+            return
+        rows, keys = query.shape[2], key.shape[2]
+        # A cache of fixed size has the rows after those before; one that grows, or forgets, has them last.
+        start = self._cached if self._cached + rows <= keys else keys - rows
+        own_keys = slice(start, start + rows)
+        with torch.no_grad():
+            key = key.double().repeat_interleave(query.shape[1] // key.shape[1], 1)
+            products = torch.einsum("bhqd,bhkd->bhqk", query.double(), key)
+            products *= 1 / sqrt(query.shape[-1]) if scale is None else scale
+            if is_causal:
+                attn_mask = torch.ones(1, 1, *products.shape[-2:], dtype=torch.bool, device=products.device).tril()
+            if attn_mask is not None:
+                if attn_mask.dtype == torch.bool:
+                    attn_mask = torch.where(attn_mask, 0.0, -torch.inf)
+                products = products + attn_mask.double()
+            weights = products.softmax(-1).mean(1)[..., own_keys]
+        if not self._asked:
+            reads = torch.ones_like(visual)
+            if attn_mask is not None and attn_mask.shape[-2] == rows:
+                shown = attn_mask.expand(len(visual), *attn_mask.shape[-3:])[:, 0, :, own_keys]
+                reads = shown.diagonal(dim1=-2, dim2=-1) > torch.finfo(query.dtype).min / 2
+            self._asked = [_asked(*each) for each in zip(visual.tolist(), reads.tolist(), strict=True)]
+        self.scores = [
+            [score + sum(float(of[row, key]) for row in rows) for key, score in enumerate(scores)]
+            for scores, of, rows in zip(self.scores, weights.cpu(), self._asked, strict=True)
+        ]
+
+
+def _asked(visual: list[bool], reads_itself: list[bool]) -> list[int]:
+    """The last text rows of an element that are not padding."""
+    return [row for row, (image, own) in enumerate(zip(visual, reads_itself, strict=True)) if own and not image][
+        -ASKED:
+    ]
+
+
+def _spread(visual: list[bool]) -> list[float]:
+    """Scores before the first attention: less than any attention, and an order that is spread over the image."""
+    scores, count = [], 0
+    for image in visual:
+        count += image
+        scores.append(1e-6 * (count * GOLDEN % 1))
+    return scores
+
+
+def without_critical(left_out: Tensor, scores: list[list[float]], keep: float) -> Tensor:
+    """The rows that are left out after all.
+
+    Args:
+        left_out: bool ``(batch, sequence)``, the row set.
+        scores: of every row of each element.
+        keep: the share of the set that is updated.
+    """
+    result = left_out.clone()
+    for element, of in enumerate(scores):
+        rows = [row for row, out in enumerate(left_out[element].tolist()) if out]
+        best = sorted(rows, key=lambda row: -of[row])[: ceil(Fraction(repr(keep)) * len(rows))]
+        result[element, best] = False
+    return result

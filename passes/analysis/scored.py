@@ -1,0 +1,125 @@
+"""The attentions that tell which rows are critical, for operators with a keep share: see `passes/scores.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from opskip_compile._compat import same_size
+from opskip_compile.passes.analysis.locate import RowSource
+from opskip_compile.passes.analysis.operators import Match, Operator
+from opskip_compile.passes.ops import Call, argument, call_of, is_inplace, name_of, op_name, operand, tensor
+
+LAYER_ALONE = (
+    "its critical rows can't be told: they depend on the layers before, and this graph holds one layer "
+    "(regional=True, or hooks or checkpoints around the layers)"
+)
+NO_SCORES = (
+    "its critical rows can't be told: no attention before it is a scaled_dot_product_attention of all rows of the "
+    "prompt with keys in which theirs can be found (attn_implementation='sdpa')"
+)
+# How models give several heads of queries the same keys.
+_WRITES = ("index_copy_", "index_copy_.default")
+_REPEATS = frozenset({"expand", "reshape", "view", "unsqueeze", "getitem", "contiguous", "clone", "repeat_interleave"})
+TOO_EARLY = "its critical rows can't be told: an attention runs before the visual mask is known in this graph"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One attention that gives scores.
+
+    Attributes:
+        layer: its number.
+        call: of scaled dot-product attention.
+        columns: where the keys of the rows are among all keys, int64 ``(sequence,)``; None if they are the last ones.
+    """
+
+    layer: int
+    call: Call
+    columns: fx.Node | None = None
+
+    @property
+    def mask(self) -> fx.Node | None:
+        """Its attention mask, ``(batch or 1, heads or 1, sequence or 1, keys)``."""
+        mask = self.call["attn_mask"]
+        return mask if isinstance(mask, fx.Node) else None
+
+
+def scored_attentions(match: Match, source: RowSource) -> tuple[Scored, ...]:
+    """All of a graph, in order: of every row of the stream with its own key among others."""
+    stream = tensor(source.root)
+    graph = source.root.graph
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    found: dict[fx.Node, Scored] = {}
+    for operator in match.everything() if stream is not None else ():
+        for node in operator.region if operator.kind == "attention" else ():
+            call = call_of(node) if op_name(node) == "scaled_dot_product_attention" else None
+            if call is not None and stream is not None and _fits(call, stream.shape[1]):
+                keys = _keys(call, stream.shape[1], order)
+                if keys is not None:
+                    found.setdefault(node, Scored(operator.layer, call, *keys))
+    return tuple(found[node] for node in sorted(found, key=order.__getitem__))
+
+
+def _fits(call: Call, rows: int | torch.SymInt) -> bool:
+    query, key, mask = (tensor(call[name]) for name in ("query", "key", "attn_mask"))
+    if query is None or key is None or query.dim() != 4 or key.dim() != 4:
+        return False
+    given = isinstance(call["attn_mask"], fx.Node)
+    if given and (mask is None or mask.dim() != 4 or call["is_causal"]):
+        return False
+    causal_fits = not call["is_causal"] or same_size(key.shape[2], rows)
+    return same_size(query.shape[2], rows) and causal_fits
+
+
+def _keys(call: Call, rows: int | torch.SymInt, order: Mapping[fx.Node, int]) -> tuple[fx.Node | None] | None:
+    """Where the keys of the rows are, as in `Scored`; None if that can't be told.
+
+    All keys are theirs, or they were put after those of a cache, or written into the places of one.
+    """
+    node = call.operand("key")
+    value = tensor(node)
+    if value is not None and same_size(value.shape[2], rows):
+        return (None,)
+    while op_name(node) in _REPEATS and operand(node) is not None:
+        node = operand(node)  # type: ignore[assignment]
+    if op_name(node) == "cat":
+        parts = argument(node, "tensors")
+        last = tensor(parts[-1]) if isinstance(parts, list | tuple) and parts else None
+        whole = tensor(node)
+        along = argument(node, "dim") in (2, -2)
+        return (None,) if along and whole is not None and last is not None and same_size(last.shape[2], rows) else None
+    writes = [user for user in node.users if is_inplace(user) and user.args and user.args[0] is node]
+    writes = [write for write in writes if order[write] < order[call.node]]
+    if len(writes) != 1 or name_of(writes[0]) not in _WRITES or len(writes[0].args) != 4 or writes[0].args[1] != 2:
+        return None
+    index = writes[0].args[2]
+    size = tensor(index)
+    fits = size is not None and size.dim() == 1 and same_size(size.shape[0], rows)
+    return (index,) if fits and isinstance(index, fx.Node) else None
+
+
+def last_scored(operator: Operator) -> int:
+    """The last layer whose attention is known when the rows of ``operator`` are chosen."""
+    return operator.layer - (operator.kind == "attention")
+
+
+def why_unscored(
+    operator: Operator, match: Match, attentions: Sequence[Scored], order: Mapping[fx.Node, int], known: int
+) -> str | None:
+    """Why it can't be told which rows of ``operator`` are critical, or None.
+
+    Args:
+        attentions: of `scored_attentions`.
+        order: number of each node.
+        known: the number of the node after which the visual rows are known.
+    """
+    if match.only is not None:
+        return LAYER_ALONE
+    before = [each for each in attentions if each.layer <= last_scored(operator)]
+    if not before and last_scored(operator) >= 0:
+        return NO_SCORES
+    return TOO_EARLY if any(order[each.call.node] < known for each in before) else None

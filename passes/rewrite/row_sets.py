@@ -1,0 +1,138 @@
+"""The row indices of a graph: one for each row set, and one for each operator with a keep share."""
+
+from __future__ import annotations
+
+import operator as op
+from typing import Any
+
+import torch
+from torch import fx
+
+from opskip_compile._compat import same_size
+from opskip_compile.passes.analysis.locate import RowSource, row_mask
+from opskip_compile.passes.analysis.plan import Plan, Skip
+from opskip_compile.passes.analysis.scored import Scored, last_scored
+from opskip_compile.passes.graph.origin import Origin, captured_name, set_origin
+from opskip_compile.passes.graph.sizes import PROBED
+from opskip_compile.passes.ops import tensor
+from opskip_compile.passes.rewrite.selection import RowSet
+from opskip_compile.passes.runtime import KEPT_ROWS, select_rows
+from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT, PROBE_ROWS, ROW_SCORES, SPREAD_SCORES
+from opskip_compile.schedule.left_out import LeftOut
+
+
+class RowSets:
+    """Makes the row sets of a plan.
+
+    Rows that no score chooses are known at the start of the graph, and are one set for all operators. Critical rows are
+    chosen in the layer of their operator, so that layers stay alike; how many they are is known at the start.
+
+    Args:
+        graph: gets their nodes.
+        plan: the skips, and the attentions that give scores.
+        source: of the visual rows.
+
+    Attributes:
+        by_name: all of them.
+    """
+
+    def __init__(self, graph: fx.Graph, plan: Plan, source: RowSource) -> None:
+        self.by_name: dict[str, RowSet] = {}
+        self._graph, self._mask, self._stream = graph, row_mask(graph, source), tensor(source.root)
+        self._last = list(graph.find_nodes(op="placeholder"))[-1] if self._mask.op == "placeholder" else self._mask
+        for name in sorted({str(skip.left_out) for skip in plan.skips if not skip.left_out.keep}):
+            self.by_name[name] = self._whole(self._mask, name, name == "through_visual")
+        keeping = [skip for skip in plan.skips if skip.left_out.keep]
+        self._counts = {left_out: self._count(left_out) for left_out in sorted({skip.left_out for skip in keeping})}
+        self._scores: list[tuple[int, fx.Node]] = []  # from the layer on
+        if keeping:
+            self._score(plan, max(last_scored(skip.operator) for skip in keeping))
+
+    def of(self, skip: Skip) -> RowSet:
+        """The rows that an operator still updates."""
+        left_out, operator = skip.left_out, skip.operator
+        name = f"{left_out} in {operator.name}" if left_out.keep else str(left_out)
+        if name not in self.by_name:
+            self.by_name[name] = self._critical(left_out, skip)
+        return self.by_name[name]
+
+    def _whole(self, mask: fx.Node, name: str, through: bool = False) -> RowSet:
+        both = self._call(KEPT_ROWS, mask, through)
+        rows = self._call(op.getitem, both, 0, name=f"rows_{name}")
+        live = self._call("unsqueeze", self._call(op.getitem, both, 1), -1, name=f"live_{name}")
+        return RowSet(name, rows, live, self._call("size", rows, 1, name=f"kept_{name}"))
+
+    def _count(self, left_out: LeftOut) -> tuple[fx.Node, fx.Node]:
+        flags = self._call(KEPT_COUNT, self._mask, left_out.rows == "through_visual", left_out.keep)
+        return flags, self._call("unsqueeze", flags, -1, name=f"live_{left_out}")
+
+    def _score(self, plan: Plan, last: int) -> None:
+        """The scores after each attention up to that of layer ``last``."""
+        self._scores.append((-1, self._call(SPREAD_SCORES, self._mask, example=torch.float32)))
+        attentions = [each for each in plan.attentions if each.layer <= last]
+        if not attentions:
+            return
+        first = attentions[0]
+        known = [node for node in (first.mask, first.columns) if node is not None and _is_by_row(first)]
+        for node in known:
+            self._last = _later(self._graph, self._last, node)
+        shown = (first.mask, first.columns) if known else (None, None)
+        asked = self._whole(self._call(PROBE_ROWS, self._mask, *shown), PROBED)
+        self.by_name[PROBED] = asked
+        for each in attentions:
+            self._last = each.call.node.prev
+            self._scores.append((each.layer, self._after(each, asked, self._scores[-1][1])))
+
+    def _after(self, each: Scored, asked: RowSet, before: fx.Node) -> fx.Node:
+        call, at = each.call, each.call.node.name
+
+        def probes(operand: fx.Node) -> fx.Node:
+            like = Origin(at, captured_name(operand), 2, PROBED)
+            return self._call(select_rows, operand, asked.rows, 2, name=f"{operand.name}_asked", origin=like)
+
+        mask = each.mask
+        if mask is not None and _is_by_row(each):
+            mask = probes(mask)
+        operands = (probes(call.operand("query")), call.operand("key"), mask, asked.rows, asked.live, before)
+        rest = (each.columns, call["scale"], bool(call["is_causal"]))
+        name = f"scores_{each.layer}"
+        return self._call(ROW_SCORES, *operands, *rest, name=name, origin=Origin(at), example=torch.float32)
+
+    def _critical(self, left_out: LeftOut, skip: Skip) -> RowSet:
+        operator, (flags, live) = skip.operator, self._counts[left_out]
+        scores = [node for layer, node in self._scores if layer <= last_scored(operator)][-1]
+        self._last = _later(self._graph, scores, operator.entry)
+        made = Origin(operator.branch.name, rows=str(left_out))
+        name = f"{left_out}_{operator.name}"
+        through = left_out.rows == "through_visual"
+        rows = self._call(CRITICAL_ROWS, self._mask, through, scores, flags, name=f"rows_{name}", origin=made)
+        n = self._call("size", rows, 1, name=f"kept_{name}", origin=made)
+        return RowSet(str(left_out), rows, live, n)
+
+    def _call(
+        self,
+        target: Any,
+        *args: Any,
+        name: str | None = None,
+        origin: Origin | None = None,
+        example: torch.dtype | None = None,
+    ) -> fx.Node:
+        """A call after what was made last. With ``example`` it gives ``(batch, sequence)`` of that type."""
+        kind = "call_method" if isinstance(target, str) else "call_function"
+        with self._graph.inserting_after(self._last):
+            self._last = self._graph.create_node(kind, target, args, name=name)
+        set_origin(self._last, origin or Origin(self._mask.name))
+        if example is not None and self._stream is not None:
+            self._last.meta["example_value"] = self._stream.new_empty(self._stream.shape[:2], dtype=example)
+        return self._last
+
+
+def _is_by_row(each: Scored) -> bool:
+    """True if the mask of an attention says something of each row for itself."""
+    value = None if each.mask is None else tensor(each.mask)
+    return value is not None and not same_size(value.shape[2], 1)
+
+
+def _later(graph: fx.Graph, first: fx.Node, second: fx.Node) -> fx.Node:
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    return max(first, second, key=order.__getitem__)

@@ -1,0 +1,198 @@
+"""Which visual rows are critical: scores of the rows, from attention that the decoder computes anyway.
+
+The score of a row is the attention that the prompt's last text rows have paid to it, summed over the layers so far:
+their weights on its key, averaged over the heads. `PROBES` text rows at most are asked; padding is not. Before the
+first attention, and where two scores are the same, rows that are spread evenly over the image come first. Keys of
+earlier turns in a cache take their part of the attention, and have no score.
+
+Which rows a skipped operator with a share ``keep`` still updates is decided by the layers before it; its FFN also knows
+the attention of its own layer. Only scaled dot-product attentions count.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from opskip_compile._compat import known_at_least, unbacked_size
+from opskip_compile.schedule.left_out import DECIMALS, PROBES
+
+_GOLDEN = 0.6180339887498949
+_TIES = 1e-6  # of the spread rows: far below the attention that any row gets
+
+
+@torch.library.custom_op("opskip::probe_rows", mutates_args=())
+def probe_rows(visual: Tensor, mask: Tensor | None, columns: Tensor | None) -> Tensor:
+    """The text rows that are asked: the last `PROBES` of each element that are not padding.
+
+    Args:
+        visual: bool ``(batch, sequence)``, True where a row is visual.
+        mask: of the first attention, ``(batch or 1, heads or 1, sequence, keys)``; a row that may not read itself is
+            padding. None if every row may.
+        columns: as for `row_scores`.
+
+    Returns:
+        bool ``(batch, sequence)``, True at the other rows.
+    """
+    text = ~visual
+    if mask is not None:
+        text = text & _of_rows(_readable(mask)[:, 0], visual.shape[1], columns).diagonal(dim1=-2, dim2=-1)
+    from_the_end = text.flip(1).cumsum(1).flip(1)
+    return ~(text & (from_the_end <= PROBES))
+
+
+@probe_rows.register_fake
+def _(visual: Tensor, mask: Tensor | None, columns: Tensor | None) -> Tensor:
+    return torch.empty_like(visual)
+
+
+@torch.library.custom_op("opskip::spread_scores", mutates_args=())
+def spread_scores(visual: Tensor) -> Tensor:
+    """The scores before the first attention: the visual rows in an order that is spread evenly however many are taken.
+
+    Args:
+        visual: bool ``(batch, sequence)``.
+
+    Returns:
+        float32 ``(batch, sequence)``: the fractional part of ``i`` times the golden ratio (a Kronecker sequence) for
+        the i-th visual row, scaled to be less than any attention.
+    """
+    number = visual.cumsum(1).double()
+    return ((number * _GOLDEN).frac() * _TIES).float()
+
+
+@spread_scores.register_fake
+def _(visual: Tensor) -> Tensor:
+    return visual.new_empty(visual.shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("opskip::row_scores", mutates_args=())
+def row_scores(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    rows: Tensor,
+    live: Tensor,
+    before: Tensor,
+    columns: Tensor | None,
+    scale: float | None,
+    causal: bool,
+) -> Tensor:
+    """The scores after one more attention.
+
+    Args:
+        query: floating point ``(batch, heads, probes, width of a head)``: of the rows that are asked.
+        key: ``(batch, heads, keys, width)``, or fewer heads that several heads of queries share.
+        mask: ``(batch or 1, heads or 1, probes or 1, keys)``, bool or added to the products; None without.
+        rows: int64 ``(batch, probes)``, their numbers.
+        live: bool ``(batch, probes, 1)``; probes that are not live count nothing.
+        before: float32 ``(batch, sequence)``, the scores so far.
+        columns: int64 ``(sequence,)``, where the keys of the rows are among all keys; None if they are the last ones.
+        scale: of the products; None is ``1 / sqrt(width)``.
+        causal: probe r reads the rows up to r (``is_causal=True``).
+
+    Returns:
+        float32 ``(batch, sequence)``: ``before`` plus ``sum over probes of mean over heads of softmax(q k)``.
+    """
+    batch, heads, probes, width = query.shape
+    shared = key.shape[1]
+    grouped = query.float().reshape(batch, shared, heads // shared * probes, width)
+    products = grouped @ key.float().transpose(-2, -1) * (width**-0.5 if scale is None else scale)
+    products = products.reshape(batch, heads, probes, key.shape[2])
+    if causal:
+        reads = torch.arange(key.shape[2], device=key.device) <= rows[:, None, :, None]
+        products = products.masked_fill(~reads, float("-inf"))
+    elif mask is not None:
+        added = mask if mask.dtype == torch.bool else mask.float()
+        products = products.masked_fill(~added, float("-inf")) if mask.dtype == torch.bool else products + added
+    weights = _of_rows(products.softmax(-1).mean(1), before.shape[1], columns)
+    return before + torch.where(live, weights, torch.zeros_like(weights)).sum(1)
+
+
+@row_scores.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    rows: Tensor,
+    live: Tensor,
+    before: Tensor,
+    columns: Tensor | None,
+    scale: float | None,
+    causal: bool,
+) -> Tensor:
+    return torch.empty_like(before)
+
+
+# Which rows are chosen is no function that could be differentiated; whoever reads the scores gets whole numbers.
+row_scores.register_autograd(lambda ctx, gradient: (None,) * 9)
+
+
+@torch.library.custom_op("opskip::kept_count", mutates_args=())
+def kept_count(visual: Tensor, through: bool, keep: float) -> Tensor:
+    """How many rows an operator with a keep share updates, which no score changes.
+
+    Args:
+        visual, through: as for `kept_rows`.
+        keep: the share of the left-out rows that are kept, 0 to 1.
+
+    Returns:
+        ``live``, bool ``(batch, n)`` as of `kept_rows`: of each element as many True as rows are updated.
+    """
+    left_out = _left_out(visual, through).sum(1)
+    # A share has six decimals, so that nothing but rounding is within 1e-9 of a whole number.
+    kept = visual.shape[1] - left_out + (left_out.double() * keep - 10.0 ** -(DECIMALS + 3)).ceil().long()
+    n = 2 if visual.shape[1] > 1 else 1
+    n = max(int(kept.max()), n) if visual.numel() else n
+    return torch.arange(n, device=visual.device) < kept[:, None]
+
+
+@kept_count.register_fake
+def _(visual: Tensor, through: bool, keep: float) -> Tensor:
+    n = unbacked_size(2 if known_at_least(visual.shape[1], 2) else 1)
+    return visual.new_empty((visual.shape[0], n))
+
+
+@torch.library.custom_op("opskip::critical_rows", mutates_args=())
+def critical_rows(visual: Tensor, through: bool, scores: Tensor, live: Tensor) -> Tensor:
+    """Indices of the rows that an operator with a keep share updates.
+
+    Args:
+        visual, through: as for `kept_rows`.
+        scores: float32 ``(batch, sequence)``; of left-out rows those with the highest are kept, the first of equals.
+        live: what `kept_count` gave.
+
+    Returns:
+        int64 ``(batch, n)``, as of `kept_rows`: kept rows in order, then left-out ones that are not live.
+    """
+    first = scores.masked_fill(~_left_out(visual, through), float("inf"))
+    best = first.argsort(dim=1, descending=True, stable=True)[:, : live.shape[1]]
+    dropped = torch.ones_like(visual).scatter(1, best, ~live)
+    return dropped.to(torch.uint8).argsort(dim=1, stable=True)[:, : live.shape[1]].contiguous()
+
+
+@critical_rows.register_fake
+def _(visual: Tensor, through: bool, scores: Tensor, live: Tensor) -> Tensor:
+    return live.new_empty(live.shape, dtype=torch.int64)
+
+
+def _left_out(visual: Tensor, through: bool) -> Tensor:
+    return visual.flip(1).cumsum(1).flip(1) > 0 if through else visual
+
+
+def _of_rows(by_key: Tensor, rows: int, columns: Tensor | None) -> Tensor:
+    """Of values for every key, ``(batch or 1, n, keys)``, those of the rows: ``(batch or 1, n, rows)``."""
+    return by_key[..., -rows:] if columns is None else by_key.index_select(-1, columns)
+
+
+def _readable(mask: Tensor) -> Tensor:
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+PROBE_ROWS = torch.ops.opskip.probe_rows.default
+SPREAD_SCORES = torch.ops.opskip.spread_scores.default
+ROW_SCORES = torch.ops.opskip.row_scores.default
+KEPT_COUNT = torch.ops.opskip.kept_count.default
+CRITICAL_ROWS = torch.ops.opskip.critical_rows.default
+SCORING = frozenset({PROBE_ROWS, SPREAD_SCORES, ROW_SCORES, KEPT_COUNT, CRITICAL_ROWS})
+"""All of them: they only compute, and no gradient flows through them."""

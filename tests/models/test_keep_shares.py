@@ -1,0 +1,98 @@
+"""Keep shares in real decoders: what the report counts, what is refused and why, and what it costs to compile.
+
+That the result is the oracle's is what the column "keep shares" of the support matrix and the random cases show.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import opskip_compile as opskip
+from opskip_compile.passes.analysis.scored import LAYER_ALONE, NO_SCORES
+from tests.helpers.families import FAMILIES, ONE_IMAGE, UNEVEN, visual_mask
+from tests.helpers.own_decoder import EAGER
+
+pytestmark = pytest.mark.usefixtures("fresh")
+SPECS = ("silent@keep=0.5:1-3", "attend@keep=0.25:0,2-3 transform@keep=0.5:0,3", "transform@keep=0.3:all", "attend:1")
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_the_graph_costs_what_the_formula_says(name: str, spec: str) -> None:
+    family = FAMILIES[name]
+    model = family.build(4)
+    counted = opskip.count_flops(opskip.explain(model, family.inputs(ONE_IMAGE), spec))
+    text = counted.text_tokens
+    formula = opskip.count_flops(model, visual_tokens=counted.visual_tokens, text_tokens=text, schedule=spec)
+    by_operator = [(item.layer, item.operator, item.dense, item.skipped) for item in counted.operators]
+    assert by_operator == [(item.layer, item.operator, item.dense, item.skipped) for item in formula.operators]
+
+
+def test_the_report_says_how_many_rows_are_updated() -> None:
+    family = FAMILIES["llava"]
+    report = opskip.explain(family.build(2), family.inputs(ONE_IMAGE), "attend@keep=0.3:1")
+    (skipped,) = [operator for operator in report.operators if operator.skipped]
+    prompt = report.prompt
+    assert skipped.rows == "visual,keep=0.3"
+    assert skipped.rows_after == prompt.rows - 16 + 5  # ceil(0.3 * 16)
+    assert report.schedule == "attend@keep=0.3:1"
+
+
+def test_everything_kept_is_dense_and_nothing_kept_is_skipping() -> None:
+    family = FAMILIES["qwen3_vl"]
+    model, inputs = family.build(3), family.inputs(UNEVEN)
+
+    def logits(spec: str) -> torch.Tensor:
+        torch._dynamo.reset()
+        opskip.compile(model, spec, options=EAGER)
+        return model(**inputs).logits
+
+    assert torch.equal(logits("silent@keep=1:0-2"), logits("none"))
+    assert torch.equal(logits("silent@keep=0:1-2"), logits("silent:1-2"))
+    small, large = logits("silent@keep=0.25:1-2"), logits("silent@keep=0.75:1-2")
+    dense, nothing = logits("none"), logits("silent:1-2")
+    assert len({tuple(each.flatten().tolist()) for each in (small, large, dense, nothing)}) == 4
+
+
+@pytest.mark.parametrize(("attention", "regional", "why"), [("eager", False, NO_SCORES), ("sdpa", True, LAYER_ALONE)])
+def test_where_no_attention_tells_an_operator_stays_full_and_says_why(attention: str, regional: bool, why: str) -> None:
+    family = FAMILIES["llava"]
+    model, inputs = family.build(2), family.inputs()
+    model.set_attn_implementation(attention)
+    want = model(**inputs).logits
+    opskip.compile(model, "attend@keep=0.5:1", options=EAGER, regional=regional)
+    with pytest.warns(opskip.NothingSkippedWarning, match="critical rows"):
+        got = model(**inputs).logits
+    torch.testing.assert_close(got, want)
+    assert why in {miss.reason for report in opskip.reports() for miss in report.misses}
+    assert not any(report.rewritten for report in opskip.reports())
+
+
+def test_strict_raises() -> None:
+    family = FAMILIES["llava"]
+    model = family.build(2)
+    model.set_attn_implementation("eager")
+    opskip.compile(model, "attend@keep=0.5:1", options={**EAGER, "strict": True})
+    with pytest.raises(Exception, match=r"1\.ffn stays full .* critical rows can't be told"):
+        model(**family.inputs())
+
+
+@pytest.mark.inductor
+def test_inductor_equals_the_oracle_with_layers_shared() -> None:
+    """Two layouts of a batch with padding: layers that are alike stay one region, and rows differ from call to call."""
+    family, spec = FAMILIES["llava"], "attend@keep=0.5:0-3"
+    model = family.build(4)
+    opskip.compile(model, spec)
+    for layout in (UNEVEN, tuple(tuple(reversed(element)) for element in UNEVEN)):
+        inputs = family.inputs(layout)
+        got = model(**inputs).logits
+        opskip.remove(model)
+        with opskip.oracle(model, opskip.Schedule.from_spec(spec), visual_mask(inputs)):
+            want = model(**inputs).logits
+        opskip.compile(model, spec)
+        shown = inputs["attention_mask"].bool()
+        torch.testing.assert_close(got[shown], want[shown], rtol=1e-4, atol=1e-5)
+    report = opskip.last_report()
+    assert len(report.skipped) == 4
+    assert {done.name: done.changed for done in report.passes}["regions"] == 4
