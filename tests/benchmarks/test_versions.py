@@ -14,7 +14,15 @@ from packaging.specifiers import SpecifierSet
 
 from benchmarks.versions import __main__ as command
 from benchmarks.versions import environments, runs, table
-from benchmarks.versions.environments import COMBINATIONS, ROOT, Combination, SetupError, constraints, matches
+from benchmarks.versions.environments import (
+    COMBINATIONS,
+    ROOT,
+    Combination,
+    SetupError,
+    constraints,
+    matches,
+    what_pip_reads,
+)
 from benchmarks.versions.runs import Outcome, Progress, parts, run_part, state_of_code, total
 from benchmarks.versions.table import markdown, publish
 
@@ -59,8 +67,18 @@ def test_the_pinned_set_up_is_one_of_them() -> None:
     assert "torch==2.15.0\n" in constraints(NEWEST) and "torchao" in constraints(NEWEST)
 
 
+def test_an_environment_does_not_depend_on_the_linters() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    known = what_pip_reads(project)
+    assert what_pip_reads(project.replace("line-length = 120", "line-length = 100")) == known
+    assert (
+        what_pip_reads(project.replace('"opskip_compile.passes" = "passes"', '"opskip_compile.passes" = "p"')) != known
+    )
+    assert what_pip_reads(project.replace("networkx", "networkx2")) != known
+
+
 def test_what_pip_installed_is_compared() -> None:
-    installed = {"python": "3.11.7", "torch": "2.15.0+cpu", "transformers": "5.24.0"}
+    installed = {"python": "3.13.0", "torch": "2.15.0+cpu", "transformers": "5.24.0"}
     assert matches(installed, NEWEST)
     for name, other in (("python", "3.12.1"), ("torch", "2.14.1"), ("transformers", "5.23.0")):
         assert not matches({**installed, name: other}, NEWEST)
@@ -122,13 +140,13 @@ def test_the_state_is_that_of_the_code(tmp_path: Path) -> None:
 def test_results_are_merged_and_shown(tmp_path: Path) -> None:
     last, first = COMBINATIONS[-1], COMBINATIONS[0]
     publish(last, {"python": "3.13.0", "torch": "2.15.0", "transformers": "5.24.0"}, Outcome(5), "s", tmp_path)
-    releases = {"python": "3.11.7", "torch": "2.11.0+cpu", "transformers": "5.17.0"}
+    releases = {"python": "3.11.7", "torch": "2.13.0+cpu", "transformers": "5.23.0"}
     for failed in (["x: y"], ["test_a: no"]):  # a second run replaces the first
         publish(first, releases, Outcome(1200, failed, {"no GPU": 2}, 90), "s", tmp_path)
     figures = json.loads((tmp_path / "versions.json").read_text(encoding="utf-8"))
     assert list(figures["combinations"]) == [first.name, last.name]
     text = (tmp_path / "VERSIONS.md").read_text(encoding="utf-8")
-    assert "| 3.11.7 | 2.11.0+cpu | 5.17.0 | 1,200 | 1 | 2 | 2 |\n| 3.13.0 | 2.15.0 | 5.24.0 | 5 | 0 | 0 | 0 |" in text
+    assert "| 3.11.7 | 2.13.0+cpu | 5.23.0 | 1,200 | 1 | 2 | 2 |\n| 3.13.0 | 2.15.0 | 5.24.0 | 5 | 0 | 0 | 0 |" in text
     assert f"## Failed: {first.name}\n\n* test_a: no\n" in text and "x: y" not in text
     assert f"* no GPU: 2 ({first.name})\n" in text and "state" not in text
     figures["combinations"][last.name].update(code="another", skipped={"no GPU": 2})
@@ -162,7 +180,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(command, "run_part", run)
     folder = ["--folder", str(tmp_path)]
     for arguments in (["--part", "b"], [], []):
-        monkeypatch.setattr(sys, "argv", ["versions", "py3.11-torch2.15", *arguments, *folder])
+        monkeypatch.setattr(sys, "argv", ["versions", "py3.13-torch2.15", *arguments, *folder])
         with pytest.raises((SystemExit, KeyboardInterrupt)) as ended:
             command.main()
         assert bool(published) == (ran[-1] == "c.py" and ran.count("c.py") == 2)
@@ -172,7 +190,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_names_on_the_command_line() -> None:
     assert list(command.chosen([])) == list(COMBINATIONS)
-    assert list(command.chosen(["torch2.15", "py3.12"])) == list(COMBINATIONS[3:])
-    assert list(command.chosen(["py3.11-torch2.11"])) == [Combination("3.11", "2.11.0", "5.17.0")]
+    assert list(command.chosen(["torch2.15", "py3.12"])) == list(COMBINATIONS[2:])
+    assert list(command.chosen(["torch2.11"])) == [Combination("3.12", "2.11.0", "5.17.0")]
     with pytest.raises(SystemExit, match=r"no combination is called torch2\.16"):
         list(command.chosen(["torch2.16"]))
