@@ -123,7 +123,10 @@ class CompiledForward:
 
     def run(self, *args: Any, **named: Any) -> Any:
         """The forward that the part runs. Whoever compiles around it runs it as it is, between two graphs."""
-        return self.dense(*args, **named) if is_traced_step(args, named) else self._run(*args, **named)
+        if not is_traced_step(args, named):
+            return self._run(*args, **named)
+        # Dynamo of torch 2.11 can't bind a method.
+        return self.replaced(*args, **named) if self.replaced else type(self.part).forward(self.part, *args, **named)
 
     @_compat.never_traced
     def _run(self, *args: Any, **named: Any) -> Any:

@@ -24,4 +24,4 @@ def is_traced_step(args: tuple[Any, ...], named: dict[str, Any]) -> bool:
     if not torch.compiler.is_compiling():
         return False
     rows = [value for value in (*args[:1], *(named.get(name) for name in STREAMS)) if isinstance(value, Tensor)]
-    return bool(rows) and all(value.dim() in (2, 3) and value.shape[1] == 1 for value in rows)
+    return len(rows) > 0 and all(value.dim() in (2, 3) and value.shape[1] == 1 for value in rows)
