@@ -30,6 +30,8 @@ class _Backend:
     A backend that leads back to the function would keep it, and the model with all its weights, for good.
     """
 
+    __name__ = "opskip"  # in Dynamo's messages
+
     def __init__(self, here: _Here, under_modes: bool) -> None:
         self._here, self._under_modes = here, under_modes
 

@@ -100,8 +100,7 @@ class RowSets:
 
     def _critical(self, left_out: LeftOut, skip: Skip) -> RowSet:
         operator, (flags, live) = skip.operator, self._counts[left_out]
-        scores = [node for layer, node in self._scores if layer <= last_scored(operator)][-1]
-        self._last = _later(self._graph, scores, operator.entry)
+        scores = self._last = [node for layer, node in self._scores if layer <= last_scored(operator)][-1]
         made = Origin(operator.branch.name, rows=str(left_out))
         name = f"{left_out}_{operator.name}"
         through = left_out.rows == "through_visual"
