@@ -57,13 +57,21 @@ class Compiled:
         function: made for this one object alone.
         options: of the backend.
         kwargs: of ``torch.compile``.
+        is_layer: the function is one layer's, so that what collects its outputs is around it, in the decoder. A decoder
+            has its own with it: if Dynamo leaves that uncompiled, it has to collect as ever.
         under_modes: run the rewritten graphs operation by operation, under the dispatch modes of the call. Dynamo would
             not compile under them, and would give the function up for good.
     """
 
     def __init__(
-        self, function: Callable[..., Any], options: dict[str, Any], kwargs: dict[str, Any], under_modes: bool = False
+        self,
+        function: Callable[..., Any],
+        options: dict[str, Any],
+        kwargs: dict[str, Any],
+        is_layer: bool = False,
+        under_modes: bool = False,
     ) -> None:
+        self._is_layer = is_layer
         self.function, self._under_modes, self._here = _compat.with_own_code(function), under_modes, _Here()
         if under_modes:
             options, kwargs = {**options, **_UNDER_MODES}, {**kwargs, "fullgraph": False}
@@ -74,5 +82,6 @@ class Compiled:
         """The result, and how many compiled graphs ran for it."""
         self._here.graphs = 0
         modes = _compat.without_modes() if self._under_modes else nullcontext()
-        with _compat.traceable_collector(), modes as self._here.modes:
+        collector = _compat.traceable_collector() if self._is_layer else nullcontext()
+        with collector, modes as self._here.modes:
             return self._compiled(*args, **named), self._here.graphs

@@ -105,7 +105,8 @@ class CompiledForward:
         found = self._compiled.get(key)
         if found is None:
             assert self.owner is not None
-            found = Compiled(self._traced(), self.options, self.owner.kwargs, under_modes=kind == "modes")
+            modes = kind == "modes"
+            found = Compiled(self._traced(), self.options, self.owner.kwargs, self.is_layer, under_modes=modes)
             found = self._compiled.setdefault(key, found)
         return found
 

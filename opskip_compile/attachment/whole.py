@@ -31,7 +31,7 @@ class CompiledCall:
         def call(*args: Any, **named: Any) -> Any:
             return run(*args, **named)
 
-        return Compiled(call, self._options, self._kwargs, under_modes)
+        return Compiled(call, self._options, self._kwargs, under_modes=under_modes)
 
     def run(self, *args: Any, **named: Any) -> Any:
         """The call. Whoever compiles around it runs it as it is, between two graphs."""

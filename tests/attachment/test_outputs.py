@@ -54,6 +54,24 @@ def test_it_skips_and_gives_what_the_oracle_gives(family: str, kernel: str, aske
     assert len(done) == 2, "one graph for each of the two calls"
 
 
+@pytest.mark.parametrize("regional", [False, True])
+def test_past_the_recompile_limit_nothing_is_missing(regional: bool) -> None:
+    """Where Dynamo leaves the decoder uncompiled, transformers collects its outputs as without it."""
+    family = FAMILIES["llava"]
+    model = family.build(2)
+    model.set_attn_implementation("eager")
+    opskip.compile(model, "none", regional=regional, options=EAGER, dynamic=False)
+    asked = {"output_attentions": True, "output_hidden_states": True}
+    with torch._dynamo.config.patch(recompile_limit=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for rows in (3, 4, 5):
+            inputs = family.inputs(((rows, 5),))
+            got = model(**inputs, **asked)
+            assert len(got.attentions) == 2
+            assert len(got.hidden_states) == 3
+            assert got.attentions[0].shape[-1] == inputs["input_ids"].shape[1]
+
+
 def test_the_count_of_the_layers_only_confirms() -> None:
     """A graph of another number of layers stays a doubtful one: half of a decoder is not taken for all of it."""
     model, arguments = Decoder(), (torch.randn(1, 12, 16), visual(1, 12, 2, 8))
