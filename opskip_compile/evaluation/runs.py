@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 
 from opskip_compile.calibration.batches import PromptRows
 from opskip_compile.calibration.costs import FlopsCosts
-from opskip_compile.calibration.operator_sets import Skipped, as_schedule
+from opskip_compile.calibration.operator_sets import OperatorId, Skipped, as_schedule
 from opskip_compile.calibration.search import at_random, cheapest, last_layers, units_of
 from opskip_compile.errors import OptionError
 from opskip_compile.evaluation.methods import CALIBRATED, DENSE, FASTV_LAYER
 from opskip_compile.schedule.geometry import Geometry
-from opskip_compile.schedule.left_out import Rows
-from opskip_compile.schedule.schedule import Schedule
+from opskip_compile.schedule.left_out import PROBES, LeftOut, Rows
+from opskip_compile.schedule.schedule import Schedule, layers_scored
 from opskip_compile.timing.dropping import Dropping
 
 
@@ -81,7 +81,9 @@ class EvaluationSetup:
         return self.costs[self.rows]
 
     def schedule_run(self, name: str, schedule: Schedule, asked: float | None = None) -> EvaluationRun:
-        """The run of a schedule; what the compiler leaves full saves nothing.
+        """The run of a schedule; what the compiler leaves full saves nothing, and a keep share a share less.
+
+        The scores of keep shares are counted where the formula of FLOPs applies.
 
         Raises:
             ScheduleError: it does not fit the number of layers.
@@ -89,10 +91,20 @@ class EvaluationSetup:
         states = schedule.resolve(self.num_layers)
         left = dict(self.method_costs.full)
         for op in self.candidates:
-            rows: Rows | None = getattr(states[op.layer], op.kind)
-            if rows is not None:
-                left[op] = self.costs[rows].left[op]
+            left_out: LeftOut | None = getattr(states[op.layer], op.kind)
+            if left_out is not None:
+                skipped = self.costs[left_out.rows].left[op]
+                left[op] = skipped + left_out.keep * (left[op] - skipped)
+        for layer in range(layers_scored(states)):
+            left[OperatorId(layer, "attention")] += self._scores(queries=states[layer].attention is not None)
         return EvaluationRun(name, asked, 1 - sum(left.values()) / self.method_costs.dense, schedule)
+
+    def _scores(self, *, queries: bool) -> float:
+        """What one attention costs more where it is asked which rows are critical; see `Geometry.scores`."""
+        of = self.geometry
+        if of is None:
+            return 0.0
+        return statistics.fmean(of.scores(min(p.all - p.visual, PROBES), p.all, queries=queries) for p in self.prompts)
 
     def uncalibrated_runs(self, method: str, asked: float, seeds: int) -> list[EvaluationRun]:
         """The runs of a method that needs no calibration; none where the method can't save so much."""

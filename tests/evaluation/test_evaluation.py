@@ -140,10 +140,10 @@ def test_a_schedule_for_other_rows_is_counted_with_them(
         model,
         [replace(q, prompt=f"this {q.prompt}") for q in questions[:1]],
         processor=Before(encoder.processor),
-        schedules={"visual": SPEC, "through": "attend@through_visual:1"},
+        schedules={"visual": SPEC, "through": "attend@through_visual:1", "share": "silent@keep=0.25:1"},
         **FAST,
     )
-    for name, before in (("visual", 0), ("through", 2)):
+    for name, before in (("visual", 0), ("through", 2), ("share", 0)):
         rows = opskip.count_flops(
             model, visual_tokens=16, text_tokens=6, text_before=2, schedule=evaluation.of(name).runs[0].schedule
         )
