@@ -254,6 +254,31 @@ def evaluation(name: str) -> str:
     )
 
 
+def releases() -> str:
+    """The suite under every combination of releases."""
+    rows = read("versions")["combinations"].values()
+    return table(
+        ("Python", "torch", "transformers", "passed", "failed", "skipped"),
+        (
+            (
+                row["python"],
+                row["torch"],
+                row["transformers"],
+                f"{row['passed']:,}",
+                str(len(row["failed"])),
+                str(sum(row["skipped"].values())),
+            )
+            for row in rows
+        ),
+    )
+
+
+def transformers_suite() -> str:
+    """transformers' own tests, plain and compiled."""
+    totals = read("transformers_suite")["totals"]
+    return table(("", *totals), ((what, *(f"{run[what]:,}" for run in totals.values())) for what in totals["plain"]))
+
+
 def eager(case: Any) -> float:
     """Milliseconds of eager transformers."""
     return next(row["milliseconds"] for row in case["results"] if row["name"] == "eager")
@@ -296,6 +321,7 @@ RESULTS_PAGE: dict[str, Callable[[], str]] = {
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"same kernels": same_kernels},
     "docs/results.md": RESULTS_PAGE,
+    "docs/support.md": {"releases": releases, "transformers' own tests": transformers_suite},
 }
 
 

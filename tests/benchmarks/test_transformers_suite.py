@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.transformers_suite.__main__ import environment
-from benchmarks.transformers_suite.differences import Explanation, complaints, differences
+from benchmarks.transformers_suite.__main__ import JSON_FILE, PAGE_FILE, environment
+from benchmarks.transformers_suite.differences import Explanation, complaints, differences, explained
 from benchmarks.transformers_suite.folder import from_archive, from_repository
 from benchmarks.transformers_suite.outcomes import Outcome, join, of_plain, read_lines, to_plain
 from benchmarks.transformers_suite.page import page, totals
@@ -185,3 +185,17 @@ def test_page_says_what_ran() -> None:
     assert "| LLaVA | 1 of 1 | 1 of 1 | 1 of 1 (1) |" in text
     assert "* not explained\n    * `test_a`, late:0.5: passed -> failed (GLM-4V)" in text
     assert "| with a prompt really skipped | 0 | 0 | 1 |" in text
+
+
+def test_what_is_published() -> None:
+    """At least 400 tests ran in each run, and every one that does not end as it does plain is explained by torch."""
+    results = json.loads(JSON_FILE.read_text(encoding="utf-8"))
+    suite = of_plain(results["tests"])
+    assert PAGE_FILE.read_text(encoding="utf-8") == page(results, suite)
+    counts = totals(suite)
+    assert counts == results["totals"]
+    assert all(counts[run]["ran"] >= 400 and not counts[run]["crashed"] for run in RUNS)
+    assert counts["late:0.5"]["with a prompt really skipped"] >= 300
+    found = differences(suite)
+    assert complaints(found) == []
+    assert {explanation.kind for _, explanation in explained(found) if explanation is not None} == {"torch"}
