@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch._logging._internal import trace_structured
 
+from opskip_compile._compat.patches import Patch, torch_is_older_than
+
 _REGISTERING = threading.Lock()
 _IGNORED: set[Callable[..., Any]] = set()
 _WRAPPED = "opskip"  # attribute of our start callback: what it calls
@@ -61,6 +63,17 @@ def not_on_compile_start(callback: Callable[[], None]) -> None:
             callback_handler.remove_start_callback(known)
 
 
+def _utils_of_dynamo() -> tuple[dict[str, Any], str]:
+    from torch._dynamo import utils
+
+    return vars(utils), "_get_dynamo_config_for_logging"
+
+
+_config_in_logs = Patch(_utils_of_dynamo, lambda _: lambda: None, needed=torch_is_older_than(2, 13))
+"""Dynamo of torch 2.11 writes its settings into the log of each compile as JSON, and prints an error if they hold a
+function, as `ignore_logging_functions` is for: they are left out there."""
+
+
 def ignore_log_lines(ignore: bool = True) -> None:
     """Let Dynamo leave out transformers' log lines that are said once, where it would end the graph; or let it not.
 
@@ -72,6 +85,7 @@ def ignore_log_lines(ignore: bool = True) -> None:
         if method is not None and ignore and method not in ignored:
             _IGNORED.add(method)
             ignored.add(method)
+    (_config_in_logs.apply if ignore else _config_in_logs.revert)()
     if not ignore:
         torch._dynamo.config.ignore_logging_functions.difference_update(_IGNORED)
         _IGNORED.clear()
