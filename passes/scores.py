@@ -11,8 +11,11 @@ the attention of its own layer. Only scaled dot-product attentions count.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from opskip_compile._compat import known_at_least, unbacked_size
 from opskip_compile.schedule.left_out import DECIMALS, PROBES
@@ -97,7 +100,8 @@ def row_scores(
     batch, heads, probes, width = query.shape
     shared = key.shape[1]
     grouped = query.float().reshape(batch, shared, heads // shared * probes, width)
-    products = grouped @ key.float().transpose(-2, -1) * (width**-0.5 if scale is None else scale)
+    with torch.autocast(query.device.type, enabled=False):
+        products = grouped @ key.float().transpose(-2, -1) * (width**-0.5 if scale is None else scale)
     products = products.reshape(batch, heads, probes, key.shape[2])
     if causal:
         reads = torch.arange(key.shape[2], device=key.device) <= rows[:, None, :, None]
@@ -122,6 +126,12 @@ def _(
     causal: bool,
 ) -> Tensor:
     return torch.empty_like(before)
+
+
+@register_flop_formula(torch.ops.opskip.row_scores)
+def _(query: torch.Size, key: torch.Size, *args: Any, **kwargs: Any) -> int:
+    """The product of every query with every key."""
+    return int(2 * query.numel() * key[-2])
 
 
 # Which rows are chosen is no function that could be differentiated; whoever reads the scores gets whole numbers.

@@ -8,6 +8,7 @@ from fractions import Fraction
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from opskip_compile.passes.scores import (
     CRITICAL_ROWS,
@@ -112,6 +113,17 @@ def test_scores_are_the_weights_of_attention(form: str, heads: int) -> None:
     keys = key.repeat_interleave(4 // heads, 1)
     weights = torch.nn.functional.scaled_dot_product_attention(query, keys, identity, reads)
     torch.testing.assert_close(got, before + (weights.mean(1) * live).sum(1))
+
+
+def test_scores_are_float32_under_autocast_and_counted_by_pytorch() -> None:
+    torch.manual_seed(0)
+    query, key, before = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 10, 8), torch.zeros(2, 10)
+    rows, live = torch.tensor([[7, 8, 9]] * 2), torch.ones(2, 3, 1, dtype=torch.bool)
+    want = row_scores(query, key, None, rows, live, before, None, None, True)
+    with torch.autocast("cpu", torch.bfloat16), FlopCounterMode(display=False) as counter:
+        got = row_scores(query, key, None, rows, live, before, None, None, True)
+    assert torch.equal(got, want)
+    assert counter.get_total_flops() == 2 * (2 * 4 * 3 * 8) * 10
 
 
 def test_keys_of_a_cache_take_their_part_and_have_no_score() -> None:
