@@ -40,14 +40,13 @@ class LeftOut:
         """Read what `str` writes: ``visual``, ``keep=0.25``, ``through_visual,keep=0.25``; empty text is ``visual``."""
         rows: str | None = None
         keep: float | None = None
-        for part in filter(None, text.split(",")):
+        for part in text.split(",") if text else ():
             name, equals, share = part.partition("=")
             if equals and name == "keep" and keep is None:
                 if not _SHARE.fullmatch(share):
                     raise ScheduleError(f"keep: expected a number from 0 to 1, got {show(share)}")
                 keep = float(share)
-            elif rows is None and not equals:
-                tables.check_choice(part, ROWS, "rows")
+            elif rows is None and part in ROWS:
                 rows = part
             else:
                 raise ScheduleError(f"rows: expected one of {', '.join(ROWS)}, and keep=SHARE, got {show(text)}")

@@ -178,17 +178,17 @@ class Schedule:
         version = data["version"]
         if type(version) is not int or version not in (_WITHOUT_KEEP, VERSION):
             raise ScheduleError(f"version: expected {_WITHOUT_KEEP} or {VERSION}, got {show(version)}")
-        more_of_rule = ("rows", "keep") if version == VERSION else ("rows",)
         rules = []
         for i, item in enumerate(tables.check_list(data["rules"], "rules", most=_MAX_RULES)):
-            tables.check_keys(item, f"rules[{i}]", ("layers", "skip", *more_of_rule), required=("layers", "skip"))
+            _check_rule(item, f"rules[{i}]", ("layers", "skip"), version)
             with within(f"rules[{i}]"):
                 layers = item["layers"]
                 layers = tables.parse_layers(layers) if isinstance(layers, str) else layers
                 rules.append(Rule(layers, item["skip"], item.get("rows", "visual"), item.get("keep", 0.0)))
         late = None
         if "late" in data:
-            item = tables.check_keys(data["late"], "late", ("fraction", *more_of_rule), required=("fraction",))
+            item = data["late"]
+            _check_rule(item, "late", ("fraction",), version)
             with within("late"):
                 late = Late(item["fraction"], item.get("rows", "visual"), item.get("keep", 0.0))
         more = {key: data[key] for key in ("model", "provenance", "name") if key in data}
@@ -319,6 +319,14 @@ class Schedule:
 
     def __repr__(self) -> str:
         return f"Schedule({self.to_spec()!r}, num_layers={self.num_layers}, digest={self.digest!r})"
+
+
+def _check_rule(item: object, field: str, required: tuple[str, ...], version: int) -> None:
+    """A table of a file, with the keys of its version."""
+    if version < VERSION and isinstance(item, Mapping) and "keep" in item:
+        raise ScheduleError(f"{field}.keep: needs version {VERSION} of the format, the file says version {version}")
+    more = ("rows",) if version < VERSION else ("rows", "keep")
+    tables.check_keys(item, field, (*required, *more), required=required)
 
 
 @cache
