@@ -65,7 +65,7 @@ from opskip_compile._compat.models import (
     traceable_collector,
 )
 from opskip_compile._compat.modes import dispatch_modes_are_on, under_modes, without_modes
-from opskip_compile._compat.operations import is_higher_order, is_overload, is_packet
+from opskip_compile._compat.operations import is_collective, is_higher_order, is_overload, is_packet
 from opskip_compile._compat.patches import Patch, torch_is_older_than
 from opskip_compile._compat.regions import REGION, invoke_region
 from opskip_compile._compat.shapes import known_at_least, same_size, size_hint, unbacked_size
@@ -105,6 +105,7 @@ __all__ = [
     "inside_torch_compile",
     "invoke_region",
     "is_checkpointed",
+    "is_collective",
     "is_dynamo_disabled",
     "is_fake",
     "is_higher_order",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from opskip_compile._compat import same_size
+from opskip_compile._compat import is_collective, same_size
 from opskip_compile.passes.analysis.locate import RowSource
 from opskip_compile.passes.analysis.operators import Match, Operator
 from opskip_compile.passes.ops import Call, argument, call_of, is_inplace, name_of, op_name, operand, tensor
@@ -20,6 +20,10 @@ LAYER_ALONE = (
 NO_SCORES = (
     "its critical rows can't be told: no attention before it is a scaled_dot_product_attention of all rows of the "
     "prompt with keys in which theirs can be found (attn_implementation='sdpa')"
+)
+SPLIT = (
+    "its critical rows can't be told: the graph exchanges values with other processes, each of which may have only a "
+    "part of the heads, and all of them have to choose the same rows"
 )
 # How models give several heads of queries the same keys.
 _WRITES = ("index_copy_", "index_copy_.default")
@@ -119,6 +123,8 @@ def why_unscored(
     """
     if match.only is not None:
         return LAYER_ALONE
+    if any(is_collective(node.target) for node in order):
+        return SPLIT
     before = [each for each in attentions if each.layer <= last_scored(operator)]
     if not before and last_scored(operator) >= 0:
         return NO_SCORES

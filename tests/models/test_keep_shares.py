@@ -5,13 +5,16 @@ That the result is the oracle's is what the column "keep shares" of the support 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor, distributed
 
 import opskip_compile as opskip
-from opskip_compile.passes.analysis.scored import LAYER_ALONE, NO_SCORES
+from opskip_compile.passes.analysis.scored import LAYER_ALONE, NO_SCORES, SPLIT
 from tests.helpers.families import FAMILIES, ONE_IMAGE, UNEVEN, visual_mask
-from tests.helpers.own_decoder import EAGER
+from tests.helpers.own_decoder import EAGER, Decoder, visual
 
 pytestmark = pytest.mark.usefixtures("fresh")
 SPECS = ("silent@keep=0.5:1-3", "attend@keep=0.25:0,2-3 transform@keep=0.5:0,3", "transform@keep=0.3:all", "attend:1")
@@ -67,6 +70,36 @@ def test_where_no_attention_tells_an_operator_stays_full_and_says_why(attention:
     torch.testing.assert_close(got, want)
     assert why in {miss.reason for report in opskip.reports() for miss in report.misses}
     assert not any(report.rewritten for report in opskip.reports())
+
+
+class Split(Decoder):
+    """The FFNs are summed over all processes, as where each has a part of the weights."""
+
+    def decode(self, hidden: Tensor, visual: Tensor, skip: str = "") -> Tensor:
+        for attention, ffn in zip(self.attention, self.ffn, strict=True):
+            q, k, v, _ = (x.unflatten(-1, (2, -1)).transpose(1, 2) for x in attention(self.norm(hidden)).chunk(4, -1))
+            update = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            hidden = hidden + update.transpose(1, 2).flatten(2)
+            update = torch.nn.functional.silu(ffn(self.norm(hidden)))
+            distributed.all_reduce(update)
+            hidden = hidden + update
+        return self.last(hidden)
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="PyTorch was built without torch.distributed")
+@pytest.mark.filterwarnings("ignore::opskip_compile.NothingSkippedWarning")
+@pytest.mark.parametrize(("spec", "skipped"), [("attend@keep=0.5:1", 0), ("attend:1", 1)])
+def test_heads_of_several_processes_give_no_scores(spec: str, skipped: int, tmp_path: Path) -> None:
+    """A process knows the attention of its own heads only, and would choose other rows than the next."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        model = torch.compile(Split(), backend="opskip", options={"schedule": spec, **EAGER})
+        model(torch.randn(2, 12, 16), visual(2, 12, 2, 9))
+    finally:
+        distributed.destroy_process_group()
+    report = opskip.last_report()
+    assert len(report.skipped) == skipped
+    assert [miss.reason for miss in report.misses] == [SPLIT] * (1 - skipped)
 
 
 def test_strict_raises() -> None:
