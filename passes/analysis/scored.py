@@ -21,6 +21,7 @@ NO_SCORES = (
     "its critical rows can't be told: no attention before it is a scaled_dot_product_attention of all rows of the "
     "prompt with keys in which theirs can be found (attn_implementation='sdpa')"
 )
+PARTLY = "its critical rows can't be told: an attention before it has keys or a mask in which theirs can't be found"
 SPLIT = (
     "its critical rows can't be told: the graph exchanges values with other processes, each of which may have only a "
     "part of the heads, and all of them have to choose the same rows"
@@ -68,6 +69,19 @@ def scored_attentions(match: Match, source: RowSource) -> tuple[Scored, ...]:
     return tuple(found[node] for node in sorted(found, key=order.__getitem__))
 
 
+def unscored_attentions(attentions: Sequence[Scored], source: RowSource) -> tuple[fx.Node, ...]:
+    """Scaled dot-product attentions of every row of the stream that give no scores, though they should."""
+    stream, scored = tensor(source.root), {each.call.node for each in attentions}
+    nodes = list(source.root.graph.nodes)
+    found = []
+    for node in nodes[nodes.index(source.root) :] if stream is not None else ():
+        if op_name(node) == "scaled_dot_product_attention" and node not in scored:
+            query = tensor(argument(node, "query"))
+            if query is None or query.dim() != 4 or (stream is not None and same_size(query.shape[2], stream.shape[1])):
+                found.append(node)
+    return tuple(found)
+
+
 def _fits(call: Call, rows: int | torch.SymInt) -> bool:
     query, key, mask = (tensor(call[name]) for name in ("query", "key", "attn_mask"))
     if query is None or key is None or query.dim() != 4 or key.dim() != 4:
@@ -112,12 +126,18 @@ def last_scored(operator: Operator) -> int:
 
 
 def why_unscored(
-    operator: Operator, match: Match, attentions: Sequence[Scored], order: Mapping[fx.Node, int], known: int
+    operator: Operator,
+    match: Match,
+    attentions: Sequence[Scored],
+    unscored: Sequence[fx.Node],
+    order: Mapping[fx.Node, int],
+    known: int,
 ) -> str | None:
     """Why it can't be told which rows of ``operator`` are critical, or None.
 
     Args:
         attentions: of `scored_attentions`.
+        unscored: of `unscored_attentions`.
         order: number of each node.
         known: the number of the node after which the visual rows are known.
     """
@@ -128,4 +148,7 @@ def why_unscored(
     before = [each for each in attentions if each.layer <= last_scored(operator)]
     if not before and last_scored(operator) >= 0:
         return NO_SCORES
+    until = order[operator.entry if operator.kind == "attention" else operator.exit]
+    if any(order[node] < until for node in unscored):
+        return PARTLY
     return TOO_EARLY if any(order[each.call.node] < known for each in before) else None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 import opskip_compile as opskip
-from opskip_compile.passes.analysis.scored import LAYER_ALONE, NO_SCORES, SPLIT
+from opskip_compile.passes.analysis.scored import LAYER_ALONE, NO_SCORES, PARTLY, SPLIT
 from tests.helpers.families import FAMILIES, ONE_IMAGE, UNEVEN, visual_mask
 from tests.helpers.own_decoder import EAGER, Decoder, visual
 
@@ -100,6 +100,30 @@ def test_heads_of_several_processes_give_no_scores(spec: str, skipped: int, tmp_
     report = opskip.last_report()
     assert len(report.skipped) == skipped
     assert [miss.reason for miss in report.misses] == [SPLIT] * (1 - skipped)
+
+
+class Sink(Decoder):
+    """Every attention but the first has one key more, after those of the rows."""
+
+    def decode(self, hidden: Tensor, visual: Tensor, skip: str = "") -> Tensor:
+        for i, (attention, ffn) in enumerate(zip(self.attention, self.ffn, strict=True)):
+            q, k, v, _ = (x.unflatten(-1, (2, -1)).transpose(1, 2) for x in attention(self.norm(hidden)).chunk(4, -1))
+            if i:
+                k, v = (torch.cat([x, torch.zeros_like(x[:, :, :1])], 2) for x in (k, v))
+            update = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            hidden = hidden + update.transpose(1, 2).flatten(2)
+            hidden = hidden + torch.nn.functional.silu(ffn(self.norm(hidden)))
+        return self.last(hidden)
+
+
+@pytest.mark.parametrize(("spec", "skipped"), [("attend@keep=0.5:0-1 transform@keep=0.5:1", 2), ("attend:0-1", 2)])
+def test_no_score_leaves_an_attention_out(spec: str, skipped: int) -> None:
+    """Where the keys of one attention can't be found, what runs before it has scores, and what runs after it none."""
+    model = torch.compile(Sink(), backend="opskip", options={"schedule": spec, **EAGER})
+    model(torch.randn(2, 12, 16), visual(2, 12, 2, 9))
+    report = opskip.last_report()
+    assert len(report.skipped) == skipped
+    assert [miss.reason for miss in report.misses] == ([PARTLY] if "keep" in spec else [])
 
 
 def test_strict_raises() -> None:
