@@ -13,6 +13,7 @@ from benchmarks.recompiles import Counting
 from opskip_compile.backend.reports import REPORTS
 from tests.helpers.families import FAMILIES, Family
 from tests.helpers.own_decoder import EAGER
+from tests.helpers.releases import since_5_23
 from tests.helpers.support.calls import generated, merged_rows
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -29,6 +30,7 @@ def run(model: nn.Module, family: Family, **more: Any) -> list[list[Tensor]]:
     return [generated(model, inputs, prefill_chunk_size=10, **more) for inputs in prompts(family)]
 
 
+@since_5_23("prompts with images are not cut")
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
 def test_every_chunk_skips_its_rows_and_is_compiled_as_often_as_dense(name: str) -> None:
     family = FAMILIES[name]
