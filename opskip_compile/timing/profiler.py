@@ -13,4 +13,5 @@ def cpu_profiler(memory: bool = False) -> profile:
     It prints nothing: the library under it would write two lines to stderr whenever it starts and stops.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read when a process profiles for the first time
-    return profile(activities=[ProfilerActivity.CPU], profile_memory=memory)
+    # One cycle; torch 2.11 warns of what would be lost from several.
+    return profile(activities=[ProfilerActivity.CPU], profile_memory=memory, acc_events=True)

@@ -21,6 +21,7 @@ from tests.helpers.decoders import gate_in_layer_one
 from tests.helpers.families import FAMILIES, ONE_IMAGE, UNEVEN
 from tests.helpers.grabbed import grab
 from tests.helpers.own_decoder import Decoder, explain_qwen3_vl, visual
+from tests.helpers.releases import since_5_23
 from tests.helpers.support import ZOO
 from tests.passes.analysis.test_match import BUILDS, run
 
@@ -104,6 +105,7 @@ def test_shapes_are_those_of_the_running_graph(family: str, layout: object) -> N
     assert all(r.row_dim is None for r in diff.before)
 
 
+@since_5_23("experts take all rows")
 def test_shapes_of_flattened_and_sorted_tokens() -> None:
     """A routed FFN counts tokens times experts; its kept rows are a share of them."""
     family = ZOO["qwen3_vl_moe"]
@@ -120,6 +122,7 @@ def test_shapes_of_flattened_and_sorted_tokens() -> None:
     assert [line.status for line in in_place] == ["changed"] * 4, "the division on the kept rows stands for it"
 
 
+@since_5_23("values have other numbers")
 def test_only_the_skipped_operators_change() -> None:
     report = opskip.explain(FAMILIES["llava"].build(4), FAMILIES["llava"].inputs(), SPEC)
     diff = report.diff()
