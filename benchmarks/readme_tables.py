@@ -340,20 +340,23 @@ def filled(page: str, text: str) -> str:
     return text
 
 
+def write() -> None:
+    """Write every table into its page."""
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        (ROOT / page).write_text(filled(page, text), encoding="utf-8")
+
+
 def main() -> None:
     """Write the tables, or say whether they are up to date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
-    stale = []
-    for page in PAGES:
-        before = (ROOT / page).read_text(encoding="utf-8")
-        after = filled(page, before)
-        if before != after:
-            stale.append(page)
-        if not given.check:
-            (ROOT / page).write_text(after, encoding="utf-8")
-    if given.check and stale:
+    if not given.check:
+        write()
+        return
+    texts = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+    if stale := [page for page, text in texts.items() if filled(page, text) != text]:
         sys.exit(f"{', '.join(stale)}: tables that are not those of benchmarks/results")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import benchmarks.versions
+from benchmarks import readme_tables
 from benchmarks.versions.environments import COMBINATIONS, ROOT, Combination, SetupError, environment, releases
 from benchmarks.versions.runs import Progress, parts, run_part, state_of_code, total
 from benchmarks.versions.table import publish
@@ -69,6 +70,7 @@ def main() -> None:
         failed |= bool(outcome.failed)
         if progress.done.keys() >= suite.keys():
             publish(combination, releases(python), outcome, state)
+            readme_tables.write()
         say(f"{combination.name}, {len(progress.done)} of {len(suite)} parts: {outcome}")
         if given.remove:
             shutil.rmtree(folder)

@@ -168,6 +168,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(command, "parts", lambda: {"a": ["a.py"], "b": ["b.py"], "c": ["c.py"]})
     monkeypatch.setattr(command, "environment", lambda combination, folder, index: folder / "bin" / "python")
     monkeypatch.setattr(command, "releases", lambda python: {})
+    monkeypatch.setattr(command.readme_tables, "write", lambda: None)
     monkeypatch.setattr(command, "publish", lambda combination, releases, outcome, state: published.append(outcome))
 
     def run(python: Path, files: list[str], report: Path, workers: int) -> Outcome:
