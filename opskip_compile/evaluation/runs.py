@@ -15,9 +15,10 @@ from opskip_compile.calibration.operator_sets import OperatorId, Skipped, as_sch
 from opskip_compile.calibration.search import at_random, cheapest, last_layers, units_of
 from opskip_compile.errors import OptionError
 from opskip_compile.evaluation.methods import CALIBRATED, DENSE, FASTV_LAYER
+from opskip_compile.schedule.flops import layers_scored
 from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.left_out import PROBES, LeftOut, Rows
-from opskip_compile.schedule.schedule import Schedule, layers_scored
+from opskip_compile.schedule.schedule import Schedule
 from opskip_compile.timing.dropping import Dropping
 
 

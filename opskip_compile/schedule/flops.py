@@ -25,7 +25,7 @@ from opskip_compile.errors import OpSkipError, OptionError
 from opskip_compile.output.numbers import prefix
 from opskip_compile.schedule.geometry import Geometry, check_count
 from opskip_compile.schedule.left_out import PROBES, LeftOut, Rows
-from opskip_compile.schedule.schedule import OPERATORS, Schedule, layers_scored
+from opskip_compile.schedule.schedule import OPERATORS, LayerStates, Schedule
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -193,6 +193,20 @@ def count_flops(
         operators.append(OperatorFlops(i, "attention", geometry.attention(n, n), attention))
         operators.append(OperatorFlops(i, "ffn", geometry.ffn(n), geometry.ffn(kept(layer.ffn))))
     return FlopsReport(geometry, visual_tokens, text_tokens, text_before, tuple(operators))
+
+
+def layers_scored(states: Sequence[LayerStates]) -> int:
+    """How many layers from the first on are asked for their attention, so that every keep share has its scores.
+
+    An attention chooses its rows by the layers before it, an FFN by its own layer's attention as well.
+    """
+    last = [
+        i + (kind == "ffn")
+        for i, state in enumerate(states)
+        for kind in OPERATORS
+        if (left_out := getattr(state, kind)) is not None and left_out.keep
+    ]
+    return max(last, default=0)
 
 
 def _count_graph(report: CountedGraph, *others: object) -> FlopsReport:

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
@@ -110,20 +110,6 @@ class LayerStates:
         if self.attention:
             return "silent" if self.ffn else "transform"
         return "attend" if self.ffn else "full"
-
-
-def layers_scored(states: Sequence[LayerStates]) -> int:
-    """How many layers from the first on are asked for their attention, so that every keep share has its scores.
-
-    An attention chooses its rows by the layers before it, an FFN by its own layer's attention as well.
-    """
-    last = [
-        i + (kind == "ffn")
-        for i, state in enumerate(states)
-        for kind in OPERATORS
-        if (left_out := getattr(state, kind)) is not None and left_out.keep
-    ]
-    return max(last, default=0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -16,7 +16,8 @@ import opskip_compile as opskip
 from opskip_compile.backend.reports import REPORTS
 from tests.helpers.caches import CACHE
 from tests.helpers.families import FAMILIES, visual_mask
-from tests.helpers.random_decoders import Case, Ran, Skipped, as_schedule, random_schedule
+from tests.helpers.random_decoders import Case, Ran, Skipped, as_schedule
+from tests.helpers.random_layouts import random_schedule
 
 LAYERS = 3
 
