@@ -139,8 +139,7 @@ def test_bad_spec_names_the_field(spec: str, message: str) -> None:
     assert len(str(caught.value)) < 400
 
 
-MISSING = object()
-HUGE = {"too many digits to print": 10**5000}
+MISSING, HUGE = object(), {"too many digits to print": 10**5000}
 
 
 @pytest.mark.parametrize(
