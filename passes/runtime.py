@@ -14,6 +14,11 @@ from opskip_compile._compat import known_at_least, unbacked_size
 from opskip_compile.passes.marks import MARKS
 
 
+def left_out_rows(visual: Tensor, through: bool) -> Tensor:
+    """The rows of a set, bool ``(batch, sequence)``: the visual ones, or all up to an element's last visual one."""
+    return visual.flip(1).cumsum(1).flip(1) > 0 if through else visual
+
+
 @torch.library.custom_op("opskip::kept_rows", mutates_args=())
 def kept_rows(visual: Tensor, through: bool) -> tuple[Tensor, Tensor]:
     """Indices of the rows that a skipped operator still updates.
@@ -29,9 +34,7 @@ def kept_rows(visual: Tensor, through: bool) -> tuple[Tensor, Tensor]:
         up with left-out rows of its own that are not ``live``: no row stands twice, and a row that is not live
         must be written back unchanged.
     """
-    left_out = visual
-    if through:
-        left_out = visual.flip(1).cumsum(1).flip(1) > 0
+    left_out = left_out_rows(visual, through)
     kept = (~left_out).sum(1)
     n = 2 if visual.shape[1] > 1 else 1
     n = max(int(kept.max()), n) if visual.numel() else n

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from opskip_compile._compat import known_at_least, unbacked_size
+from opskip_compile.passes.runtime import left_out_rows
 from opskip_compile.schedule.left_out import DECIMALS, PROBES
 
 _GOLDEN = 0.6180339887498949
@@ -106,25 +107,16 @@ def row_scores(
     if causal:
         reads = torch.arange(key.shape[2], device=key.device) <= rows[:, None, :, None]
         products = products.masked_fill(~reads, float("-inf"))
+    elif mask is not None and mask.dtype == torch.bool:
+        products = products.masked_fill(~mask, float("-inf"))
     elif mask is not None:
-        added = mask if mask.dtype == torch.bool else mask.float()
-        products = products.masked_fill(~added, float("-inf")) if mask.dtype == torch.bool else products + added
+        products = products + mask.float()
     weights = _of_rows(products.softmax(-1).mean(1), before.shape[1], columns)
     return before + torch.where(live, weights, torch.zeros_like(weights)).sum(1)
 
 
 @row_scores.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    rows: Tensor,
-    live: Tensor,
-    before: Tensor,
-    columns: Tensor | None,
-    scale: float | None,
-    causal: bool,
-) -> Tensor:
+def _(query: Tensor, key: Tensor, mask: Any, rows: Tensor, live: Tensor, before: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(before)
 
 
@@ -149,7 +141,7 @@ def kept_count(visual: Tensor, through: bool, keep: float) -> Tensor:
     Returns:
         ``live``, bool ``(batch, n)`` as of `kept_rows`: of each element as many True as rows are updated.
     """
-    left_out = _left_out(visual, through).sum(1)
+    left_out = left_out_rows(visual, through).sum(1)
     # A share has six decimals, so that nothing but rounding is within 1e-9 of a whole number.
     kept = visual.shape[1] - left_out + (left_out.double() * keep - 10.0 ** -(DECIMALS + 3)).ceil().long()
     n = 2 if visual.shape[1] > 1 else 1
@@ -175,7 +167,7 @@ def critical_rows(visual: Tensor, through: bool, scores: Tensor, live: Tensor) -
     Returns:
         int64 ``(batch, n)``, as of `kept_rows`: kept rows in order, then left-out ones that are not live.
     """
-    first = scores.masked_fill(~_left_out(visual, through), float("inf"))
+    first = scores.masked_fill(~left_out_rows(visual, through), float("inf"))
     best = first.argsort(dim=1, descending=True, stable=True)[:, : live.shape[1]]
     dropped = torch.ones_like(visual).scatter(1, best, ~live)
     return dropped.to(torch.uint8).argsort(dim=1, stable=True)[:, : live.shape[1]].contiguous()
@@ -184,10 +176,6 @@ def critical_rows(visual: Tensor, through: bool, scores: Tensor, live: Tensor) -
 @critical_rows.register_fake
 def _(visual: Tensor, through: bool, scores: Tensor, live: Tensor) -> Tensor:
     return live.new_empty(live.shape, dtype=torch.int64)
-
-
-def _left_out(visual: Tensor, through: bool) -> Tensor:
-    return visual.flip(1).cumsum(1).flip(1) > 0 if through else visual
 
 
 def _of_rows(by_key: Tensor, rows: int, columns: Tensor | None) -> Tensor:

@@ -96,15 +96,14 @@ class EvaluationSetup:
             if left_out is not None:
                 skipped = self.costs[left_out.rows].left[op]
                 left[op] = skipped + left_out.keep * (left[op] - skipped)
-        for layer in range(layers_scored(states)):
-            left[OperatorId(layer, "attention")] += self._scores(queries=states[layer].attention is not None)
+        if self.geometry is not None:
+            for layer in range(layers_scored(states)):
+                asked_too = states[layer].attention is not None
+                left[OperatorId(layer, "attention")] += self._scores(self.geometry, queries=asked_too)
         return EvaluationRun(name, asked, 1 - sum(left.values()) / self.method_costs.dense, schedule)
 
-    def _scores(self, *, queries: bool) -> float:
+    def _scores(self, of: Geometry, *, queries: bool) -> float:
         """What one attention costs more where it is asked which rows are critical; see `Geometry.scores`."""
-        of = self.geometry
-        if of is None:
-            return 0.0
         return statistics.fmean(of.scores(min(p.all - p.visual, PROBES), p.all, queries=queries) for p in self.prompts)
 
     def uncalibrated_runs(self, method: str, asked: float, seeds: int) -> list[EvaluationRun]:

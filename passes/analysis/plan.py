@@ -12,7 +12,7 @@ from torch import fx
 from opskip_compile._compat import same_size
 from opskip_compile.passes.analysis.locate import RowSource
 from opskip_compile.passes.analysis.operators import Match, Operator, operator_name
-from opskip_compile.passes.analysis.scored import Scored, scored_attentions, unscored_attentions, why_unscored
+from opskip_compile.passes.analysis.scored import Scored, is_split, scored_attentions, unscored_attentions, why_unscored
 from opskip_compile.passes.ops import is_inplace, mutated_nodes, name_of, tensor
 from opskip_compile.passes.refusal import Refusal, Why
 from opskip_compile.schedule.left_out import LeftOut
@@ -57,6 +57,7 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
     keeps = any(left_out.keep for state in states for left_out in (state.attention, state.ffn) if left_out)
     attentions = scored_attentions(match, source) if keeps else ()
     unscored = unscored_attentions(attentions, source) if keeps else ()
+    split = keeps and is_split(source.root.graph)
     for layer, state in enumerate(states):
         for kind, left_out in (("attention", state.attention), ("ffn", state.ffn)):
             if left_out is None or match.only not in (None, layer):
@@ -70,7 +71,7 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
             for operator in operators:
                 unsafe = _unsafe(operator, source, order, known, mutated)
                 if unsafe is None and left_out.keep:
-                    unsafe = why_unscored(operator, match, attentions, unscored, order, known)
+                    unsafe = why_unscored(operator, match, attentions, unscored, order, known, split)
                 if unsafe is None:
                     skips.append(Skip(operator, left_out))
                 else:

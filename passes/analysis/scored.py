@@ -120,6 +120,11 @@ def _keys(call: Call, rows: int | torch.SymInt, order: Mapping[fx.Node, int]) ->
     return (index,) if fits and isinstance(index, fx.Node) else None
 
 
+def is_split(graph: fx.Graph) -> bool:
+    """True if several processes take part in a graph, so that each may have only a part of the heads."""
+    return any(is_collective(node.target) for node in graph.nodes)
+
+
 def last_scored(operator: Operator) -> int:
     """The last layer whose attention is known when the rows of ``operator`` are chosen."""
     return operator.layer - (operator.kind == "attention")
@@ -132,6 +137,7 @@ def why_unscored(
     unscored: Sequence[fx.Node],
     order: Mapping[fx.Node, int],
     known: int,
+    split: bool,
 ) -> str | None:
     """Why it can't be told which rows of ``operator`` are critical, or None.
 
@@ -140,10 +146,11 @@ def why_unscored(
         unscored: of `unscored_attentions`.
         order: number of each node.
         known: the number of the node after which the visual rows are known.
+        split: of `is_split`.
     """
     if match.only is not None:
         return LAYER_ALONE
-    if any(is_collective(node.target) for node in order):
+    if split:
         return SPLIT
     before = [each for each in attentions if each.layer <= last_scored(operator)]
     if not before and last_scored(operator) >= 0:

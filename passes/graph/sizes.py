@@ -47,7 +47,7 @@ class Prompt:
             return max(min(self.rows - min(self.visual, default=0), PROBES), 1)
         wanted = LeftOut.parse(row_set)
         left_out = self.through_visual if wanted.rows == "through_visual" else self.visual
-        return max(*(self.rows - count + wanted.critical(count) for count in left_out), 1, 1)
+        return max(1, max((self.rows - count + wanted.critical(count) for count in left_out), default=self.rows))
 
 
 @dataclass(frozen=True)

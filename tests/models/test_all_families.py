@@ -26,7 +26,7 @@ RECURRENT = {
 }
 
 
-EXPERTS = since_5_23("experts take all rows, whose order they change in place, and stay full")
+EXPERTS = since_5_23("experts are computed for every row, and Aria is dense")
 
 
 @pytest.mark.parametrize(

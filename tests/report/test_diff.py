@@ -105,7 +105,7 @@ def test_shapes_are_those_of_the_running_graph(family: str, layout: object) -> N
     assert all(r.row_dim is None for r in diff.before)
 
 
-@since_5_23("experts take all rows")
+@since_5_23("experts are computed for every row")
 def test_shapes_of_flattened_and_sorted_tokens() -> None:
     """A routed FFN counts tokens times experts; its kept rows are a share of them."""
     family = ZOO["qwen3_vl_moe"]

@@ -65,7 +65,7 @@ def test_a_batch_counts_the_longest_of_its_elements(spec: str) -> None:
     assert graph.visual_tokens == 48
 
 
-@since_5_23("experts take all rows")
+@since_5_23("experts are computed for every row")
 def test_routed_experts_count_their_tokens() -> None:
     """Router, gate and up, down, by hand: 24 rows, 4 experts of width 32, 2 a token."""
     model, inputs = ZOO["qwen3_vl_moe"].build(), ZOO["qwen3_vl_moe"].inputs(((2, 4),))
