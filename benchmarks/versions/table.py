@@ -48,6 +48,8 @@ def markdown(table: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     if len({row["code"] for row in table.values()}) > 1:
         lines += ["", "The rows are not all of the same state of the code."]
+    if notes := [f"* {name}: {row['note']}" for name, row in table.items() if "note" in row]:
+        lines += ["", "## How a row came about, where it was not one run of this command", "", *notes]
     for name, row in table.items():
         if row["failed"]:
             lines += ["", f"## Failed: {name}", "", *(f"* {test}" for test in row["failed"])]

@@ -149,6 +149,8 @@ def test_results_are_merged_and_shown(tmp_path: Path) -> None:
     assert "| 3.11.7 | 2.13.0+cpu | 5.23.0 | 1,200 | 1 | 2 | 2 |\n| 3.13.0 | 2.15.0 | 5.24.0 | 5 | 0 | 0 | 0 |" in text
     assert f"## Failed: {first.name}\n\n* test_a: no\n" in text and "x: y" not in text
     assert f"* no GPU: 2 ({first.name})\n" in text and "state" not in text
+    figures["combinations"][first.name]["note"] = "by hand"
+    assert f"\n* {first.name}: by hand\n" in markdown(figures["combinations"])
     figures["combinations"][last.name].update(code="another", skipped={"no GPU": 2})
     text = markdown(figures["combinations"])
     assert "* no GPU: 2 in each\n" in text and "not all of the same state" in text
