@@ -33,14 +33,21 @@ class AttentionWatch(TorchFunctionMode):
         self.before: list[list[float]] = []
         self._visual: Tensor | None = None
         self._asked: list[list[int]] = []
-        self._inside, self._cached = False, 0
+        self._inside = False
+        self._written_from: int | None = None
 
-    def begin(self, layer: int, visual: Tensor | None, cached: int) -> None:
-        """A layer begins, of a forward with these visual rows, bool ``(batch, sequence)``, and so many rows before."""
+    def begin(self, layer: int, visual: Tensor | None, written_from: int | None) -> None:
+        """A layer begins.
+
+        Args:
+            layer: its number.
+            visual: bool ``(batch, sequence)``, the visual rows of the forward; None without.
+            written_from: where the keys of the rows begin in a cache of fixed size; None where they are the last ones.
+        """
         if layer == 0:
             self._visual, self._asked = visual, []
             self.scores = [] if visual is None else [_spread(element) for element in visual.tolist()]
-        self.before, self._inside, self._cached = self.scores, visual is not None, cached
+        self.before, self._inside, self._written_from = self.scores, visual is not None, written_from
 
     def end(self) -> None:
         """The layer has returned."""
@@ -69,8 +76,9 @@ class AttentionWatch(TorchFunctionMode):
         if visual is None or query.shape[2] != visual.shape[1]:
             return
         rows, keys = query.shape[2], key.shape[2]
-        # A cache of fixed size has the rows after those before; one that grows, or forgets, has them last.
-        start = self._cached if self._cached + rows <= keys else keys - rows
+        start = self._written_from
+        if start is None or start + rows > keys:  # a cache that grows, or one that is full and forgets the oldest
+            start = keys - rows
         own_keys = slice(start, start + rows)
         with torch.no_grad():
             key = key.double().repeat_interleave(query.shape[1] // key.shape[1], 1)

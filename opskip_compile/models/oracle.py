@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opskip_compile._compat import CACHE_ARGUMENTS
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.critical import AttentionWatch, without_critical
 from opskip_compile.schedule.left_out import LeftOut
@@ -105,7 +106,7 @@ def _watched(layer: nn.Module, number: int, watch: AttentionWatch, now: list[Ten
     def begin(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         hidden = named.get("hidden_states", args[0] if args else None)
         fits = now[0] is not None and isinstance(hidden, Tensor) and hidden.shape[:2] == now[0].shape
-        watch.begin(number, now[0] if fits else None, _cached(named, number))
+        watch.begin(number, now[0] if fits else None, _written_from(named, number))
 
     def end(module: nn.Module, args: object, output: object) -> None:
         watch.end()
@@ -116,13 +117,12 @@ def _watched(layer: nn.Module, number: int, watch: AttentionWatch, now: list[Ten
     ]
 
 
-def _cached(named: Mapping[str, Any], layer: int) -> int:
-    """The rows that a layer has in the cache; none for one that caches no keys of its own."""
-    cache = next((named[name] for name in ("past_key_values", "cache") if named.get(name) is not None), None)
-    try:
-        return 0 if cache is None else int(cache.get_seq_length(layer))
-    except ValueError:  # a recurrence, or keys of another layer
-        return 0
+def _written_from(named: Mapping[str, Any], layer: int) -> int | None:
+    """Where the keys of the rows begin in a layer's cache of fixed size; None where they come after all others."""
+    cache = next((named[name] for name in CACHE_ARGUMENTS if named.get(name) is not None), None)
+    layers = getattr(cache, "layers", [])
+    fixed = layer < len(layers) and layers[layer].is_compileable
+    return int(cache.get_seq_length(layer)) if cache is not None and fixed else None
 
 
 def _drop(now: list[Tensor | None], rows: LeftOut, kind: str, watch: AttentionWatch | None) -> Any:

@@ -6,10 +6,13 @@ That the result is the oracle's is what the column "keep shares" of the support 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
 import opskip_compile as opskip
 from opskip_compile.passes.analysis.scored import LAYER_ALONE, NO_SCORES, PARTLY, SPLIT
@@ -124,6 +127,34 @@ def test_no_score_leaves_an_attention_out(spec: str, skipped: int) -> None:
     report = opskip.last_report()
     assert len(report.skipped) == skipped
     assert [miss.reason for miss in report.misses] == ([PARTLY] if "keep" in spec else [])
+
+
+def sink_first(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **more: Any
+) -> tuple[Tensor, None]:
+    """Attention with one more key, of zeros, before those of the rows."""
+    key, value = (x.repeat_interleave(module.num_key_value_groups, 1) for x in (key, value))
+    key, value = (torch.cat([torch.zeros_like(x[:, :, :1]), x], 2) for x in (key, value))
+    mask = None if mask is None else torch.cat([torch.ones_like(mask[..., :1]), mask], -1)
+    out = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("opskip_tests_sink_first", sink_first)
+AttentionMaskInterface.register("opskip_tests_sink_first", sdpa_mask)
+
+
+@pytest.mark.parametrize("spec", ["attend@keep=0.25:1", "silent@keep=0.5:1-3"])
+def test_keys_of_no_row_come_before_those_of_the_rows(spec: str) -> None:
+    family = FAMILIES["llava"]
+    model, inputs = family.build(4), family.inputs(UNEVEN)
+    model.set_attn_implementation("opskip_tests_sink_first")
+    with opskip.oracle(model, opskip.Schedule.from_spec(spec), visual_mask(inputs)):
+        want = model(**inputs).logits
+    got = opskip.compile(model, spec, options=EAGER)(**inputs).logits
+    shown = inputs["attention_mask"].bool()
+    torch.testing.assert_close(got[shown], want[shown], rtol=1e-4, atol=1e-5)
+    assert len(opskip.last_report().skipped) == (1 if "attend" in spec else 6)
 
 
 def test_strict_raises() -> None:
