@@ -133,7 +133,7 @@ def sink_first(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **more: Any
 ) -> tuple[Tensor, None]:
     """Attention with one more key, of zeros, before those of the rows."""
-    key, value = (x.repeat_interleave(module.num_key_value_groups, 1) for x in (key, value))
+    key, value = (x.repeat_interleave(getattr(module, "num_key_value_groups", 1), 1) for x in (key, value))
     key, value = (torch.cat([torch.zeros_like(x[:, :, :1]), x], 2) for x in (key, value))
     mask = None if mask is None else torch.cat([torch.ones_like(mask[..., :1]), mask], -1)
     out = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
