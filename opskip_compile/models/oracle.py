@@ -121,8 +121,12 @@ def _written_from(named: Mapping[str, Any], layer: int) -> int | None:
     """Where the keys of the rows begin in a layer's cache of fixed size; None where they come after all others."""
     cache = next((named[name] for name in CACHE_ARGUMENTS if named.get(name) is not None), None)
     layers = getattr(cache, "layers", [])
-    fixed = layer < len(layers) and layers[layer].is_compileable
-    return int(cache.get_seq_length(layer)) if cache is not None and fixed else None
+    if cache is None or layer >= len(layers) or not layers[layer].is_compileable:
+        return None
+    try:
+        return int(cache.get_seq_length(layer))
+    except ValueError:  # a recurrence, or keys of another layer
+        return None
 
 
 def _drop(now: list[Tensor | None], rows: LeftOut, kind: str, watch: AttentionWatch | None) -> Any:
