@@ -221,11 +221,15 @@ def calibration_samples() -> str:
 
 
 METHODS = {
+    "operators+keep": "operators and their critical rows, calibrated",
     "operators": "operators, calibrated",
+    "dop": "operators from a depth on, DOP-like",
     "layers": "whole layers, calibrated",
     "shortv": "whole layers, ShortV's score",
     "fastv": "token dropping, FastV-like",
     "vtw": "token dropping, VTW-like",
+    "divprune": "token pruning before the decoder, DivPrune-like",
+    "random-tokens": "random tokens",
     "random": "random operators",
     "late": "the last layers",
 }

@@ -17,7 +17,7 @@ from torch import Tensor
 from opskip_compile._compat import CACHE_ARGUMENTS
 from opskip_compile.errors import OpSkipError
 from opskip_compile.passes.runtime import kept_rows
-from opskip_compile.schedule.left_out import Rows
+from opskip_compile.schedule.left_out import LeftOut, Rows
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,12 @@ class Batch:
         return int(self.answers.shape[1] - columns[0])
 
     @property
+    def prompt(self) -> Tensor:
+        """The rows up to the one that predicts the first token of the answer, bool ``(batch, sequence)``."""
+        first = self.answers.to(torch.uint8).argmax(1, keepdim=True)
+        return torch.arange(self.answers.shape[1], device=self.answers.device) <= first
+
+    @property
     def predicted(self) -> Tensor:
         """The answer token that each answer row predicts, int64 ``(answer rows,)``."""
         ids: Tensor = self.inputs["input_ids"]
@@ -57,9 +63,10 @@ class PromptRows:
     visual: int
     through: int
 
-    def kept(self, rows: Rows) -> int:
-        """Rows that an operator keeps when it is skipped."""
-        return self.all - (self.visual if rows == "visual" else self.through)
+    def kept(self, left_out: LeftOut) -> int:
+        """Rows that an operator updates when it is skipped."""
+        rows = self.visual if left_out.rows == "visual" else self.through
+        return self.all - rows + left_out.critical(rows)
 
 
 def left_out(visual: Tensor, rows: Rows) -> Tensor:

@@ -9,13 +9,13 @@ from torch import nn
 from typing_extensions import Unpack
 
 from opskip_compile.calibration import costs as costing
-from opskip_compile.calibration import processes
+from opskip_compile.calibration import latency, processes
 from opskip_compile.calibration.budget import Budget
 from opskip_compile.calibration.config import CalibrationConfig, CalibrationOptions
-from opskip_compile.calibration.costs import LatencyCosts
 from opskip_compile.calibration.divergence_meter import DivergenceMeter
 from opskip_compile.calibration.fingerprint import fingerprint, versions
 from opskip_compile.calibration.journal import Journal
+from opskip_compile.calibration.latency import LatencyCosts
 from opskip_compile.calibration.operator_sets import Skipped
 from opskip_compile.calibration.option_checks import configured
 from opskip_compile.calibration.preparation import SampleSource, as_samples, dense
@@ -69,7 +69,8 @@ def calibrate(
         checked.check(step)
         checked.split(config.holdout, config.seed)
         step("asking the compiler", 0, 0)
-        flops, candidates = costing.flops_costs(model, checked, costing.compiled_report(model, checked))
+        flops = costing.flops_costs(model, checked, shares=bool(config.shares))
+        candidates = flops.candidates(config.shares)
         if not config.target.is_latency:
             config.target.check(flops, candidates)
         about = {
@@ -82,7 +83,7 @@ def calibrate(
         journal = Journal(config.resume, about, processes.rank_and_world_size()[0])
         try:
             checked.answer(journal, step)
-            meter = DivergenceMeter(model, checked, journal, step, config.kept_bytes)
+            meter = DivergenceMeter(model, checked, journal, step, config.kept_bytes, scored=bool(config.shares))
             costs = _latency(meter, checked, candidates, journal) if config.target.is_latency else flops
             config.target.check(costs, candidates)
             return Stages(meter, config, flops, costs, candidates, about).run(started)
@@ -92,9 +93,10 @@ def calibrate(
 
 def _latency(meter: DivergenceMeter, samples: Samples, candidates: Skipped, journal: Journal) -> LatencyCosts:
     """The table of milliseconds, measured once for a journal."""
-    table = journal.get("milliseconds", 0)
+    key = " ".join(["milliseconds", *(f"{share:g}" for share in sorted({step.keep for step in candidates}))])
+    table = journal.get(key, 0)
     if table is None:
-        table = dict(costing.latency_table(meter.model, samples.batch(0), candidates, samples.rows, step=meter.step))
+        table = dict(latency.latency_table(meter.model, samples.batch(0), candidates, samples.rows, step=meter.step))
         table = processes.from_first(table)
-        journal.put("milliseconds", 0, table)
+        journal.put(key, 0, table)
     return LatencyCosts(table, meter.num_layers, candidates)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from typing_extensions import TypedDict
@@ -11,10 +12,11 @@ from opskip_compile.calibration.budget import Budget
 from opskip_compile.calibration.divergence_meter import KEPT_BYTES
 from opskip_compile.calibration.option_checks import check_choice, check_count, check_flag, check_path
 from opskip_compile.calibration.scores import METHODS
-from opskip_compile.errors import OptionError
-from opskip_compile.schedule.left_out import ROWS, Rows
+from opskip_compile.errors import OptionError, ScheduleError
+from opskip_compile.schedule.left_out import ROWS, Rows, check_share
 
-LEVELS, SEARCHES = ("operator", "layer"), ("joint", "scores")
+SHARES = (0.1, 0.25, 0.5)
+LEVELS, SEARCHES = ("operator", "layer"), ("joint", "scores", "depth")
 
 
 class CalibrationOptions(TypedDict, total=False):
@@ -24,6 +26,7 @@ class CalibrationOptions(TypedDict, total=False):
     level: str
     search: str
     rows: Rows
+    shares: Sequence[float]
     holdout: float
     seed: int
     batch: int
@@ -46,8 +49,10 @@ class CalibrationConfig:
         method: how operators are scored before the search, one of ``scores.METHODS``: ``probe``, ``first_order``,
             ``fisher`` or the control ``update_norm``.
         level: choose ``"operator"`` by operator, or whole ``"layer"`` s.
-        search: ``"joint"`` measures sets as they grow; ``"scores"`` goes by the scores alone.
+        search: ``"joint"`` measures sets as they grow; ``"scores"`` goes by the scores alone, and
+            ``"depth"`` by their sums, skipping each kind of operator from some layer on (DOP, arXiv 2507.02909).
         rows: the row set that skipped operators leave out.
+        shares: of its rows that an operator may keep, its critical ones, besides all and none; empty for none.
         holdout: share of the items that have no part in the choice; the result is measured on them.
         seed: of the split, of random directions and of the random controls.
         batch: prompts to a forward pass, of a JSONL file.
@@ -69,6 +74,7 @@ class CalibrationConfig:
     level: str = "operator"
     search: str = "joint"
     rows: Rows = "visual"
+    shares: Sequence[float] = SHARES
     holdout: float = 0.25
     seed: int = 0
     batch: int = 1
@@ -86,6 +92,7 @@ class CalibrationConfig:
         check_choice("level", self.level, LEVELS)
         check_choice("search", self.search, SEARCHES)
         check_choice("rows", self.rows, ROWS)
+        object.__setattr__(self, "shares", _checked_shares(self.shares))
         if isinstance(self.holdout, bool) or not isinstance(self.holdout, int | float) or not 0 <= self.holdout < 1:
             raise OptionError(f"holdout: expected a share from 0 to below 1, got {self.holdout!r}")
         for name, least in (("seed", 0), ("batch", 1), ("answer_tokens", 1), ("refresh", 1), ("kept_bytes", 0)):
@@ -98,3 +105,16 @@ class CalibrationConfig:
     def target(self) -> Budget:
         """The budget, read."""
         return Budget.of(self.budget)
+
+
+def _checked_shares(shares: object) -> tuple[float, ...]:
+    """In order, each once. Raises `OptionError` for what is no share over 0 and below 1."""
+    if isinstance(shares, str) or not isinstance(shares, Sequence):
+        raise OptionError(f"shares: expected numbers over 0 and below 1, got {shares!r}")
+    try:
+        checked = {check_share(share) for share in shares}
+    except ScheduleError as error:
+        raise OptionError(f"shares: {error}") from error
+    if checked & {0.0, 1.0}:
+        raise OptionError("shares: expected numbers over 0 and below 1; none and all are always tried")
+    return tuple(sorted(checked))

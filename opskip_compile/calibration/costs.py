@@ -1,4 +1,4 @@
-"""What a prefill costs with a set of operators skipped: in FLOPs of the samples' prompts, or in milliseconds here.
+"""What a prefill costs with a set of operators skipped, in FLOPs of the samples' prompts.
 
 Also which operators count at all: one that the compiler would leave full saves nothing, so it is never chosen.
 """
@@ -6,29 +6,33 @@ Also which operators count at all: one that the compiler would leave full saves 
 from __future__ import annotations
 
 import statistics
-import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from opskip_compile import _compat
 from opskip_compile.api import explain
-from opskip_compile.calibration.batches import Batch, PromptRows
-from opskip_compile.calibration.operator_sets import NOTHING, OperatorId, Skipped, all_operators, as_schedule
-from opskip_compile.calibration.replay import Replay
+from opskip_compile.calibration.batches import PromptRows
+from opskip_compile.calibration.operator_sets import (
+    NOTHING,
+    OperatorId,
+    Skipped,
+    Step,
+    all_operators,
+    left_out,
+    skipping,
+)
 from opskip_compile.calibration.samples import Samples
 from opskip_compile.errors import NothingSkippedWarning, OpSkipError
-from opskip_compile.output.progress import Step
-from opskip_compile.passes.runtime import mark_visual
 from opskip_compile.report.report import Report
 from opskip_compile.schedule.geometry import Geometry
-from opskip_compile.schedule.left_out import Rows
-from opskip_compile.schedule.schedule import SKIPS, Late, Schedule
+from opskip_compile.schedule.left_out import PROBES, LeftOut, Rows
+from opskip_compile.schedule.schedule import Late, Schedule
+
+_ASKED = 0.5  # a share to ask the compiler with: which one makes no difference
 
 
 class Costs(ABC):
@@ -59,55 +63,53 @@ class FlopsCosts(Costs):
     """FLOPs of the decoder, the mean over the prompts.
 
     Attributes:
-        full, left: by operator, dense and skipped.
+        full: by operator, dense.
+        left: what is left of an operator that leaves these rows out.
+        scores: what the attention of one layer costs more where its text rows are asked which rows are critical, by
+            whether it is skipped itself.
+        whole, partial: operators that the compiler can skip, and those of which it can keep a share; the others cost
+            the same in every set.
+        rows: the row set that sets leave out.
     """
 
     full: Mapping[OperatorId, float]
-    left: Mapping[OperatorId, float]
+    left: Callable[[OperatorId, LeftOut], float]
+    scores: Callable[[bool], float]
+    whole: frozenset[OperatorId]
+    partial: frozenset[OperatorId] = frozenset()
+    rows: Rows = "visual"
     unit: str = "FLOPs"
+    _known: dict[Skipped, float] = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, skipped: Skipped) -> float:
-        """Additive: FLOPs of one operator do not depend on another."""
-        return sum(self.left[op] if op in skipped else count for op, count in self.full.items())
+        """Operators one by one, and the scores of those that keep a share."""
+        if skipped not in self._known:
+            self._known[skipped] = self.leaving_out(left_out(skipped, self.rows))
+        return self._known[skipped]
+
+    def leaving_out(self, rows: Mapping[OperatorId, LeftOut]) -> float:
+        """FLOPs with operators that leave these rows out."""
+        rows = {op: each for op, each in rows.items() if op in (self.partial if each.keep else self.whole)}
+        last = max((op.layer + (op.kind == "ffn") for op, each in rows.items() if each.keep), default=0)
+        scores = sum(self.scores(OperatorId(layer, "attention") in rows) for layer in range(last))
+        return scores + sum(self.left(op, rows[op]) if op in rows else count for op, count in self.full.items())
+
+    def candidates(self, shares: Iterable[float] = ()) -> Skipped:
+        """All steps that the compiler can take: skipping, and keeping each of some shares."""
+        return skipping(self.whole) | frozenset(Step(*op, share) for op in self.partial for share in shares)
 
     def layer(self) -> float:
         """Dense FLOPs of one layer, the mean over the layers."""
         return self.dense / max(1, len(self.full) // 2)
 
 
-@dataclass(frozen=True)
-class LatencyCosts(Costs):
-    """Milliseconds of the compiled decoder, from a table of the four layer states.
-
-    Attributes:
-        milliseconds: of the decoder with every layer in one state (``full``, ``attend``, ``transform``, ``silent``).
-        num_layers: of the decoder.
-        candidates: operators that can be skipped; the others count as full.
-    """
-
-    milliseconds: Mapping[str, float]
-    num_layers: int
-    candidates: Skipped
-    unit: str = "ms"
-
-    def of(self, skipped: Skipped) -> float:
-        """The mean of what the layers would take if all were like each of them."""
-        skipped = skipped & self.candidates
-        states = {frozenset(kinds): state for state, kinds in SKIPS.items()}
-        total = 0.0
-        for layer in range(self.num_layers):
-            kinds = frozenset(op.kind for op in skipped if op.layer == layer)
-            total += self.milliseconds[states.get(kinds, "full")]
-        return total / self.num_layers
-
-
-def compiled_report(model: nn.Module, samples: Samples) -> Report:
-    """What the compiler makes of the model and its first prompts with every operator skipped.
+def compiled_report(model: nn.Module, samples: Samples, keep: float = 0.0) -> Report:
+    """What the compiler makes of the model and its first prompts with every operator skipped, but for a share ``keep``.
 
     Raises:
         OpSkipError: the decoder can't be captured, or nothing in it can be skipped; says why.
     """
-    everything = Schedule(late=Late(1.0, samples.rows))
+    everything = Schedule(late=Late(1.0, samples.rows, keep))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingSkippedWarning)  # it is an error here
@@ -117,104 +119,65 @@ def compiled_report(model: nn.Module, samples: Samples) -> Report:
     except Exception as error:  # the model's own code, or Dynamo in it
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise OpSkipError(f"model: {type(model).__name__} can't be captured: {text}") from error
-    if not report.rewritten:
+    if not report.rewritten and not keep:
         raise OpSkipError(f"model: the compiler can skip nothing in {type(model).__name__}: {report.reason}")
     return report
 
 
-def flops_costs(
-    model: nn.Module, samples: Samples, report: Report, rows: Rows | None = None
-) -> tuple[FlopsCosts, Skipped]:
+def flops_costs(model: nn.Module, samples: Samples, shares: bool = False) -> FlopsCosts:
     """Cost of the prompts, and the operators that the compiler can skip.
 
     By the formula (DESIGN section 6) where the config gives the sizes and an operator leaves its rows out wholly, else
-    as counted in the compiler's two graphs.
+    as counted in the compiler's two graphs: there a share saves a share less, and scores count nothing.
 
     Args:
         samples: checked.
-        report: of `compiled_report`.
-        rows: the row set that skipped operators leave out; that of the samples if not given. A count in graphs is
-            always of that of the samples.
+        shares: ask the compiler as well which operators can keep a share.
+
+    Raises:
+        OpSkipError: as `compiled_report`, or FLOPs that neither the config nor the graphs give.
     """
-    left_out = rows or samples.rows
-    prompts = [prompt for item in samples.items for prompt in item.rows]
+    report = compiled_report(model, samples)
     counted = {OperatorId(op.layer, op.kind): op for op in report.operators}
-    known = {op: entry for op, entry in counted.items() if entry.flops_before and entry.flops_after is not None}
-    candidates = frozenset(op for op, entry in counted.items() if entry.skipped)
-    whole = all(not counted[op].remaining for op in candidates)
+    whole = frozenset(op for op, entry in counted.items() if entry.skipped)
+    partial: frozenset[OperatorId] = frozenset()
+    if shares:
+        kept = compiled_report(model, samples, _ASKED)
+        partial = whole & {OperatorId(op.layer, op.kind) for op in kept.operators if op.skipped}
     try:
-        geometry = Geometry.from_config(model) if whole else None
+        of = None if any(counted[op].remaining for op in whole) else Geometry.from_config(model)
     except OpSkipError:
-        geometry = None
-    if geometry is None:
-        if len(known) < len(counted):
-            raise OpSkipError("model: the FLOPs of its operators are not known, neither by its config nor by its graph")
-        full = {op: float(entry.flops_before or 0) for op, entry in known.items()}
-        left = {op: float(entry.flops_after or 0) for op, entry in known.items()}
-        return FlopsCosts(full, left), candidates
-    full, left = {}, {}
-    for op in all_operators(geometry.num_layers):
+        of = None
+    if of is not None:
+        prompts = [prompt for item in samples.items for prompt in item.rows]
+        return _by_formula(of, prompts, whole, partial, samples.rows)
+    known = {op: entry for op, entry in counted.items() if entry.flops_before and entry.flops_after is not None}
+    if len(known) < len(counted):
+        raise OpSkipError("model: the FLOPs of its operators are not known, neither by its config nor by its graph")
+    full = {op: float(entry.flops_before or 0) for op, entry in known.items()}
+    after = {op: float(entry.flops_after or 0) for op, entry in known.items()}
 
-        def flops(updated: Callable[[PromptRows], int], of: Geometry = geometry, kind: str = op.kind) -> float:
-            return statistics.fmean(
-                of.attention(updated(p), p.all) if kind == "attention" else of.ffn(updated(p)) for p in prompts
-            )
+    def left(op: OperatorId, rows: LeftOut) -> float:
+        return after[op] + rows.keep * (full[op] - after[op])
 
-        full[op] = flops(lambda p: p.all)
-        left[op] = flops(lambda p: p.kept(left_out)) if op in candidates else full[op]
-    return FlopsCosts(full, left), candidates
+    return FlopsCosts(full, left, lambda skipped: 0.0, whole, partial, samples.rows)
 
 
-def latency_table(
-    model: nn.Module,
-    batch: Batch,
-    candidates: Skipped,
-    rows: Rows = "visual",
-    lower: str = "inductor",
-    rounds: int = 5,
-    step: Step = lambda what, done, total: None,
-) -> dict[str, float]:
-    """Milliseconds of the compiled decoder on one batch with all its layers in each of the four states.
+def _by_formula(
+    of: Geometry,
+    prompts: Sequence[PromptRows],
+    whole: frozenset[OperatorId],
+    partial: frozenset[OperatorId],
+    rows: Rows,
+) -> FlopsCosts:
+    @cache
+    def flops(kind: str, left_out: LeftOut | None) -> float:
+        updated = [(p.all if left_out is None else p.kept(left_out), p.all) for p in prompts]
+        return statistics.fmean(of.attention(q, n) if kind == "attention" else of.ffn(q) for q, n in updated)
 
-    The states are timed in turn; each figure is the median of the rounds.
-    """
-    replay = Replay(model, batch, rows)
-    runs: dict[str, Callable[[], Any]] = {}
-    for state, kinds in {"full": (), **SKIPS}.items():
-        step(f"compiling: every layer {state}", len(runs), 1 + len(SKIPS))
-        skipped = frozenset(op for op in candidates if op.kind in kinds)
-        runs[state] = _compiled(replay, skipped, rows, lower)
-        for _ in range(2):  # the first call compiles, the next is no measure yet
-            _timed(runs[state])
-    seconds: dict[str, list[float]] = {state: [] for state in runs}
-    for done in range(rounds):
-        step("timing the decoder", done, rounds)
-        for state, run in runs.items():
-            seconds[state].append(_timed(run))
-    return {state: statistics.median(times) * 1e3 for state, times in seconds.items()}
+    @cache
+    def scores(skipped: bool) -> float:
+        return statistics.fmean(of.scores(min(p.all - p.visual, PROBES), p.all, queries=skipped) for p in prompts)
 
-
-def _compiled(replay: Replay, skipped: Skipped, rows: Rows, lower: str) -> Callable[[], Any]:
-    decoder, args, named = replay.decoder_call()
-    visual = replay.batch.visual
-
-    def call(hidden: Tensor, **more: Any) -> Any:
-        return decoder(*args, **{**more, "inputs_embeds": mark_visual(hidden, visual)})
-
-    options: Any = {"schedule": as_schedule(skipped, rows), "lower": lower}
-    compiled = torch.compile(_compat.with_own_code(call), backend="opskip", options=options)
-    hidden = named.pop("inputs_embeds")
-    return lambda: compiled(hidden, **named)
-
-
-def _timed(run: Callable[[], Any]) -> float:
-    """Seconds of one call."""
-    on_gpu = torch.cuda.is_available()
-    with torch.no_grad():
-        if on_gpu:
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        if on_gpu:
-            torch.cuda.synchronize()
-    return time.perf_counter() - start
+    full = {op: flops(op.kind, None) for op in all_operators(of.num_layers)}
+    return FlopsCosts(full, lambda op, left_out: flops(op.kind, left_out), scores, whole, partial, rows)

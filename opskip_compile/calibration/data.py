@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opskip_compile.calibration.budget import amount
-from opskip_compile.calibration.operator_sets import Skipped, as_schedule, spec_text
+from opskip_compile.calibration.operator_sets import OperatorId, Skipped, as_schedule, kept_shares, spec_text
 from opskip_compile.calibration.scores import Scores
 from opskip_compile.schedule.left_out import Rows
 from opskip_compile.schedule.schedule import Schedule
@@ -41,7 +41,7 @@ class Choice:
     """A usable schedule with what it saves and what it does.
 
     Attributes:
-        skipped: the operators.
+        skipped: the operators, by steps down to the share that each of them keeps.
         schedule: the same as a `Schedule`.
         cut: share of the prefill FLOPs that it saves.
         cost: in the unit of the budget.
@@ -54,6 +54,11 @@ class Choice:
     cost: float
     calibration: Quality | None
     heldout: Quality | None
+
+    @property
+    def kept(self) -> dict[OperatorId, float]:
+        """The skipped operators, and the share of their visual rows that each still updates."""
+        return kept_shares(self.skipped)
 
     @property
     def judged(self) -> Quality | None:
@@ -119,9 +124,10 @@ class CalibrationData:
         scores: what leaving each operator out is expected to cost, before the search.
         front: Pareto front of cut against divergence on the calibration samples, the smallest cut first; every point
             is a usable schedule.
-        controls: by name, choices made in other ways: by whole layers, at random, the last layers.
+        controls: by name, choices made in other ways: without shares, by whole layers, at random, the last layers.
         stability: None with fewer than four items.
         full: operators that the compiler leaves full.
+        without_shares: operators that the compiler can skip, but not but for a share; none if no shares were tried.
         num_layers: of the decoder.
         unit, dense_cost: what costs are measured in, and the cost of the dense model.
         about: the settings and what the numbers depend on, as in the schedule's provenance.
@@ -134,6 +140,7 @@ class CalibrationData:
     controls: Mapping[str, tuple[Choice, ...]]
     stability: Stability | None
     full: tuple[str, ...]
+    without_shares: tuple[str, ...]
     num_layers: int
     unit: str
     dense_cost: float
@@ -158,6 +165,7 @@ class CalibrationData:
             "controls": {name: [c.to_dict() for c in choices] for name, choices in self.controls.items()},
             "stability": None if self.stability is None else self.stability.to_dict(),
             "left_full_by_the_compiler": list(self.full),
+            "without_shares": list(self.without_shares),
             "num_layers": self.num_layers,
             "about": dict(self.about),
             "spent": self.spent.to_dict(),
@@ -181,6 +189,8 @@ class CalibrationData:
             lines.append(f"halves of the samples: {self.stability.overlap:.0%} of the operators in both")
         if self.full:
             lines.append(f"left full by the compiler: {', '.join(self.full)}")
+        if self.without_shares:
+            lines.append(f"the compiler can keep no share of: {', '.join(self.without_shares)}")
         lines.append(
             f"took {self.spent.seconds:.0f} s, {amount(self.spent.flops, 'FLOPs')} "
             f"({self.spent.dense_prefills:.0f} dense prefills a sample)"

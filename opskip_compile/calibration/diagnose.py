@@ -18,7 +18,7 @@ from torch import nn
 from opskip_compile.calibration.divergence_meter import KEPT_BYTES, DivergenceMeter
 from opskip_compile.calibration.effects import PARTS, SILENT, Effect, LayerEffect
 from opskip_compile.calibration.journal import Journal
-from opskip_compile.calibration.operator_sets import OperatorId, Skipped
+from opskip_compile.calibration.operator_sets import Skipped, skipping
 from opskip_compile.calibration.plots import diagnosis_figure
 from opskip_compile.calibration.preparation import SampleSource, as_samples, dense
 from opskip_compile.calibration.scores import update_sizes
@@ -107,9 +107,7 @@ def diagnose(
         items = range(len(checked.items))
         sizes = update_sizes(meter, items)
         sets = [
-            frozenset(OperatorId(layer, kind) for kind in kinds)
-            for layer in range(meter.num_layers)
-            for kinds in PARTS.values()
+            skipping((layer, kind) for kind in kinds) for layer in range(meter.num_layers) for kinds in PARTS.values()
         ]
         return Diagnosis(
             f"{type(model).__name__}: visual updates and the answer", checked.count, _rows(meter, items, sets, sizes)
@@ -125,7 +123,7 @@ def _rows(
     for layer, size in enumerate(sizes):
         effects = {}
         for part, kinds in PARTS.items():
-            alone = measured[frozenset(OperatorId(layer, kind) for kind in kinds)]
+            alone = measured[skipping((layer, kind) for kind in kinds)]
             effects[part] = Effect(size[part], alone.mean, statistics.fmean(alone.turned))
         by_layer.append(effects)
     largest = max(effects["layer"].divergence for effects in by_layer)

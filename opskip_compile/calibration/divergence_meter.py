@@ -71,6 +71,7 @@ class DivergenceMeter:
         step: called with what is done now, items done, items in all.
         kept_bytes: memory for recorded batches; the dense forward of a batch that does not fit is run again for each
             pass over the samples.
+        scored: sets may hold operators that keep a share of their rows.
     """
 
     def __init__(
@@ -80,8 +81,9 @@ class DivergenceMeter:
         journal: Journal,
         step: Step = lambda what, done, total: None,
         kept_bytes: int = KEPT_BYTES,
+        scored: bool = False,
     ) -> None:
-        self.model, self.samples, self.step = model, samples, step
+        self.model, self.samples, self.step, self.scored = model, samples, step, scored
         self.num_layers = len(decoder_layers(model))
         self.doing = "measuring"
         self.reuse: bool | None = None
@@ -141,7 +143,7 @@ class DivergenceMeter:
         if i in self._replays:
             return self._replays[i]
         batch = self.samples.batch(i)
-        replay = Replay(self.model, batch, self.samples.rows, reuse=self.reuse is not False)
+        replay = Replay(self.model, batch, self.samples.rows, reuse=self.reuse is not False, scored=self.scored)
         if self.reuse is None:
             self.reuse = replay.reuse = replay.reproduces()
         self.layer_runs += replay.layer_runs

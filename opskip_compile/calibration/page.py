@@ -89,12 +89,14 @@ def _divergence(quality: Quality | None) -> str:
 
 def _scores(result: CalibrationData) -> str:
     rows = []
+    kept = result.chosen.kept
     for layer in range(result.num_layers):
         cells = [f"<td>{layer}</td>"]
         for kind in OPERATORS:
             op = OperatorId(layer, kind)
-            mark = ' class="skip"' if op in result.chosen.skipped else ""
-            cells.append(f"<td{mark}>{result.scores.values[op]:.3g} ± {result.scores.errors[op]:.1g}</td>")
+            mark = ' class="skip"' if op in kept else ""
+            share = f", keeps {kept[op]:.0%}" if kept.get(op) else ""
+            cells.append(f"<td{mark}>{result.scores.values[op]:.3g} ± {result.scores.errors[op]:.1g}{share}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th>{name}</th>" for name in ("layer", "attention", "FFN"))
     return f"<p>Shaded: skipped.</p><table><tr>{head}</tr>{''.join(rows)}</table>"

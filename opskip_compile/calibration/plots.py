@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _OURS, _EFFECT, _SIZE = "#0072B2", "#D55E00", "#009E73"
-_CONTROLS = {"whole layers": ("#D55E00", "s", "--"), "late": ("#CC79A7", "^", ":"), "random": ("0.55", "x", "")}
+_CONTROLS = {
+    "without shares": ("#E69F00", "D", "-."),
+    "whole layers": ("#D55E00", "s", "--"),
+    "late": ("#CC79A7", "^", ":"),
+    "random": ("0.55", "x", ""),
+}
 _NOTHING = 1e-12  # nats: what is below it is drawn there
 
 
@@ -45,9 +50,10 @@ def _draw_scores(drawing: Figure, axes: Axes, result: CalibrationData) -> None:
     least = min(above, default=1.0) / 10  # what is nothing at all is drawn one step below the smallest score
     shown = [[math.log10(max(value, least)) for value in row] for row in values]
     image = axes.imshow(shown, aspect="auto", cmap="cividis", interpolation="nearest")
-    for op in result.chosen.skipped:
-        corner = (op.layer - 0.5, OPERATORS.index(op.kind) - 0.5)
-        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#D55E00", lw=2.2, clip_on=False))
+    kept = result.chosen.kept
+    for op, share in kept.items():  # the lower part of a frame that keeps a share is filled by it
+        corner = (op.layer - 0.5, OPERATORS.index(op.kind) + 0.5 - (share or 1.0))
+        axes.add_patch(Rectangle(corner, 1, share or 1.0, fill=False, edgecolor="#D55E00", lw=2.2, clip_on=False))
     axes.set_yticks(range(len(OPERATORS)), ["attention", "FFN"])
     stride = max(1, result.num_layers // 24)
     axes.set_xticks(range(0, result.num_layers, stride))

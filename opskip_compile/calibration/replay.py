@@ -2,7 +2,8 @@
 
 The dense forward is recorded once: how the decoder is called, what each layer returns, and what the model makes of it.
 To try another set, the decoder runs again with its layers before the first difference replaced by what was recorded;
-its own code between the layers runs as it is. What skipping means is the oracle's definition, and nothing else.
+its own code between the layers runs as it is. What skipping means is the oracle's definition, and nothing else; where
+operators keep a share of their rows, the scores that say which are recorded with the layers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from opskip_compile.attachment.decoder import decoder_of, modules_around
 from opskip_compile.calibration.batches import Batch, left_out
 from opskip_compile.calibration.operator_sets import NOTHING, Skipped, as_schedule, first_difference
+from opskip_compile.calibration.row_scores import RowScores
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.oracle import decoder_layers, oracle
 from opskip_compile.schedule.left_out import Rows
@@ -54,9 +56,12 @@ class Replay:
         batch: on the model's device.
         rows: the row set that a skipped operator leaves out.
         reuse: replace layers by what was recorded. `reproduces` says whether the model allows it.
+        scored: sets may hold operators that keep a share of their rows.
     """
 
-    def __init__(self, model: nn.Module, batch: Batch, rows: Rows = "visual", reuse: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, batch: Batch, rows: Rows = "visual", reuse: bool = True, scored: bool = False
+    ) -> None:
         self.model, self.batch, self.rows, self.reuse = model, batch, rows, reuse
         self.layers = decoder_layers(model)
         self.left_out = left_out(batch.visual, rows)
@@ -68,6 +73,8 @@ class Replay:
         self.layer_runs = 0  # layers that were computed, times the elements of the batch
         self._base: Skipped = NOTHING
         self._outputs: list[Any] = []
+        self._watch = RowScores(batch.visual, batch.prompt) if scored else None
+        self._scores: list[Tensor] = []  # after each layer of the base
         self._inputs = dict(batch.inputs)
         self._keep = self._inputs["input_ids"].shape[1]
         if "logits_to_keep" in inspect.signature(model.forward).parameters:
@@ -84,13 +91,13 @@ class Replay:
     @property
     def bytes(self) -> int:
         """Memory that the recorded values take."""
-        held = [*_tensors(self._outputs), *_tensors(self._call), *_tensors(self._inputs)]
+        held = [*_tensors([self._outputs, self._scores]), *_tensors(self._call), *_tensors(self._inputs)]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values())
 
     def outcome(self, skipped: Skipped) -> AnswerOutputs:
         """The answer rows with these operators skipped."""
         start = first_difference(skipped, self._base, len(self.layers)) if self.reuse else 0
-        return self.run(start, lambda: self._skipping(skipped))
+        return self.run(start, lambda: self._skipping(skipped, start))
 
     def move(self, skipped: Skipped) -> None:
         """Record this set's layers: the sets that come next differ little from it."""
@@ -99,8 +106,9 @@ class Replay:
             return
         recorded: list[Any] = []
         with self._recorded(recorded):
-            self.run(start, lambda: self._skipping(skipped))
+            self.run(start, lambda: self._skipping(skipped, start, scored=True))
         self._base, self._outputs = skipped, [*self._outputs[:start], *recorded[start:]]
+        self._keep_scores()
 
     def reproduces(self) -> bool:
         """True if starting in the middle gives exactly the dense result: code of a model may depend on more than what
@@ -155,8 +163,17 @@ class Replay:
             raise OpSkipError(f"model: {type(self.model).__name__} has no decoder that is called with inputs_embeds")
         return self._decoder, args, dict(named)
 
-    def _skipping(self, skipped: Skipped) -> AbstractContextManager[Any]:
-        return oracle(self.model, as_schedule(skipped, self.rows), self.batch.visual) if skipped else nullcontext()
+    def _skipping(self, skipped: Skipped, start: int = 0, *, scored: bool = False) -> AbstractContextManager[Any]:
+        """Hooks that skip from layer ``start`` on; with ``scored`` they see the attentions whoever asks for them."""
+        watch = self._watch if scored or any(step.keep for step in skipped) else None
+        if not skipped and watch is None:
+            return nullcontext()
+        if watch is not None:
+            watch.recall(self._scores[:start])
+        return oracle(self.model, as_schedule(skipped, self.rows), self.batch.visual, watch=watch)
+
+    def _keep_scores(self) -> None:
+        self._scores = [] if self._watch is None else self._watch.after
 
     def _record(self) -> AnswerOutputs:
         outputs: list[Any] = []
@@ -177,11 +194,12 @@ class Replay:
         reuse, self.reuse = self.reuse, False
         try:
             with self._recorded(outputs):
-                dense = self.run(0, nullcontext)
+                dense = self.run(0, lambda: self._skipping(NOTHING, scored=True))
         finally:
             self.reuse = reuse
             for handle in handles:
                 handle.remove()
+        self._keep_scores()
         self._outputs = outputs if reuse else outputs[-1:]
         return dense
 

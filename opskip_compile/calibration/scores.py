@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from opskip_compile.calibration.divergence_meter import DivergenceMeter, by_element
-from opskip_compile.calibration.operator_sets import OperatorId, all_operators
+from opskip_compile.calibration.operator_sets import (
+    NOTHING,
+    OperatorId,
+    Skipped,
+    Step,
+    all_operators,
+    kept_shares,
+    spec_text,
+)
 from opskip_compile.calibration.option_checks import check_choice
 from opskip_compile.calibration.replay import Replay, first_of
 from opskip_compile.calibration.update_gates import Points, derivatives, gate_points
@@ -38,6 +46,7 @@ class Scores:
         errors: by operator, the standard error of that mean.
         turned: for ``probe``, by operator: 1 - cosine of the residual streams behind the last layer at the answer rows,
             dense against it skipped alone.
+        kept: for ``probe``, by step with a share that is kept, what it costs alone.
         interaction: for ``fisher``, by pairs of operators: the divergence of a set is about the sum over all pairs in
             it, the pairs of an operator with itself included.
     """
@@ -47,12 +56,33 @@ class Scores:
     values: Mapping[OperatorId, float]
     errors: Mapping[OperatorId, float]
     turned: Mapping[OperatorId, float] = field(default_factory=dict)
+    kept: Mapping[Step, float] = field(default_factory=dict)
     interaction: Mapping[tuple[OperatorId, OperatorId], float] = field(default_factory=dict, repr=False)
 
     @property
     def in_nats(self) -> bool:
         """True if the values are divergences themselves."""
         return self.method in ("probe", "fisher")
+
+    def rise(self, unit: Skipped, here: Skipped = NOTHING) -> float:
+        """What a set is expected to cost more with ``unit`` joined to it.
+
+        A share that was not scored itself counts as a gate that is open by it: the score falls with the share, an
+        interaction with both shares.
+        """
+        before, after = _gates(unit & here, unit), _gates(unit, unit)
+        if not self.interaction:
+            return sum(self._alone(unit, op) - self._alone(unit & here, op) for op in after)
+        others = {op: gate for op, gate in _gates(here, here).items() if op not in after}
+        pairs = self.interaction
+        beside = sum((after[a] - before[a]) * gate * pairs[a, b] for a in after for b, gate in others.items())
+        inside = sum((after[a] * after[b] - before[a] * before[b]) * pairs[a, b] for a in after for b in after)
+        return inside + 2 * beside
+
+    def _alone(self, skipped: Skipped, op: OperatorId) -> float:
+        keep = min((step.keep for step in skipped if step.op == op), default=1.0)
+        known = self.kept.get(Step(*op, keep))
+        return self.values[op] * (1 - keep) if known is None else known
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -62,32 +92,42 @@ class Scores:
             "values": {op.name: value for op, value in self.values.items()},
             "errors": {op.name: value for op, value in self.errors.items()},
             "turned": {op.name: value for op, value in self.turned.items()},
+            "kept": {spec_text(frozenset({step})): value for step, value in self.kept.items()},
         }
 
 
-def probe(meter: DivergenceMeter, items: Sequence[int], seed: int) -> Scores:
-    """Mean KL(dense || skipped) over the answer rows, each operator skipped alone."""
-    every = all_operators(meter.num_layers)
+def _gates(skipped: Skipped, of: Skipped) -> dict[OperatorId, float]:
+    """How much of the visual update of each operator of ``of`` a set leaves out."""
+    gates = dict.fromkeys(sorted({step.op for step in of}), 0.0)
+    return gates | {op: 1 - keep for op, keep in kept_shares(skipped).items()}
+
+
+def probe(meter: DivergenceMeter, items: Sequence[int], seed: int, steps: Skipped = NOTHING) -> Scores:
+    """Mean KL(dense || skipped) over the answer rows, each operator skipped alone, and each share of ``steps``."""
+    every, shares = all_operators(meter.num_layers), sorted(step for step in steps if step.keep)
     meter.doing = "skipping each operator alone"
-    measurements = meter.measure([frozenset({op}) for op in every], items)
-    pairs = list(zip(every, measurements, strict=True))
+    alone = [frozenset({Step(*op)}) for op in every] + [frozenset({step}) for step in shares]
+    measurements = meter.measure(alone, items)
+    kept = {step: measured.mean for step, measured in zip(shares, measurements[len(every) :], strict=True)}
+    pairs = list(zip(every, measurements, strict=False))
     return Scores(
         "probe",
         "KL(dense || skipped), nats",
         MappingProxyType({op: measured.mean for op, measured in pairs}),
         MappingProxyType({op: measured.error for op, measured in pairs}),
         MappingProxyType({op: statistics.fmean(measured.turned) for op, measured in pairs}),
+        MappingProxyType(kept),
     )
 
 
-def first_order(meter: DivergenceMeter, items: Sequence[int], seed: int) -> Scores:
+def first_order(meter: DivergenceMeter, items: Sequence[int], seed: int, steps: Skipped = NOTHING) -> Scores:
     """Mean absolute derivative of the answer's negative log likelihood by the gate: the criterion of Op-Skip
     (arXiv 2606.31903) in this implementation."""
     firsts, _ = _derivatives(meter, items, seed)
     return _of(meter, "first_order", "|d NLL / d gate|, nats", [value.abs() for value in firsts])
 
 
-def fisher(meter: DivergenceMeter, items: Sequence[int], seed: int) -> Scores:
+def fisher(meter: DivergenceMeter, items: Sequence[int], seed: int, steps: Skipped = NOTHING) -> Scores:
     """Second order of KL(dense || gated) at its minimum, where the first vanishes: half the Fisher information of the
     gate. The same vectors give the interaction of any two operators."""
     _, vectors = _derivatives(meter, items, seed)
@@ -99,7 +139,7 @@ def fisher(meter: DivergenceMeter, items: Sequence[int], seed: int) -> Scores:
     return replace(scores, interaction=MappingProxyType(pairs))
 
 
-def update_norm(meter: DivergenceMeter, items: Sequence[int], seed: int) -> Scores:
+def update_norm(meter: DivergenceMeter, items: Sequence[int], seed: int, steps: Skipped = NOTHING) -> Scores:
     """Norm of an operator's update by that of the residual stream that it is added to, mean over visual rows."""
     norms = [each[..., : len(OPERATORS)] for each in _update_norms(meter, items)]
     return _of(meter, "update_norm", "|update| / |residual|", norms)
@@ -124,21 +164,25 @@ def _update_norms(meter: DivergenceMeter, items: Sequence[int]) -> list[Tensor]:
     return [torch.tensor(each, dtype=torch.float64) for each in meter.each("update norm", job, items)]
 
 
-METHODS: Mapping[str, Callable[[DivergenceMeter, Sequence[int], int], Scores]] = MappingProxyType(
+METHODS: Mapping[str, Callable[[DivergenceMeter, Sequence[int], int, Skipped], Scores]] = MappingProxyType(
     {"probe": probe, "first_order": first_order, "fisher": fisher, "update_norm": update_norm}
 )
 DRAWS = 8
 
 
-def score(method: str, meter: DivergenceMeter, items: Sequence[int], seed: int) -> Scores:
-    """The scores of all operators by one of `METHODS`, on some items; ``seed`` is that of random directions.
+def score(method: str, meter: DivergenceMeter, items: Sequence[int], seed: int, steps: Skipped = NOTHING) -> Scores:
+    """The scores of all operators by one of `METHODS`, on some items.
+
+    Args:
+        seed: of random directions.
+        steps: with shares that are kept, which ``probe`` scores as well.
 
     Raises:
         OptionError: there is no such method.
         OpSkipError: see `gate_points`.
     """
     check_choice("method", method, METHODS)
-    return METHODS[method](meter, items, seed)
+    return METHODS[method](meter, items, seed, steps)
 
 
 def _derivatives(meter: DivergenceMeter, items: Sequence[int], seed: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -17,7 +17,16 @@ from opskip_compile.calibration.divergence_meter import DivergenceMeter, Measure
 from opskip_compile.calibration.operator_sets import Skipped, all_operators, as_schedule
 from opskip_compile.calibration.result import CalibrationResult
 from opskip_compile.calibration.scores import Scores, score
-from opskip_compile.calibration.search import Point, Search, at_random, cheapest, last_layers, pareto, units_of
+from opskip_compile.calibration.search import (
+    Point,
+    Search,
+    Unit,
+    at_random,
+    cheapest,
+    last_layers,
+    pareto,
+    units_of,
+)
 from opskip_compile.errors import OpSkipError
 from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.schedule import Schedule
@@ -35,7 +44,7 @@ class Stages:
         config: how to calibrate.
         flops: of a prefill, by what is skipped.
         costs: of a prefill in the unit of the budget; the same as ``flops`` where that is FLOPs.
-        candidates: operators that the compiler can skip.
+        candidates: steps that the compiler can take.
         about: what the measurements depend on.
     """
 
@@ -56,8 +65,8 @@ class Stages:
     def run(self, started: float) -> CalibrationResult:
         """All stages. ``started`` is what `time.perf_counter` was when the calibration began."""
         config, meter = self.config, self.meter
-        scores = score(config.method, meter, self.inside, config.seed)
-        path, chosen = self._search(self.inside, scores, config.level, "growing the set")
+        scores = score(config.method, meter, self.inside, config.seed, self.candidates)
+        path, chosen = self._search(self.inside, scores, self._units(), "growing the set")
         controls = self._controls(scores, chosen) if config.controls else {}
         stability = self._stability() if config.stability and len(self.inside) >= 4 else None
         front = self._choices(pareto([*path, chosen], self.costs))
@@ -71,7 +80,8 @@ class Stages:
             front=front,
             controls=controls,
             stability=stability,
-            full=tuple(op.name for op in all_operators(self.num_layers) if op not in self.candidates),
+            full=tuple(op.name for op in all_operators(self.num_layers) if op not in self.flops.whole),
+            without_shares=tuple(op.name for op in sorted(self.flops.whole - self.flops.partial) if config.shares),
             num_layers=self.num_layers,
             unit=self.costs.unit,
             dense_cost=self.costs.dense,
@@ -79,10 +89,15 @@ class Stages:
             spent=Spent(time.perf_counter() - started, spent, spent / per_prompt / self.samples.count),
         )
 
-    def _search(self, items: Sequence[int], scores: Scores, level: str, doing: str) -> tuple[list[Point], Point]:
+    def _units(self, level: str | None = None, *, whole: bool = False) -> tuple[Unit, ...]:
+        return units_of(self.candidates, level or self.config.level, whole=whole)
+
+    def _search(
+        self, items: Sequence[int], scores: Scores, units: Sequence[Unit], doing: str
+    ) -> tuple[list[Point], Point]:
         """The path, and the point of it that the budget asks for, refined."""
         self.meter.doing = doing
-        search = self._searcher(items, scores, level)
+        search = self._searcher(items, scores, units)
         most, divergence = self.most, self.budget.divergence
         joint, whole = self.config.search == "joint", self.config.whole_front
 
@@ -93,21 +108,21 @@ class Stages:
                 return self.costs.of(point.skipped) <= most
             return divergence is not None and point.divergence >= divergence
 
-        path = search.grow(enough) if joint else search.measure(_thinned(search.by_scores(), self.costs, most))
+        ranked = search.by_depth() if self.config.search == "depth" else search.by_scores()
+        path = search.grow(enough) if joint else search.measure(_thinned(ranked, self.costs, most))
         if most is not None:
             chosen = next(point for point in path if self.costs.of(point.skipped) <= most)
             if not joint:
                 return path, chosen
-            ranked = cheapest(search.by_scores(), self.costs, most)
-            others = search.measure([] if ranked is None else [ranked])
+            by_scores = cheapest(ranked, self.costs, most)
+            others = search.measure([] if by_scores is None else [by_scores])
             return path, search.refine([chosen, *others], most)
         assert divergence is not None
         below = [point for point in path if point.divergence < divergence]
         chosen = min(below, key=lambda point: (self.costs.of(point.skipped), point.divergence))
         return path, search.fill(chosen, divergence) if joint else chosen
 
-    def _searcher(self, items: Sequence[int], scores: Scores, level: str) -> Search:
-        units = units_of(self.candidates, level)
+    def _searcher(self, items: Sequence[int], scores: Scores, units: Sequence[Unit]) -> Search:
         dtype = next(self.model.parameters()).dtype
         return Search(
             self.meter,
@@ -124,19 +139,22 @@ class Stages:
         """Other ways to cut as much as was chosen."""
         most = self.costs.of(chosen.skipped)
         controls: dict[str, tuple[Choice, ...]] = {}
+        others: dict[str, Sequence[Unit]] = {}
+        if any(step.keep for step in self.candidates):
+            others["without shares"] = self._units(whole=True)
         if self.config.level == "operator":
-            path, point = self._search(self.inside, scores, "layer", "control: whole layers")
-            controls["whole layers"] = self._choices(pareto([*path, point], self.costs))
+            others["whole layers"] = self._units("layer", whole=True)
+        for name, units in others.items():
+            path, point = self._search(self.inside, scores, units, f"control: {name}")
+            controls[name] = self._choices(pareto([*path, point], self.costs))
         self.meter.doing = "control: random sets"
-        units = units_of(self.candidates, self.config.level)
+        units = self._units(whole=True)
         drawn = [cheapest(at_random(units, seed), self.costs, most) for seed in range(RANDOM_SEEDS)]
         controls["random"] = self._judged([skipped for skipped in drawn if skipped is not None])
         self.meter.doing = "control: the last layers"
         late = last_layers(self.candidates)
         reached = cheapest(late, self.costs, most)
-        controls["late"] = self._judged(
-            [skipped for skipped in late if reached is None or len(skipped) <= len(reached)][1:]
-        )
+        controls["late"] = self._judged([skipped for skipped in late if reached is None or skipped <= reached][1:])
         return controls
 
     def _judged(self, sets: Sequence[Skipped]) -> tuple[Choice, ...]:
@@ -164,14 +182,15 @@ class Stages:
 
     def _stability(self) -> Stability:
         halves = (self.inside[::2], self.inside[1::2])
-        scores = [score(self.config.method, self.meter, half, self.config.seed) for half in halves]
+        method, seed = self.config.method, self.config.seed
+        scores = [score(method, self.meter, half, seed, self.candidates) for half in halves]
         chosen = []
         for half, half_scores in zip(halves, scores, strict=True):
-            _, point = self._search(half, half_scores, self.config.level, "searching on half of the samples")
+            _, point = self._search(half, half_scores, self._units(), "searching on half of the samples")
             chosen.append(point.skipped)
         first, second = chosen
         either = len(first | second)
-        every = sorted(self.candidates)
+        every = sorted(self.flops.whole)
         values = [[half_scores.values[op] for op in every] for half_scores in scores]
         return Stability(first, second, len(first & second) / either if either else 1.0, _rank_correlation(*values))
 
@@ -188,6 +207,7 @@ class Stages:
             **{
                 name: getattr(self.config, name) for name in ("method", "level", "search", "seed", "holdout", "refresh")
             },
+            "shares": list(self.config.shares),
             "samples": sum(len(self.samples.items[i].names) for i in self.inside),
             "visual_rows": round(statistics.fmean(r.visual for r in rows), 2),
             "text_rows": round(statistics.fmean(r.all - r.visual for r in rows), 2),

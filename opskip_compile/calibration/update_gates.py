@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opskip_compile.calibration.operator_sets import OperatorId, as_schedule
+from opskip_compile.calibration.operator_sets import OperatorId, as_schedule, skipping
 from opskip_compile.calibration.replay import Replay, first_of, widened, with_first
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.oracle import branch_modules, oracle
@@ -106,12 +106,12 @@ def _scales(
             return first_of(layer.forward(*args, **named))[rows].double()
 
     def skipped(*kinds: str) -> Tensor:
-        schedule = as_schedule({OperatorId(0, name) for name in kinds}, replay.rows)
+        schedule = as_schedule(skipping((0, name) for name in kinds), replay.rows)
         with oracle(_Holder(layer), schedule, visual):
             return first_of(layer.forward(*args, **named))[rows].double()
 
     if kind == 0:  # beside a skipped FFN, so that nothing comes behind it; other gates are not known yet
-        with oracle(_Holder(layer), as_schedule({OperatorId(0, "ffn")}, replay.rows), visual):
+        with oracle(_Holder(layer), as_schedule(skipping([(0, "ffn")]), replay.rows), visual):
             full, half, none = run(1), run(0.5), run(0)
         wanted = skipped(*OPERATORS)
     else:

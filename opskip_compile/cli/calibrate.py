@@ -25,6 +25,9 @@ def calibrate(
         "joint"
     ),
     rows: RowSet = "visual",
+    shares: Annotated[
+        str, typer.Option(help="Shares of its visual rows that an operator may keep: 0.1,0.25,0.5, or none.")
+    ] = "0.1,0.25,0.5",
     holdout: Annotated[float, typer.Option(help="Share of the samples to judge the result by.")] = 0.25,
     seed: Annotated[int, typer.Option(help="Of the split and of random controls.")] = 0,
     batch: Batch = 1,
@@ -61,6 +64,7 @@ def calibrate(
         level=level,
         search=search,
         rows=row_set,
+        shares=_shares(shares),
         holdout=holdout,
         seed=seed,
         batch=batch,
@@ -99,3 +103,15 @@ def calibrate(
         print(result)
     for written in filter(None, (out, plot, html, report)):
         note(f"wrote {written}")
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    """``0.1,0.25``, or ``none``."""
+    from opskip_compile.errors import OptionError
+
+    if text == "none":
+        return ()
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise OptionError(f"shares: expected numbers with commas between them, or none, got {text!r}") from None

@@ -32,7 +32,9 @@ def evaluate(
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="operators, layers, shortv, fastv, vtw, random or late. All that can be if not given."),
+        typer.Option(
+            help="One of those that docs/evaluation.md lists, such as operators+keep; all that can be if not given."
+        ),
     ] = None,
     cut: Annotated[list[float] | None, typer.Option(help="Share of the prefill FLOPs that methods save.")] = None,
     rows: RowSet = "visual",

@@ -7,6 +7,7 @@ that left are still computed, but no row that stays reads them.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +33,8 @@ def dropping_tokens(model: nn.Module, dropping: Dropping) -> Iterator[nn.Module]
     """Run ``model`` with visual rows leaving, as `Dropping` says, until the block ends.
 
     Where a share of them stays, these are the rows that the last row of the prompt attends to most in the layer before
-    they leave, the mean over its heads (FastV, arXiv 2403.06764).
+    they leave, the mean over its heads (FastV, arXiv 2403.06764). Where rows leave before the first layer, these are
+    drawn at random, for each prompt anew, or those whose embeddings are least alike (see `diverse`).
 
     Args:
         model: of transformers, not compiled, with the attention interface that all of its newer models have.
@@ -45,21 +47,28 @@ def dropping_tokens(model: nn.Module, dropping: Dropping) -> Iterator[nn.Module]
     if decoder is None or not hasattr(decoder, "set_attn_implementation"):
         raise OpSkipError(f"dropping: {type(model).__name__} has no text decoder whose attention can be replaced")
     layers = decoder_layers(model)
-    if dropping.share < 1 and not 0 < dropping.layer < len(layers):
+    if dropping.share < 1 and dropping.by == "attention" and not 0 < dropping.layer < len(layers):
         raise OpSkipError(f"dropping: rows are chosen by the layer before layer {dropping.layer}, and there is none")
     state, tokens = _Drop(dropping), visual_tokens(model)
 
     def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         ids = named.get("input_ids", args[0] if args else None)
         if isinstance(ids, Tensor) and ids.shape[1] > 1:
-            state.start(token_mask(ids, tokens))
+            state.start(token_mask(ids, tokens), ids)
+
+    def entering(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        embedded = named.get("inputs_embeds")
+        if state.gone is None and isinstance(embedded, Tensor) and embedded.shape[1] > 1:
+            state.enter(embedded)
 
     from transformers import AttentionInterface, AttentionMaskInterface
 
     usual = attention_implementation(decoder.config)
     AttentionInterface.register(_NAME, _attend)
     AttentionMaskInterface.register(_NAME, AttentionMaskInterface()["sdpa"])
-    handle = model.register_forward_pre_hook(before, with_kwargs=True)
+    handles = [model.register_forward_pre_hook(before, with_kwargs=True)]
+    if dropping.by != "attention":
+        handles.append(decoder.register_forward_pre_hook(entering, with_kwargs=True))
     for i, layer in enumerate(layers):
         for part in branch_modules(layer, "attention"):
             _ACTIVE[part] = (state, i)
@@ -70,7 +79,8 @@ def dropping_tokens(model: nn.Module, dropping: Dropping) -> Iterator[nn.Module]
         yield model
     finally:
         decoder.set_attn_implementation(usual)  # type: ignore[operator]
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         for layer in layers:
             for part in branch_modules(layer, "attention"):
                 _ACTIVE.pop(part, None)
@@ -83,10 +93,27 @@ class _Drop:
         self.dropping = dropping
         self.visual: Tensor | None = None  # bool (batch, sequence)
         self.gone: Tensor | None = None
+        self._ids = torch.empty(0)
 
-    def start(self, visual: Tensor | None) -> None:
-        """A new prompt."""
+    def start(self, visual: Tensor | None, ids: Tensor) -> None:
+        """A new prompt, of these token ids."""
         self.visual, self.gone = visual, visual if self.dropping.share == 1 else None
+        self._ids = ids
+
+    def enter(self, embedded: Tensor) -> None:
+        """Its embeddings, ``(batch, sequence, width)``, are about to enter the decoder."""
+        if self.visual is None:
+            return
+        self.gone = self.visual.clone()
+        for leaving, ids, rows in zip(self.gone, self._ids, embedded, strict=True):
+            places = leaving.nonzero().flatten()
+            kept = self.dropping.kept(len(places))
+            if self.dropping.by == "diverse":
+                chosen = diverse(rows[places], kept)
+            else:
+                seed = zlib.crc32(ids.cpu().numpy().tobytes()) + self.dropping.seed
+                chosen = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:kept]
+            leaving[places[chosen.to(places.device)]] = False
 
     def masked(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Any:
         """The mask of one layer, ``(batch or 1, 1, query rows, key rows)`` or None, without the rows that left."""
@@ -111,6 +138,29 @@ class _Drop:
             places = visual.nonzero().flatten()
             leaving[places[scores[places].topk(self.dropping.kept(len(places))).indices]] = False
         return gone
+
+
+def diverse(rows: Tensor, count: int) -> Tensor:
+    """Rows that are least alike: each next one is the farthest from those chosen, by cosine distance, and the first is
+    the farthest from all. The max-min diversity of DivPrune (arXiv 2503.02175) in this implementation.
+
+    Args:
+        rows: ``(rows, width)``.
+        count: how many, at most all.
+
+    Returns:
+        int64 ``(count,)``, in the order of choice.
+    """
+    unit = torch.nn.functional.normalize(rows.float(), dim=-1)
+    distance = (1 - unit @ unit.T).fill_diagonal_(torch.inf)
+    nearest = distance.amin(1)
+    chosen: list[int] = []
+    for _ in range(count):
+        farthest = int(nearest.argmax())
+        nearest = torch.minimum(nearest, distance[farthest]) if chosen else distance[farthest].clone()
+        chosen.append(farthest)
+        nearest[chosen] = -torch.inf
+    return torch.tensor(chosen, dtype=torch.int64, device=rows.device)
 
 
 def _attention_of_last(query: Tensor, key: Tensor, mask: Tensor, scaling: float | None) -> Tensor:

@@ -39,7 +39,6 @@ from opskip_compile.models.oracle import decoder_layers
 from opskip_compile.models.prompts import Encoder
 from opskip_compile.output.progress import Step
 from opskip_compile.schedule.geometry import Geometry
-from opskip_compile.schedule.left_out import ROWS
 from opskip_compile.schedule.schedule import Schedule
 
 QuestionSource = str | os.PathLike[str] | Sequence[Line] | Sequence[str | os.PathLike[str]]
@@ -133,7 +132,7 @@ def _calibrator(
     """What gives the schedule of a method of `CALIBRATED` for a cut; all of them share their measurements."""
 
     def calibrated(method: str, cut: float) -> Schedule:
-        level, search = CALIBRATED[method]
+        level, search, shares = CALIBRATED[method]
         samples = FileSamples(
             model, lines, encoder, config.rows, config.answer_tokens, config.batch, config.calibration_limit
         )
@@ -142,6 +141,7 @@ def _calibrator(
             level=level,
             search=search,
             rows=config.rows,
+            shares=shares,
             holdout=0.0,
             seed=config.seed,
             controls=False,
@@ -160,16 +160,13 @@ def _calibrator(
 
 def _setup(model: nn.Module, questions: FileSamples, step: Step) -> EvaluationSetup:
     step("asking the compiler", 0, 0)
-    report = costing.compiled_report(model, questions)
-    costs_of = {rows: costing.flops_costs(model, questions, report, rows) for rows in ROWS}
+    costs = costing.flops_costs(model, questions, shares=True)
     try:
         geometry = Geometry.from_config(model)
     except OpSkipError:
         geometry = None
     prompts = [prompt for item in questions.items for prompt in item.rows]
-    _, candidates = costs_of[questions.rows]
-    costs = {rows: flops for rows, (flops, _) in costs_of.items()}
-    return EvaluationSetup(costs, candidates, prompts, geometry, len(decoder_layers(model)), questions.rows)
+    return EvaluationSetup(costs, prompts, geometry, len(decoder_layers(model)), questions.rows)
 
 
 def _answers(

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
+from opskip_compile.calibration.config import SHARES
+
 DENSE = "dense"
-# Level and search of `calibrate` that make each of them. ShortV (arXiv 2504.00502) ranks layers by the KL of the output
-# when the visual rows of one layer are frozen, each layer by itself.
-CALIBRATED = {"operators": ("operator", "joint"), "layers": ("layer", "joint"), "shortv": ("layer", "scores")}
-UNCALIBRATED = ("fastv", "vtw", "random", "late")
+# Level, search and shares of `calibrate` that make each of them. ShortV (arXiv 2504.00502) ranks layers by the KL of
+# the output when the visual rows of one layer are frozen, each layer by itself. DOP (arXiv 2507.02909) adds up the KL
+# of modules skipped alone, and skips each kind of module from some depth on.
+CALIBRATED: Mapping[str, tuple[str, str, tuple[float, ...]]] = {
+    "operators+keep": ("operator", "joint", SHARES),
+    "operators": ("operator", "joint", ()),
+    "dop": ("operator", "depth", ()),
+    "layers": ("layer", "joint", ()),
+    "shortv": ("layer", "scores", ()),
+}
+UNCALIBRATED = ("fastv", "vtw", "random-tokens", "divprune", "random", "late")
 METHODS = (*CALIBRATED, *UNCALIBRATED)
 FASTV_LAYER = 2  # of the published setting: rows leave before layer 2 (arXiv 2403.06764)
+# Where rows leave and which of them stay. VTW's layer depends on the cut.
+DROPPING: Mapping[str, tuple[int, Literal["attention", "random", "diverse"]]] = {
+    "fastv": (FASTV_LAYER, "attention"),
+    "vtw": (0, "attention"),
+    "random-tokens": (0, "random"),
+    "divprune": (0, "diverse"),
+}

@@ -21,11 +21,15 @@ class _MethodStyle(NamedTuple):
 
 
 _STYLES = {
-    "operators": _MethodStyle("operators, calibrated", "#0072B2", "o", "-"),
+    "operators+keep": _MethodStyle("operators with critical rows, calibrated", "#0072B2", "o", "-"),
+    "operators": _MethodStyle("operators, calibrated", "#0072B2", "h", ":"),
+    "dop": _MethodStyle("operators from a depth on, DOP-like", "#F0E442", "p", "--"),
     "layers": _MethodStyle("whole layers, calibrated", "#D55E00", "s", "--"),
     "shortv": _MethodStyle("whole layers by ShortV's score", "#E69F00", "D", "--"),
     "fastv": _MethodStyle("token dropping, FastV-like", "#009E73", "v", "-."),
     "vtw": _MethodStyle("token dropping, VTW-like", "#56B4E9", "P", "-."),
+    "divprune": _MethodStyle("token pruning before the decoder, DivPrune-like", "#009E73", "<", ":"),
+    "random-tokens": _MethodStyle("random tokens", "0.3", "+", "-."),
     "late": _MethodStyle("last layers", "#CC79A7", "^", ":"),
     "random": _MethodStyle("random operators", "0.5", "x", ":"),
 }
@@ -50,7 +54,7 @@ def figure(result: EvaluationData) -> Figure:
 
 def _draw_retained(axes: Axes, result: EvaluationData) -> None:
     axes.axhline(100, color="0.35", lw=1)
-    ordered = {name: _STYLES[name] for name in reversed(_STYLES)}  # `operators` is drawn last, over the others
+    ordered = {name: _STYLES[name] for name in reversed(_STYLES)}  # the first is drawn last, over the others
     for name, style in ordered.items():
         outcomes = [o for o in result.outcomes if o.method == name and o.retained is not None]
         if outcomes:
@@ -93,7 +97,7 @@ def _line(axes: Axes, outcomes: Sequence[MethodOutcome], style: _MethodStyle) ->
         marker=style.marker,
         ls=style.line,
         ms=5,
-        lw=1.8 if style is _STYLES["operators"] else 1.3,
+        lw=1.8 if style is _STYLES["operators+keep"] else 1.3,
         elinewidth=0.8,
         capsize=2,
         label=style.label,

@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 
 from opskip_compile.calibration.batches import PromptRows
 from opskip_compile.calibration.costs import FlopsCosts
-from opskip_compile.calibration.operator_sets import OperatorId, Skipped, as_schedule
+from opskip_compile.calibration.operator_sets import all_operators, as_schedule
 from opskip_compile.calibration.search import at_random, cheapest, last_layers, units_of
 from opskip_compile.errors import OptionError
-from opskip_compile.evaluation.methods import CALIBRATED, DENSE, FASTV_LAYER
-from opskip_compile.schedule.flops import layers_scored
+from opskip_compile.evaluation.methods import CALIBRATED, DENSE, DROPPING, FASTV_LAYER
 from opskip_compile.schedule.geometry import Geometry
-from opskip_compile.schedule.left_out import PROBES, LeftOut, Rows
+from opskip_compile.schedule.left_out import Rows
 from opskip_compile.schedule.schedule import Schedule
 from opskip_compile.timing.dropping import Dropping
 
@@ -54,7 +53,8 @@ class EvaluationRun:
         if self.schedule is not None:
             return self.schedule.to_spec()
         assert self.dropping is not None
-        return f"{self.dropping.share!r} of the visual rows leave before layer {self.dropping.layer}"
+        text = f"{self.dropping.share!r} of the visual rows leave before layer {self.dropping.layer}"
+        return text if self.dropping.by == "attention" else f"{text}, {self.dropping.by} {self.dropping.seed}"
 
 
 @dataclass(frozen=True)
@@ -62,63 +62,45 @@ class EvaluationSetup:
     """What the runs share: the prompts and what operators cost in them.
 
     Attributes:
-        costs: of `flops_costs`, by the rows that a skipped operator leaves out.
-        candidates: operators that the compiler can skip.
+        costs: of `flops_costs`, with the operators that the compiler can skip.
         prompts: rows of each.
         geometry: of the decoder; None where the formula of FLOPs does not apply, and then no tokens can be dropped.
         rows: the row set of the methods' schedules.
     """
 
-    costs: Mapping[Rows, FlopsCosts]
-    candidates: Skipped
+    costs: FlopsCosts
     prompts: Sequence[PromptRows]
     geometry: Geometry | None
     num_layers: int
     rows: Rows
 
-    @property
-    def method_costs(self) -> FlopsCosts:
-        """With the row set of the methods' schedules."""
-        return self.costs[self.rows]
-
     def schedule_run(self, name: str, schedule: Schedule, asked: float | None = None) -> EvaluationRun:
-        """The run of a schedule; what the compiler leaves full saves nothing, and a keep share a share less.
-
-        The scores of keep shares are counted where the formula of FLOPs applies.
+        """The run of a schedule; what the compiler leaves full saves nothing.
 
         Raises:
             ScheduleError: it does not fit the number of layers.
         """
         states = schedule.resolve(self.num_layers)
-        left = dict(self.method_costs.full)
-        for op in self.candidates:
-            left_out: LeftOut | None = getattr(states[op.layer], op.kind)
-            if left_out is not None:
-                skipped = self.costs[left_out.rows].left[op]
-                left[op] = skipped + left_out.keep * (left[op] - skipped)
-        if self.geometry is not None:
-            for layer in range(layers_scored(states)):
-                asked_too = states[layer].attention is not None
-                left[OperatorId(layer, "attention")] += self._scores(self.geometry, queries=asked_too)
-        return EvaluationRun(name, asked, 1 - sum(left.values()) / self.method_costs.dense, schedule)
-
-    def _scores(self, of: Geometry, *, queries: bool) -> float:
-        """What one attention costs more where it is asked which rows are critical; see `Geometry.scores`."""
-        return statistics.fmean(of.scores(min(p.all - p.visual, PROBES), p.all, queries=queries) for p in self.prompts)
+        rows = {op: getattr(states[op.layer], op.kind) for op in all_operators(self.num_layers)}
+        left = self.costs.leaving_out({op: left_out for op, left_out in rows.items() if left_out is not None})
+        return EvaluationRun(name, asked, 1 - left / self.costs.dense, schedule)
 
     def uncalibrated_runs(self, method: str, asked: float, seeds: int) -> list[EvaluationRun]:
         """The runs of a method that needs no calibration; none where the method can't save so much."""
-        if method in ("fastv", "vtw"):
+        if method in DROPPING:
             dropping = self._dropping(method, asked)
             if dropping is None:
                 return []
-            return [EvaluationRun(method, asked, self._saved(dropping), dropping=dropping)]
+            run = EvaluationRun(method, asked, self._saved(dropping), dropping=dropping)
+            if dropping.by != "random":
+                return [run]
+            return [replace(run, dropping=replace(dropping, seed=seed), seed=seed) for seed in range(seeds)]
         if method == "late":
-            paths = [last_layers(self.candidates)]
+            paths = [last_layers(self.costs.candidates())]
         else:
-            paths = [at_random(units_of(self.candidates, "operator"), seed) for seed in range(seeds)]
-        most = self.method_costs.dense * (1 - asked)
-        sets = [cheapest(path, self.method_costs, most) for path in paths]
+            paths = [at_random(units_of(self.costs.candidates(), "operator"), seed) for seed in range(seeds)]
+        most = self.costs.dense * (1 - asked)
+        sets = [cheapest(path, self.costs, most) for path in paths]
         return [
             replace(
                 self.schedule_run(method, as_schedule(skipped, self.rows), asked),
@@ -129,21 +111,24 @@ class EvaluationSetup:
         ]
 
     def _dropping(self, method: str, asked: float) -> Dropping | None:
-        """VTW-like: all visual rows leave, as late as will do. FastV-like: as few as will do leave at its layer."""
+        """VTW-like: all visual rows leave, as late as will do. Others: as few of them as will do leave."""
         if self.geometry is None:
             return None
         if method == "vtw":
             choices = [Dropping(layer, 1.0) for layer in range(self.num_layers - 1, -1, -1)]
+        elif method == "fastv" and self.num_layers <= FASTV_LAYER:
+            choices = []
         else:
             most = max(prompt.visual for prompt in self.prompts)
-            choices = [Dropping(FASTV_LAYER, n / most) for n in range(1, most + 1)] if self.num_layers > 2 else []
+            layer, by = DROPPING[method]
+            choices = [Dropping(layer, n / most, by) for n in range(1, most + 1)]
         return next((dropping for dropping in choices if self._saved(dropping) >= asked), None)
 
     def _saved(self, dropping: Dropping) -> float:
         assert self.geometry is not None
         geometry = self.geometry
         counted = [dropping.flops(geometry, p.visual, p.all - p.visual) for p in self.prompts]
-        return 1 - statistics.fmean(counted) / self.method_costs.dense
+        return 1 - statistics.fmean(counted) / self.costs.dense
 
 
 def all_runs(
@@ -178,7 +163,7 @@ def check_reach(setup: EvaluationSetup, methods: Sequence[str], cuts: Sequence[f
     Raises:
         OptionError: not even with everything skipped.
     """
-    most = setup.method_costs.cut(setup.candidates)
+    most = setup.costs.cut(setup.costs.candidates())
     for cut in cuts if methods else ():
         if cut > most:
             raise OptionError(f"cuts: {cut:.1%} can't be met: with all operators skipped {most:.1%} are saved")

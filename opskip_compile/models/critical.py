@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fractions import Fraction
 from math import ceil, sqrt
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,16 @@ from torch.overrides import TorchFunctionMode
 
 ASKED = 16
 GOLDEN = (sqrt(5) - 1) / 2
+
+
+class Watch(Protocol):
+    """What the oracle asks for critical rows: a mode that sees the attentions of a forward."""
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *raised: Any) -> Any: ...
+    def begin(self, layer: int, visual: Tensor | None, written_from: int | None) -> None: ...
+    def end(self) -> None: ...
+    def without_critical(self, left_out: Tensor, kind: str, keep: float) -> Tensor: ...
 
 
 class AttentionWatch(TorchFunctionMode):
@@ -52,6 +62,22 @@ class AttentionWatch(TorchFunctionMode):
     def end(self) -> None:
         """The layer has returned."""
         self._inside = False
+
+    def without_critical(self, left_out: Tensor, kind: str, keep: float) -> Tensor:
+        """The rows of a set that an operator leaves out after all; all of them where no scores are of these rows.
+
+        Args:
+            left_out: bool ``(batch, sequence)``, the row set.
+            kind: ``"attention"``, which chooses by the layers before, or ``"ffn"``, which knows its own layer's.
+            keep: the share of the set that is updated.
+        """
+        scores = self.before if kind == "attention" else self.scores
+        return without_critical(left_out, scores, keep) if len(scores) == len(left_out) else left_out
+
+    def asked_of(self, visual: list[bool], reads_itself: list[bool]) -> list[int]:
+        """The rows of an element that are asked: its last text rows that are not padding."""
+        rows = [row for row, (image, own) in enumerate(zip(visual, reads_itself, strict=True)) if own and not image]
+        return rows[-ASKED:]
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -96,18 +122,11 @@ class AttentionWatch(TorchFunctionMode):
             if attn_mask is not None and attn_mask.shape[-2] == rows:
                 shown = attn_mask.expand(len(visual), *attn_mask.shape[-3:])[:, 0, :, own_keys]
                 reads = shown.diagonal(dim1=-2, dim2=-1) > torch.finfo(query.dtype).min / 2
-            self._asked = [_asked(*each) for each in zip(visual.tolist(), reads.tolist(), strict=True)]
+            self._asked = [self.asked_of(*each) for each in zip(visual.tolist(), reads.tolist(), strict=True)]
         self.scores = [
             [score + sum(float(of[row, key]) for row in rows) for key, score in enumerate(scores)]
             for scores, of, rows in zip(self.scores, weights.cpu(), self._asked, strict=True)
         ]
-
-
-def _asked(visual: list[bool], reads_itself: list[bool]) -> list[int]:
-    """The last text rows of an element that are not padding."""
-    return [row for row, (image, own) in enumerate(zip(visual, reads_itself, strict=True)) if own and not image][
-        -ASKED:
-    ]
 
 
 def _spread(visual: list[bool]) -> list[float]:

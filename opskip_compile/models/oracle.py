@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from opskip_compile._compat import CACHE_ARGUMENTS
 from opskip_compile.errors import OpSkipError
-from opskip_compile.models.critical import AttentionWatch, without_critical
+from opskip_compile.models.critical import AttentionWatch, Watch
 from opskip_compile.schedule.left_out import LeftOut
 from opskip_compile.schedule.schedule import Schedule
 
@@ -57,6 +57,8 @@ def oracle(
     model: nn.Module,
     schedule: Schedule,
     visual_mask: Tensor | Callable[[Mapping[str, Any]], Tensor | None],
+    *,
+    watch: Watch | None = None,
 ) -> Iterator[nn.Module]:
     """Run ``model`` under the definition of DESIGN section 2.
 
@@ -67,6 +69,7 @@ def oracle(
             second turn with an image of its own, a prefill in chunks, beams): what gives the mask of a forward from
             its keyword inputs, or None for a forward without visual rows. A forward with another sequence length
             (a decode step) runs dense.
+        watch: what tells the critical rows; if not given, plain code that computes every attention once more.
 
     Raises:
         OpSkipError: a decoder layer without a module for the operator.
@@ -77,7 +80,8 @@ def oracle(
     handles = []
     states = schedule.resolve(len(layers))
     keeps = any(left_out.keep for each in states for left_out in (each.attention, each.ffn) if left_out)
-    watch = AttentionWatch() if keeps else None
+    if watch is None and keeps:
+        watch = AttentionWatch()
     try:
         if not isinstance(visual_mask, Tensor):
             find = visual_mask
@@ -100,7 +104,7 @@ def oracle(
             handle.remove()
 
 
-def _watched(layer: nn.Module, number: int, watch: AttentionWatch, now: list[Tensor | None]) -> list[Any]:
+def _watched(layer: nn.Module, number: int, watch: Watch, now: list[Tensor | None]) -> list[Any]:
     """Tell the watch when a layer runs, in a forward that has visual rows."""
 
     def begin(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -129,16 +133,15 @@ def _written_from(named: Mapping[str, Any], layer: int) -> int | None:
         return None
 
 
-def _drop(now: list[Tensor | None], rows: LeftOut, kind: str, watch: AttentionWatch | None) -> Any:
+def _drop(now: list[Tensor | None], rows: LeftOut, kind: str, watch: Watch | None) -> Any:
     def hook(module: nn.Module, args: object, output: Any) -> Any:
         left_out = now[0]
         if left_out is None:
             return output
         if rows.rows == "through_visual":
             left_out = left_out.flip(1).cumsum(1).flip(1) > 0
-        scores = [] if watch is None else watch.before if kind == "attention" else watch.scores
-        if rows.keep and len(scores) == len(left_out):
-            left_out = without_critical(left_out, scores, rows.keep)
+        if rows.keep and watch is not None:
+            left_out = watch.without_critical(left_out, kind, rows.keep)
         first = output[0] if isinstance(output, tuple) else output
         flat = first.dim() == 2 and first.shape[0] == left_out.numel()  # batch and sequence in one dimension
         if not flat and first.shape[:2] != left_out.shape:

@@ -8,12 +8,14 @@ kernels of the published implementations, so it is never slower than they are. P
 * FastV-like: a share of them stays, those nearest to the last row ("An Image is Worth 1/2 Tokens After Layer 2",
   arXiv 2403.06764). The nearness here is a dot product of hidden states instead of attention weights: it costs less
   and makes the same amount of rows leave.
+* Before the decoder (layer 0): a share of them never enters it. The clock does not ask which rows these are; an
+  evaluation does, and draws them or keeps the most diverse (`Dropping.by`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,10 +27,16 @@ from opskip_compile.schedule.geometry import Geometry
 
 @dataclass(frozen=True)
 class Dropping:
-    """``share`` of the visual rows leaves before layer ``layer``."""
+    """``share`` of the visual rows leaves before layer ``layer``.
+
+    Which ones an evaluation lets stay: those with most ``"attention"`` in the layer before; at layer 0 some at
+    ``"random"``, by a seed, or the most ``"diverse"`` ones.
+    """
 
     layer: int
     share: float
+    by: Literal["attention", "random", "diverse"] = "attention"
+    seed: int = 0
 
     def kept(self, visual: int) -> int:
         """Visual rows that stay."""

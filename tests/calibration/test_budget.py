@@ -9,7 +9,8 @@ from opskip_compile.calibration.costs import FlopsCosts
 from opskip_compile.calibration.operator_sets import all_operators
 from opskip_compile.errors import OptionError
 
-COSTS = FlopsCosts(dict.fromkeys(all_operators(2), 1000000000000.0), dict.fromkeys(all_operators(2), 250000000000.0))
+EVERY = all_operators(2)
+COSTS = FlopsCosts(dict.fromkeys(EVERY, 1e12), lambda op, rows: 25e10, lambda skipped: 0.0, frozenset(EVERY))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_refused(text: object) -> None:
 )
 def test_what_can_not_be_met(text: object, said: str) -> None:
     with pytest.raises(OptionError, match=said):
-        Budget.of(text).check(COSTS, frozenset(all_operators(2)))
+        Budget.of(text).check(COSTS, COSTS.candidates())
 
 
 def test_costs_of_a_budget() -> None:
@@ -60,7 +61,7 @@ def test_costs_of_a_budget() -> None:
     assert Budget.of("2 TFLOPs").cost(COSTS) == 2e12
     assert Budget.of("kl<1").cost(COSTS) is None
     Budget.of("kl<1").check(COSTS, frozenset())
-    Budget.of(0.75).check(COSTS, frozenset(all_operators(2)))
+    Budget.of(0.75).check(COSTS, COSTS.candidates())
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,16 @@ import torch
 from torch import nn
 
 import opskip_compile as opskip
-from opskip_compile.calibration import costs
+from opskip_compile.calibration import costs, latency
 from opskip_compile.calibration.divergence_meter import DivergenceMeter
-from opskip_compile.calibration.operator_sets import OperatorId, skipped_by
+from opskip_compile.calibration.operator_sets import OperatorId, Step, kept_shares
 from opskip_compile.calibration.replay import Replay
 from opskip_compile.calibration.samples import Samples
 from opskip_compile.errors import OpSkipError, OptionError
 from opskip_compile.models.oracle import decoder_layers
+from opskip_compile.schedule.left_out import LeftOut
 from tests.helpers.families import FAMILIES
-from tests.helpers.planted import deaf_after, meter, samples
+from tests.helpers.planted import PromptWatch, deaf_after, meter, samples, skipped_by
 from tests.helpers.support import ZOO
 
 QUICK: dict[str, Any] = {"answer_tokens": 2, "controls": False, "stability": False}
@@ -36,11 +37,11 @@ def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Capturing a decoder takes seconds: models of one class, depth and prompt have one report."""
     real = costs.compiled_report
 
-    def report(model: nn.Module, prompts: Samples) -> Any:
+    def report(model: nn.Module, prompts: Samples, keep: float = 0.0) -> Any:
         shape = tuple(prompts.inputs(0)["input_ids"].shape)
-        key = (type(model), len(decoder_layers(model)), next(model.parameters()).dtype, shape, prompts.rows)
+        key = (type(model), len(decoder_layers(model)), next(model.parameters()).dtype, shape, prompts.rows, keep)
         if key not in _CAPTURED:
-            _CAPTURED[key] = real(model, prompts)
+            _CAPTURED[key] = real(model, prompts, keep)
         return copy.copy(_CAPTURED[key])
 
     monkeypatch.setattr(costs, "compiled_report", report)
@@ -57,7 +58,7 @@ def test_planted_operators_are_found_exactly(method: str) -> None:
     """The most cut that leaves the answers as they are is the set that nobody reads."""
     model, unread = deaf_after(3)
     result = opskip.calibrate(model, samples("llava", 3), "kl<1e-9", method=method, **QUICK)
-    assert result.chosen.skipped == unread
+    assert result.chosen.kept == dict.fromkeys(sorted(unread), 0.0)
     assert result.chosen.heldout is not None
     assert result.chosen.heldout.divergence < 1e-9
     assert result.chosen.heldout.agreement == 1
@@ -70,8 +71,8 @@ def test_the_control_is_fooled() -> None:
         opskip.calibrate(model, samples("llava", 3), 0.3, method=method, search="scores", **QUICK).chosen
         for method in ("update_norm", "probe")
     )
-    assert by_answer.skipped <= unread
-    assert not by_size.skipped <= unread
+    assert set(by_answer.kept) <= unread
+    assert not set(by_size.kept) <= unread
     assert by_size.calibration is not None
     assert by_size.calibration.divergence > 1e-4
 
@@ -80,11 +81,11 @@ def test_the_evidence(calibrated: opskip.CalibrationResult) -> None:
     chosen = calibrated.chosen
     assert chosen.cut >= 0.4
     assert chosen.cost <= 0.6 * calibrated.dense_cost
-    assert skipped_by(calibrated.schedule, 4) == chosen.skipped
+    assert kept_shares(skipped_by(calibrated.schedule, 4)) == chosen.kept
     assert set(calibrated.scores.values) == {
         OperatorId(layer, kind) for layer in range(4) for kind in ("attention", "ffn")
     }
-    assert set(calibrated.controls) == {"whole layers", "random", "late"}
+    assert set(calibrated.controls) == {"without shares", "whole layers", "random", "late"}
     assert len(calibrated.controls["random"]) == 10
     assert all(choice.cut >= chosen.cut - 1e-9 for choice in calibrated.controls["random"])
     assert calibrated.front[0].cut < 0.4 < calibrated.front[-1].cut
@@ -114,7 +115,8 @@ def test_choices_are_measured_by_the_oracle(calibrated: opskip.CalibrationResult
                 "mm_token_type_ids": torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(answer)], 1),
             }
             dense = model(**more).logits[:, -3:-1].log_softmax(-1)
-            with opskip.oracle(model, calibrated.schedule, said == 190):
+            watch = PromptWatch(inputs["input_ids"].shape[1])
+            with opskip.oracle(model, calibrated.schedule, said == 190, watch=watch):
                 skipped = model(**more).logits[:, -3:-1].log_softmax(-1)
         divergences += (dense.exp() * (dense - skipped)).sum(-1).mean(-1).tolist()
     inside, heldout = calibrated.chosen.calibration, calibrated.chosen.heldout
@@ -131,7 +133,7 @@ def test_the_schedule_runs_compiled(calibrated: opskip.CalibrationResult, fresh:
     opskip.remove(model)
     with opskip.oracle(model, calibrated.schedule, inputs["input_ids"] == 190):
         torch.testing.assert_close(got, model(**inputs).logits, atol=1e-4, rtol=1e-4)
-    assert len(opskip.last_report().skipped) == len(calibrated.chosen.skipped)
+    assert len(opskip.last_report().skipped) == len(calibrated.chosen.kept)
 
 
 def test_provenance(calibrated: opskip.CalibrationResult) -> None:
@@ -269,15 +271,21 @@ def test_flops_are_those_of_the_prompts() -> None:
 
 
 def test_milliseconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """By a table of the four layer states, timed once and kept in the journal."""
+    """By a table of the layer states, timed once and kept in the journal."""
     model, prompts = FAMILIES["llava"].build(3), samples("llava", 2)
     timed: list[int] = []
+    shares = {"": 0.0, "@keep=0.1": 0.1, "@keep=0.25": 0.25, "@keep=0.5": 0.5}
 
     def table(model: Any, batch: Any, candidates: Any, rows: Any, **more: Any) -> dict[str, float]:
         timed.append(1)
-        return {"full": 30.0, "attend": 12.0, "transform": 24.0, "silent": 3.0}
+        return {
+            "full": 30.0,
+            **{f"attend{share}": 12.0 + 18 * kept for share, kept in shares.items()},
+            **{f"transform{share}": 24.0 + 6 * kept for share, kept in shares.items()},
+            **{f"silent{share}": 3.0 + 27 * kept for share, kept in shares.items()},
+        }
 
-    monkeypatch.setattr(costs, "latency_table", table)
+    monkeypatch.setattr(latency, "latency_table", table)
     for _ in range(2):
         result = opskip.calibrate(model, prompts, "20 ms", resume=tmp_path / "journal", **QUICK)
     assert timed == [1]
@@ -290,13 +298,17 @@ def test_milliseconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_the_table_is_of_the_compiled_decoder(fresh: None) -> None:
-    """All four states are compiled and run; what is skipped is what the state says."""
+    """All states are compiled and run; what is skipped is what the state says."""
     model = FAMILIES["qwen3_vl"].build(2)
-    every = frozenset(OperatorId(layer, kind) for layer in range(2) for kind in ("attention", "ffn"))
+    every = frozenset(
+        Step(layer, kind, keep) for layer in range(2) for kind in ("attention", "ffn") for keep in (0.5, 0.0)
+    )
+    without = {Step(0, "ffn"), Step(0, "ffn", 0.5)}
     with torch.no_grad():
         batch = meter(model, samples("qwen3_vl", 1)).samples.batch(0)
-        milliseconds = costs.latency_table(model, batch, every - {OperatorId(0, "ffn")}, lower="eager", rounds=1)
-    assert set(milliseconds) == {"full", "attend", "transform", "silent"}
+        milliseconds = latency.latency_table(model, batch, every - without, lower="eager", rounds=1)
+    half = {"attend@keep=0.5", "transform@keep=0.5", "silent@keep=0.5"}
+    assert set(milliseconds) == {"full", "attend", "transform", "silent"} | half
     assert all(value > 0 for value in milliseconds.values())
     assert {len(report.skipped) for report in opskip.reports() if report.operators} == {0, 1, 2, 3}
 
@@ -312,28 +324,71 @@ def test_experts_recurrences_and_shared_keys(family: str, full: int) -> None:
 def test_operators_that_the_compiler_leaves_full_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     real = costs.compiled_report
 
-    def partly(model: Any, prompts: Any) -> Any:
-        report = real(model, prompts)
+    def partly(model: Any, prompts: Any, keep: float = 0.0) -> Any:
+        report = real(model, prompts, keep)
         operators = tuple(op if op.name != "3.ffn" else replace(op, rows=None) for op in report.operators)
         return replace(report, operators=operators)
 
     monkeypatch.setattr(costs, "compiled_report", partly)
     result = opskip.calibrate(FAMILIES["llava"].build(4), samples("llava", 2), 0.4, **QUICK)
     assert result.full == ("3.ffn",)
-    assert all(OperatorId(3, "ffn") not in choice.skipped for choice in result.front)
+    assert all(OperatorId(3, "ffn") not in choice.kept for choice in result.front)
     assert "left full by the compiler: 3.ffn" in str(result)
 
 
-def test_what_the_compiler_leaves_full_saves_nothing() -> None:
+def test_what_the_compiler_leaves_full_saves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither skipped nor but for a share; and the report says of which operators no share can be kept."""
+    real = costs.compiled_report
+
+    def partly(model: Any, prompts: Any, keep: float = 0.0) -> Any:
+        report = real(model, prompts, keep)
+        full = ("0.ffn", "1.ffn") if keep else ("1.ffn",)
+        operators = tuple(op if op.name not in full else replace(op, rows=None) for op in report.operators)
+        return replace(report, operators=operators)
+
+    monkeypatch.setattr(costs, "compiled_report", partly)
     model = FAMILIES["llava"].build(2)
-    prompts = meter(model, samples("llava", 1)).samples
-    report = costs.compiled_report(model, prompts)
-    operators = tuple(op if op.name != "1.ffn" else replace(op, rows=None) for op in report.operators)
-    report = replace(report, operators=operators)
-    prices, candidates = costs.flops_costs(model, prompts, report)
-    assert candidates == {OperatorId(0, "attention"), OperatorId(0, "ffn"), OperatorId(1, "attention")}
-    assert prices.of(frozenset({OperatorId(1, "ffn")})) == prices.dense
-    assert prices.of(frozenset({OperatorId(0, "ffn")})) < prices.dense
+    prices = costs.flops_costs(model, meter(model, samples("llava", 1)).samples, shares=True)
+    whole = {Step(0, "attention"), Step(0, "ffn"), Step(1, "attention")}
+    assert prices.candidates() == whole
+    assert prices.candidates((0.5,)) == whole | {Step(0, "attention", 0.5), Step(1, "attention", 0.5)}
+    for step in (Step(1, "ffn"), Step(1, "ffn", 0.5), Step(0, "ffn", 0.5)):
+        assert prices.of(frozenset({step})) == prices.dense
+    assert prices.of(frozenset({Step(0, "ffn")})) < prices.dense
+    result = opskip.calibrate(model, samples("llava", 2), 0.2, shares=(0.5,), **QUICK)
+    assert result.without_shares == ("0.ffn",)
+    assert "the compiler can keep no share of: 0.ffn" in str(result)
+    assert opskip.calibrate(model, samples("llava", 2), 0.2, shares=(), **QUICK).without_shares == ()
+
+
+def test_shares_are_used_where_they_serve(calibrated: opskip.CalibrationResult) -> None:
+    """More is saved at the same divergence than without them, and the graph saves what the costs say."""
+    shares = set(calibrated.chosen.kept.values())
+    assert shares & {0.1, 0.25, 0.5}
+    without = [c.calibration for c in calibrated.controls["without shares"] if c.cut >= calibrated.chosen.cut]
+    assert calibrated.chosen.calibration is not None
+    assert all(q is None or calibrated.chosen.calibration.divergence <= q.divergence for q in without)
+    assert not any(set(c.kept.values()) - {0.0} for c in calibrated.controls["without shares"])
+    model = FAMILIES["qwen3_vl"].build(4)
+    report = opskip.explain(model, samples("qwen3_vl", 1)[0], schedule=calibrated.schedule)
+    kept = {OperatorId(op.layer, op.kind): LeftOut.parse(str(op.rows)).keep for op in report.operators if op.skipped}
+    assert kept == calibrated.chosen.kept
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ((0.5, 1.0), "shares: expected numbers over 0 and below 1"),
+        ((0.0,), "shares: expected numbers over 0 and below 1"),
+        ((2,), "shares: keep: expected a number from 0 to 1, got 2"),
+        ("0.5", "shares: expected numbers"),
+        (0.5, "shares: expected numbers"),
+    ],
+)
+def test_bad_shares(shares: Any, said: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(said)):
+        opskip.CalibrationConfig(shares=shares)
+    assert opskip.CalibrationConfig(shares=(0.5, 0.25, 0.5)).shares == (0.25, 0.5)
 
 
 @pytest.mark.parametrize(

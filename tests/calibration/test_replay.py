@@ -15,15 +15,17 @@ from opskip_compile.calibration.divergence_meter import compare
 from opskip_compile.calibration.operator_sets import (
     NOTHING,
     OperatorId,
+    Step,
     all_operators,
     as_schedule,
-    skipped_by,
+    kept_shares,
+    skipping,
     spec_text,
 )
 from opskip_compile.calibration.replay import AnswerOutputs, Replay
 from opskip_compile.models.oracle import decoder_layers, oracle
 from tests.helpers.families import FAMILIES
-from tests.helpers.planted import meter, samples
+from tests.helpers.planted import PromptWatch, meter, samples, skipped_by
 from tests.helpers.support import ZOO
 
 SPECS = ("attend:0", "transform:1 attend:2", "silent:2-3", "silent:3", "silent:0-3")
@@ -54,6 +56,40 @@ def test_any_set_is_the_oracles(family: str) -> None:
             assert torch.equal(got.logits, by_oracle(model, batch, spec)), (base, spec)
 
 
+SHARED = (
+    "attend@keep=0.25:0-3",
+    "silent@keep=0.5:1-2 transform@keep=0.1:3",
+    "attend:0 silent@keep=0.3:3",
+    "silent:2-3",
+)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava", "internvl", "gemma3", "qwen3_vl_moe", "gemma4"])
+def test_any_set_with_shares_is_the_oracles(family: str) -> None:
+    """Also from the record of another set, whose scores are taken; text behind the prompt is not asked."""
+    model = ZOO[family].build(4).eval()
+    prompts = ZOO[family].inputs(((3, 5), (2, 4, 3)))
+    measuring = meter(model, [prompts], 3, scored=True)
+    batch = measuring.samples.batch(0)
+    replay = Replay(model, batch, scored=True)
+    replay.reuse = replay.reproduces()
+    length = prompts["input_ids"].shape[1]
+    for base in ("none", "attend@keep=0.5:0 transform:1", "silent@keep=0.25:2-3"):
+        replay.move(skipped_by(opskip.Schedule.from_spec(base), 4))
+        for spec in SHARED:
+            got = replay.outcome(skipped_by(opskip.Schedule.from_spec(spec), 4))
+            want = _prefilled(model, batch, spec, length)
+            assert torch.allclose(got.logits, want, atol=1e-4, rtol=1e-4), (base, spec)
+
+
+def _prefilled(model: nn.Module, batch: Batch, spec: str, length: int) -> Tensor:
+    """The answer rows where the prompt is a prefill of its own, whose rows the oracle's plain watch chooses."""
+    watch = PromptWatch(length)
+    with torch.no_grad(), oracle(model, opskip.Schedule.from_spec(spec), batch.visual, watch=watch):
+        logits: Tensor = model(**batch.inputs, use_cache=False).logits
+    return logits[batch.answers]
+
+
 def test_layers_before_the_first_difference_do_not_run() -> None:
     model, batch = recorded("qwen3_vl")
     replay = Replay(model, batch)
@@ -62,16 +98,16 @@ def test_layers_before_the_first_difference_do_not_run() -> None:
         layer.mlp.register_forward_hook(lambda m, a, o, i=i: ran.append(i))
     model.model.visual.register_forward_hook(lambda m, a, o: ran.append(-1))
     for skipped, expected in (
-        ({OperatorId(2, "ffn")}, [2, 3]),
+        ({Step(2, "ffn")}, [2, 3]),
         (set(), []),
-        ({OperatorId(0, "attention")}, [0, 1, 2, 3]),
+        ({Step(0, "attention")}, [0, 1, 2, 3]),
     ):
         ran.clear()
         replay.outcome(frozenset(skipped))
         assert ran == expected
-    replay.move(frozenset({OperatorId(0, "ffn")}))
+    replay.move(frozenset({Step(0, "ffn")}))
     ran.clear()
-    replay.outcome(frozenset({OperatorId(0, "ffn"), OperatorId(3, "ffn")}))
+    replay.outcome(frozenset({Step(0, "ffn"), Step(3, "ffn")}))
     assert ran == [3]
 
 
@@ -80,7 +116,7 @@ def test_work_is_counted() -> None:
     replay = Replay(model, batch)
     before = replay.layer_runs
     assert before == 2 * 4  # two prompts through four layers
-    replay.outcome(frozenset({OperatorId(3, "ffn")}))
+    replay.outcome(frozenset({Step(3, "ffn")}))
     assert replay.layer_runs - before == 2
 
 
@@ -103,7 +139,7 @@ def test_a_model_that_is_more_than_its_layers_is_run_whole() -> None:
     layer.mlp = Counting(layer.mlp)
     assert not Replay(model, batch).reproduces()
     dense_meter = meter(model, [ZOO["llava"].inputs()])
-    dense_meter.measure([frozenset({OperatorId(3, "attention")})], [0])
+    dense_meter.measure([frozenset({Step(3, "attention")})], [0])
     assert dense_meter.reuse is False
 
 
@@ -113,8 +149,8 @@ def test_recording_leaves_the_model_as_it_was() -> None:
     hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
     replay = Replay(model, batch)
     replay.reproduces()
-    replay.move(frozenset({OperatorId(1, "ffn")}))
-    replay.outcome(frozenset({OperatorId(2, "ffn")}))
+    replay.move(frozenset({Step(1, "ffn")}))
+    replay.outcome(frozenset({Step(2, "ffn")}))
     assert [set(vars(module)) for module in model.modules()] == [set(values) for values in before]
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == hooks
 
@@ -144,9 +180,13 @@ def test_of_logits_that_overflow_in_half() -> None:
 
 
 def test_sets_are_spelled_one_way() -> None:
-    some = frozenset({OperatorId(2, "ffn"), OperatorId(1, "attention"), OperatorId(1, "ffn")})
+    some = frozenset({Step(2, "ffn"), Step(1, "attention"), Step(1, "ffn")})
     assert spec_text(some) == "silent:1 attend:2"
     assert skipped_by(as_schedule(some), 4) == some
+    half = frozenset({Step(2, "ffn", 0.5), Step(2, "ffn", 0.25)})
+    assert spec_text(half) == "attend@keep=0.25:2"
+    assert kept_shares(half | some)[OperatorId(2, "ffn")] == 0
+    assert skipping([(2, "ffn")], (0.1, 0.25, 0.5), 0.25) == half
     assert spec_text(NOTHING) == "none"
     assert all_operators(1) == (OperatorId(0, "attention"), OperatorId(0, "ffn"))
     assert OperatorId(17, "ffn").name == "17.ffn"
@@ -155,7 +195,7 @@ def test_sets_are_spelled_one_way() -> None:
 def test_through_visual_is_the_oracles() -> None:
     model, batch = recorded("llava")
     replay = Replay(model, batch, rows="through_visual")
-    some = frozenset({OperatorId(1, "ffn"), OperatorId(2, "attention")})
+    some = frozenset({Step(1, "ffn"), Step(2, "attention")})
     with torch.no_grad(), oracle(model, as_schedule(some, "through_visual"), batch.visual):
         want = model(**batch.inputs, use_cache=False).logits[batch.answers]
     assert torch.equal(replay.outcome(some).logits, want)
@@ -166,7 +206,7 @@ def test_batches_that_do_not_fit_are_run_again() -> None:
     """The same figures with and without memory for recorded batches; with it, the dense forward runs once."""
     model = FAMILIES["llava"].build(3)
     prompts = samples("llava", 2)
-    sets = [frozenset({op}) for op in all_operators(3)]
+    sets = [skipping([op]) for op in all_operators(3)]
     kept, dropped = meter(model, prompts), meter(model, prompts, kept_bytes=0)
     for each in (kept, dropped):
         each.measure(sets[:3], [0, 1])

@@ -23,6 +23,7 @@ from opskip_compile.models.checkpoint import load_checkpoint
 from opskip_compile.models.jsonl import read_lines
 from opskip_compile.models.packaged.model import DemoEncoder, load_model, load_processor
 from opskip_compile.models.prompts import Encoder
+from opskip_compile.schedule.left_out import LeftOut
 from tests.helpers.checkpoints import TEMPLATE, make_checkpoint
 from tests.helpers.families import FAMILIES, IMAGE, UNEVEN, visual_mask
 from tests.helpers.planted import samples
@@ -79,8 +80,9 @@ def test_rows_of_prompts() -> None:
     visual, mask = visual_mask(inputs), inputs["attention_mask"].bool()
     rows = prompt_rows(visual, mask)
     assert [(r.all, r.visual) for r in rows] == [(24, 16), (41, 32)]
-    assert [r.kept("visual") for r in rows] == [8, 9]
-    assert [r.kept("through_visual") for r in rows] == [5, 3]
+    assert [r.kept(LeftOut()) for r in rows] == [8, 9]
+    assert [r.kept(LeftOut("through_visual")) for r in rows] == [5, 3]
+    assert [r.kept(LeftOut(keep=0.1)) for r in rows] == [8 + 2, 9 + 4]
 
 
 def test_split_is_disjoint_and_the_same_for_a_seed() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from opskip_compile.calibration.divergence_meter import DivergenceMeter, compare
-from opskip_compile.calibration.operator_sets import OperatorId, Skipped, all_operators
+from opskip_compile.calibration.operator_sets import OperatorId, Skipped, all_operators, skipping
 from opskip_compile.calibration.replay import Replay
 from opskip_compile.calibration.scores import METHODS, Scores, score
 from opskip_compile.calibration.update_gates import derivatives, gate_points, gated
@@ -148,7 +148,7 @@ def test_errors_are_standard_errors() -> None:
     model = FAMILIES["llava"].build(2)
     scores = scores_by(meter(model, samples("llava", 3)), "probe")
     one = OperatorId(0, "attention")
-    measured = meter(model, samples("llava", 3)).measure([frozenset({one})], range(3))[0]
+    measured = meter(model, samples("llava", 3)).measure([skipping([one])], range(3))[0]
     values = torch.tensor(measured.divergence, dtype=torch.float64)
     assert len(values) == 6
     assert scores.values[one] == pytest.approx(values.mean().item())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import opskip_compile as opskip
 from opskip_compile.calibration import page
 from opskip_compile.calibration import plots as draw
 from opskip_compile.calibration.effects import SILENT
+from opskip_compile.cli import calibrate as command
 from opskip_compile.models.checkpoint import load_checkpoint
 from tests.helpers.checkpoints import make_checkpoint
 from tests.helpers.commands import call, one_line
@@ -195,14 +197,25 @@ def calibrated() -> opskip.CalibrationResult:
     return opskip.calibrate(whole, samples("llava", 5), 0.4, answer_tokens=2)
 
 
+def test_shares_as_the_library_has_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """The same default, `none`, and one line on anything else."""
+    default = inspect.signature(command.calibrate).parameters["shares"].default
+    assert command._shares(default) == opskip.CalibrationConfig().shares
+    assert command._shares("none") == ()
+    with pytest.raises(
+        opskip.OpSkipError, match="shares: expected numbers with commas between them, or none, got 'few'"
+    ):
+        command._shares("few")
+
+
 def test_plot_shows_what_was_found(calibrated: opskip.CalibrationResult) -> None:
     drawn = draw.figure(calibrated)
     lines = {line.get_gid(): line for axes in drawn.axes for line in axes.lines if line.get_gid()}
-    assert {"front", "chosen", "whole layers", "random", "late"} <= set(lines)
+    assert {"front", "chosen", "without shares", "whole layers", "random", "late"} <= set(lines)
     cuts = [100 * choice.cut for choice in calibrated.front if choice.cut > 0]
     assert list(lines["front"].get_xdata()) == cuts
     assert lines["chosen"].get_xdata()[0] == pytest.approx(100 * calibrated.chosen.cut)
-    assert len(drawn.axes[0].patches) == len(calibrated.chosen.skipped)
+    assert len(drawn.axes[0].patches) == len(calibrated.chosen.kept)
 
 
 def test_page_is_whole_and_safe(calibrated: opskip.CalibrationResult) -> None:
@@ -212,7 +225,7 @@ def test_page_is_whole_and_safe(calibrated: opskip.CalibrationResult) -> None:
     assert "default-src 'none'" in text
     assert not re.search(r"""(src|href)=["']https?:""", text)
     assert text.count('class="chosen"') == 1
-    assert text.count('class="skip"') == len(calibrated.chosen.skipped)
+    assert text.count('class="skip"') == len(calibrated.chosen.kept)
     rows = sum(len(choices) for choices in calibrated.controls.values())
     assert text.count("<tr") > rows + len(calibrated.front)
 

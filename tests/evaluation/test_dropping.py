@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from opskip_compile.errors import OpSkipError
-from opskip_compile.evaluation.dropping import dropping_tokens
+from opskip_compile.evaluation.dropping import diverse, dropping_tokens
 from opskip_compile.models.generation import greedy
 from opskip_compile.models.oracle import decoder_layers
 from opskip_compile.timing.dropping import Dropping
@@ -71,6 +72,69 @@ def test_a_share_of_the_visual_rows_leaves(share: float) -> None:
         result = logits(model, inputs)[0, -1]
     assert torch.allclose(result, expected, atol=1e-5)
     assert not torch.allclose(result, logits(model, inputs)[0, -1], atol=1e-3)
+
+
+def without(model: Any, inputs: Any, stay: Tensor) -> Tensor:
+    """The last row of a Llama whose prompt never had the other rows, at the old positions."""
+    held: list[Tensor] = []
+    decoder = model.get_decoder()
+    handle = decoder.register_forward_pre_hook(lambda m, a, k: held.append(k["inputs_embeds"]), with_kwargs=True)
+    logits(model, inputs)
+    handle.remove()
+    places = torch.arange(held[0].shape[1])[None]
+    with torch.no_grad():
+        alone = {"inputs_embeds": held[0][:, stay], "attention_mask": torch.ones(1, len(stay), dtype=torch.int64)}
+        hidden = decoder(**alone, position_ids=places[:, stay], use_cache=False)[0]
+        result: Tensor = model.lm_head(hidden)[0, -1]
+    return result
+
+
+def farthest(rows: Tensor, count: int) -> list[int]:
+    """By trying every row that is left: the one whose nearest chosen one is the farthest."""
+
+    def distance(a: int, b: int) -> float:
+        return 1 - float(rows[a] @ rows[b] / rows[a].norm() / rows[b].norm())
+
+    every = range(len(rows))
+    chosen = [max(every, key=lambda i: min(distance(i, k) for k in every if k != i))][:count]
+    while len(chosen) < count:
+        left = [i for i in every if i not in chosen]
+        chosen.append(max(left, key=lambda i: min(distance(i, k) for k in chosen)))
+    return chosen
+
+
+def test_the_most_diverse_rows() -> None:
+    rows = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    for count in (0, 1, 7, 20):
+        assert diverse(rows, count).tolist() == farthest(rows, count)
+    alike = torch.cat([rows[:3], rows[:3]])
+    assert {i % 3 for i in diverse(alike, 3).tolist()} == {0, 1, 2}  # no row and its double
+
+
+@pytest.mark.parametrize("by", ["random", "diverse"])
+def test_rows_that_never_enter(by: Any) -> None:
+    """As if the prompt had only the rows that stay; which ones depends on the prompt, and on the seed."""
+    model, inputs = FAMILIES["llava"].build(LAYERS), FAMILIES["llava"].inputs(ONE)
+    visual = visual_mask(inputs)[0]
+    dropping = Dropping(0, 0.75, by)
+    held: list[Tensor] = []
+    with dropping_tokens(model, dropping):
+        handle = model.get_decoder().register_forward_pre_hook(
+            lambda m, a, k: held.append(k["inputs_embeds"]), with_kwargs=True
+        )
+        result = logits(model, inputs)[0, -1]
+        handle.remove()
+        assert torch.equal(result, logits(model, inputs)[0, -1])
+    places = visual.nonzero().flatten()
+    if by == "diverse":
+        chosen = torch.tensor(farthest(held[0][0, places], 4))
+    else:
+        seed = zlib.crc32(inputs["input_ids"][0].numpy().tobytes())
+        chosen = torch.randperm(16, generator=torch.Generator().manual_seed(seed))[:4]
+        with dropping_tokens(model, Dropping(0, 0.75, by, seed=1)):
+            assert not torch.allclose(logits(model, inputs)[0, -1], result, atol=1e-4)
+    stay = torch.cat([(~visual).nonzero().flatten(), places[chosen]]).sort().values
+    assert torch.allclose(result, without(model, inputs, stay), atol=1e-5)
 
 
 def test_decode_steps_do_not_see_the_rows_that_left() -> None:

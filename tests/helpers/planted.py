@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import opskip_compile as opskip
 from opskip_compile.calibration.divergence_meter import DivergenceMeter
 from opskip_compile.calibration.journal import Journal
-from opskip_compile.calibration.operator_sets import OperatorId, Skipped, all_operators
+from opskip_compile.calibration.operator_sets import OperatorId, Skipped, Step, all_operators
 from opskip_compile.calibration.samples import InMemorySamples
+from opskip_compile.models.critical import AttentionWatch
 from opskip_compile.models.oracle import decoder_layers
 from tests.helpers.families import FAMILIES, IMAGE, UNEVEN
 
@@ -35,7 +37,25 @@ def meter(
     return DivergenceMeter(model, in_memory, journal, **more)
 
 
-def deaf_after(k: int, family: str = "llava") -> tuple[nn.Module, Skipped]:
+def skipped_by(schedule: opskip.Schedule, num_layers: int) -> Skipped:
+    """The operators that a schedule skips, without the steps between."""
+    states = schedule.resolve(num_layers)
+    rows = {op: getattr(states[op.layer], op.kind) for op in all_operators(num_layers)}
+    return frozenset(Step(*op, left_out.keep) for op, left_out in rows.items() if left_out is not None)
+
+
+class PromptWatch(AttentionWatch):
+    """Asks no row from ``length`` on, where answers are put behind the prompts: a prefill has none."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+
+    def asked_of(self, visual: list[bool], reads_itself: list[bool]) -> list[int]:
+        return super().asked_of(visual[: self.length], reads_itself[: self.length])
+
+
+def deaf_after(k: int, family: str = "llava") -> tuple[nn.Module, frozenset[OperatorId]]:
     """A model whose attentions from layer ``k`` on add nothing, so that no text row reads an image any more; its late
     FFNs do much to the visual rows. Returns it with the operators whose visual updates are unread."""
     model = FAMILIES[family].build(LAYERS)
@@ -50,7 +70,7 @@ def deaf_after(k: int, family: str = "llava") -> tuple[nn.Module, Skipped]:
 
 
 @contextmanager
-def text_looks_away(model: nn.Module, k: int) -> Iterator[Skipped]:
+def text_looks_away(model: nn.Module, k: int) -> Iterator[frozenset[OperatorId]]:
     """From layer ``k`` on text rows do not attend to visual ones, though these go on changing."""
     model.set_attn_implementation("eager")  # type: ignore[operator]
     now: list[Tensor] = []
