@@ -21,6 +21,7 @@ from opskip_compile.calibration.batches import Batch
 from opskip_compile.calibration.journal import Journal
 from opskip_compile.calibration.operator_sets import NOTHING, Skipped, spec_text
 from opskip_compile.calibration.replay import AnswerOutputs, Replay
+from opskip_compile.calibration.row_scores import RowScores
 from opskip_compile.calibration.samples import Samples
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.oracle import decoder_layers
@@ -71,7 +72,7 @@ class DivergenceMeter:
         step: called with what is done now, items done, items in all.
         kept_bytes: memory for recorded batches; the dense forward of a batch that does not fit is run again for each
             pass over the samples.
-        scored: sets may hold operators that keep a share of their rows.
+        watch: what scores the rows where sets hold operators that keep a share of them; None if no set does.
     """
 
     def __init__(
@@ -81,9 +82,9 @@ class DivergenceMeter:
         journal: Journal,
         step: Step = lambda what, done, total: None,
         kept_bytes: int = KEPT_BYTES,
-        scored: bool = False,
+        watch: type[RowScores] | None = None,
     ) -> None:
-        self.model, self.samples, self.step, self.scored = model, samples, step, scored
+        self.model, self.samples, self.step, self.watch = model, samples, step, watch
         self.num_layers = len(decoder_layers(model))
         self.doing = "measuring"
         self.reuse: bool | None = None
@@ -143,7 +144,7 @@ class DivergenceMeter:
         if i in self._replays:
             return self._replays[i]
         batch = self.samples.batch(i)
-        replay = Replay(self.model, batch, self.samples.rows, reuse=self.reuse is not False, scored=self.scored)
+        replay = Replay(self.model, batch, self.samples.rows, reuse=self.reuse is not False, watch=self.watch)
         if self.reuse is None:
             self.reuse = replay.reuse = replay.reproduces()
         self.layer_runs += replay.layer_runs

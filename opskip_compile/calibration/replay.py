@@ -56,11 +56,16 @@ class Replay:
         batch: on the model's device.
         rows: the row set that a skipped operator leaves out.
         reuse: replace layers by what was recorded. `reproduces` says whether the model allows it.
-        scored: sets may hold operators that keep a share of their rows.
+        watch: what scores the rows where sets hold operators that keep a share of them; None if no set does.
     """
 
     def __init__(
-        self, model: nn.Module, batch: Batch, rows: Rows = "visual", reuse: bool = True, scored: bool = False
+        self,
+        model: nn.Module,
+        batch: Batch,
+        rows: Rows = "visual",
+        reuse: bool = True,
+        watch: type[RowScores] | None = None,
     ) -> None:
         self.model, self.batch, self.rows, self.reuse = model, batch, rows, reuse
         self.layers = decoder_layers(model)
@@ -73,7 +78,7 @@ class Replay:
         self.layer_runs = 0  # layers that were computed, times the elements of the batch
         self._base: Skipped = NOTHING
         self._outputs: list[Any] = []
-        self._watch = RowScores(batch.visual, batch.prompt) if scored else None
+        self._watch = None if watch is None else watch(batch.visual, batch.prompt)
         self._scores: list[Tensor] = []  # after each layer of the base
         self._inputs = dict(batch.inputs)
         self._keep = self._inputs["input_ids"].shape[1]

@@ -28,14 +28,16 @@ class RowScores(TorchFunctionMode):
             none.
 
     Attributes:
-        after: the scores after each layer that has run, float32 ``(batch, sequence)`` each.
+        scores: so far, float32 ``(batch, sequence)``.
+        before: as they were before the layer that runs.
+        after: the scores after each layer that has run.
     """
 
     def __init__(self, visual: Tensor, prompt: Tensor) -> None:
         super().__init__()
         self.after: list[Tensor] = []
-        self._visual, self._answered = visual, ~prompt
-        self._scores = self._before = spread_scores(visual)
+        self.visual, self._answered = visual, ~prompt
+        self.scores = self.before = spread_scores(visual)
         self._asked: tuple[Tensor, Tensor] | None = None  # which rows are asked, and where the index is none twice
         self._known: Sequence[Tensor] = ()
         self._inside = False
@@ -47,19 +49,19 @@ class RowScores(TorchFunctionMode):
     def begin(self, layer: int, visual: Tensor | None, written_from: int | None) -> None:
         """As for the oracle's watch."""
         if layer == 0:
-            self.after, self._scores = [], spread_scores(self._visual)
-        self._before, self._inside = self._scores, visual is not None and layer >= len(self._known)
+            self.after, self.scores = [], spread_scores(self.visual)
+        self.before, self._inside = self.scores, visual is not None and layer >= len(self._known)
 
     def end(self) -> None:
         """The layer has returned."""
         if len(self.after) < len(self._known):
-            self._scores = self._known[len(self.after)]
-        self.after.append(self._scores)
+            self.scores = self._known[len(self.after)]
+        self.after.append(self.scores)
         self._inside = False
 
     def without_critical(self, left_out: Tensor, kind: str, keep: float) -> Tensor:
         """As for the oracle's watch: the highest scores are kept, the first of equals."""
-        scores = self._before if kind == "attention" else self._scores
+        scores = self.before if kind == "attention" else self.scores
         order = scores.masked_fill(~left_out, float("-inf")).argsort(dim=1, descending=True, stable=True)
         counts = [[LeftOut(keep=keep).critical(rows)] for rows in left_out.sum(1).tolist()]
         kept = torch.arange(left_out.shape[1]) < torch.tensor(counts)
@@ -70,10 +72,10 @@ class RowScores(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self._inside and func is F.scaled_dot_product_attention:
-            self._see(*args, **kwargs)
+            self.see(*args, **kwargs)
         return func(*args, **kwargs)
 
-    def _see(
+    def see(
         self,
         query: Tensor,
         key: Tensor,
@@ -84,13 +86,14 @@ class RowScores(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> None:
-        rows = self._visual.shape[1]
+        """One attention of the layer that runs, with the parameters of `scaled_dot_product_attention`."""
+        rows = self.visual.shape[1]
         if query.dim() != 4 or query.shape[2] != rows or key.shape[2] != rows:
             return
         by_row = attn_mask is not None and attn_mask.shape[2] != 1
         with torch.no_grad():
             if self._asked is None:
-                others = probe_rows(self._visual | self._answered, attn_mask if by_row else None, None)
+                others = probe_rows(self.visual | self._answered, attn_mask if by_row else None, None)
                 asked, live = kept_rows(others, False)
                 self._asked = asked, live.unsqueeze(-1)
             asked, live = self._asked
@@ -99,4 +102,4 @@ class RowScores(TorchFunctionMode):
             if by_row and attn_mask is not None:
                 shape = (len(query), attn_mask.shape[1], -1, attn_mask.shape[3])
                 attn_mask = attn_mask.expand(len(query), *attn_mask.shape[1:]).gather(2, take.expand(*shape))
-            self._scores = row_scores(queries, key, attn_mask, asked, live, self._scores, None, scale, is_causal)
+            self.scores = row_scores(queries, key, attn_mask, asked, live, self.scores, None, scale, is_causal)

@@ -23,6 +23,7 @@ from opskip_compile.calibration.operator_sets import (
     spec_text,
 )
 from opskip_compile.calibration.replay import AnswerOutputs, Replay
+from opskip_compile.calibration.row_scores import RowScores
 from opskip_compile.models.oracle import decoder_layers, oracle
 from tests.helpers.families import FAMILIES
 from tests.helpers.planted import PromptWatch, meter, samples, skipped_by
@@ -69,9 +70,9 @@ def test_any_set_with_shares_is_the_oracles(family: str) -> None:
     """Also from the record of another set, whose scores are taken; text behind the prompt is not asked."""
     model = ZOO[family].build(4).eval()
     prompts = ZOO[family].inputs(((3, 5), (2, 4, 3)))
-    measuring = meter(model, [prompts], 3, scored=True)
+    measuring = meter(model, [prompts], 3, watch=RowScores)
     batch = measuring.samples.batch(0)
-    replay = Replay(model, batch, scored=True)
+    replay = Replay(model, batch, watch=RowScores)
     replay.reuse = replay.reproduces()
     length = prompts["input_ids"].shape[1]
     for base in ("none", "attend@keep=0.5:0 transform:1", "silent@keep=0.25:2-3"):
