@@ -30,7 +30,7 @@ from opskip_compile.output.environment import environment
 from opskip_compile.output.progress import progress
 from opskip_compile.passes.scores import spread_scores
 from opskip_compile.schedule.left_out import LeftOut
-from opskip_compile.schedule.schedule import OPERATORS
+from opskip_compile.schedule.rules import OPERATORS
 from opskip_compile.schedule.validation import write_json
 
 
@@ -61,14 +61,14 @@ class _Diverse(RowScores):
         super().see(query, key, *args, **named)
         self.keys = key.float().transpose(1, 2).flatten(2)
 
-    def without_critical(self, left_out: Tensor, kind: str, keep: float) -> Tensor:
-        more = super().without_critical(left_out, kind, min(2 * keep, 1.0))
+    def without_critical(self, left_out: Tensor, kind: str, rows: LeftOut) -> Tensor:
+        more = super().without_critical(left_out, kind, LeftOut(keep=min(2 * rows.keep, 1.0)))
         if self.keys is None or not len(self.after) + (kind == "ffn"):
-            return super().without_critical(left_out, kind, keep)
+            return super().without_critical(left_out, kind, rows)
         result = left_out.clone()
         for element, keys in enumerate(self.keys):
             places = (left_out[element] & ~more[element]).nonzero().flatten()
-            count = LeftOut(keep=keep).critical(int(left_out[element].sum()))
+            count = rows.critical(int(left_out[element].sum()))
             result[element, places[diverse(keys[places], count)]] = False
         return result
 

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from opskip_compile.schedule.flops import FlopsReport, count_flops
     from opskip_compile.schedule.geometry import Geometry
     from opskip_compile.schedule.presets import Preset, presets
-    from opskip_compile.schedule.schedule import Rule, Schedule
+    from opskip_compile.schedule.rules import Rule
+    from opskip_compile.schedule.schedule import Schedule
 
 __version__ = "0.1.0"
 
@@ -103,7 +104,8 @@ if not TYPE_CHECKING:  # else a checker takes any name for one of ours
         "schedule.flops": ("FlopsReport", "count_flops"),
         "schedule.geometry": ("Geometry",),
         "schedule.presets": ("Preset", "presets"),
-        "schedule.schedule": ("Rule", "Schedule"),
+        "schedule.rules": ("Rule",),
+        "schedule.schedule": ("Schedule",),
     }
     _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -38,11 +38,16 @@ def probe_rows(visual: Tensor, mask: Tensor | None, columns: Tensor | None) -> T
     Returns:
         bool ``(batch, sequence)``, True at the other rows.
     """
-    text = ~visual
-    if mask is not None:
-        text = text & _of_rows(_readable(mask)[:, 0], visual.shape[1], columns).diagonal(dim1=-2, dim2=-1)
+    text = text_rows(visual, mask, columns)
     from_the_end = text.flip(1).cumsum(1).flip(1)
     return ~(text & (from_the_end <= PROBES))
+
+
+def text_rows(visual: Tensor, mask: Tensor | None, columns: Tensor | None) -> Tensor:
+    """The rows that are neither visual nor padding, bool ``(batch, sequence)``; arguments as for `probe_rows`."""
+    if mask is None:
+        return ~visual
+    return ~visual & _of_rows(_readable(mask)[:, 0], visual.shape[1], columns).diagonal(dim1=-2, dim2=-1)
 
 
 @probe_rows.register_fake

@@ -30,7 +30,8 @@ from opskip_compile.errors import NothingSkippedWarning, OpSkipError
 from opskip_compile.report.report import Report
 from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.left_out import PROBES, LeftOut, Rows
-from opskip_compile.schedule.schedule import Late, Schedule
+from opskip_compile.schedule.rules import Late
+from opskip_compile.schedule.schedule import Schedule
 
 _ASKED = 0.5  # a share to ask the compiler with: which one makes no difference
 

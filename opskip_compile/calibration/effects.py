@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from opskip_compile.schedule.schedule import OPERATORS
+from opskip_compile.schedule.rules import OPERATORS
 
 SILENT = 0.01  # a layer below this share of the largest effect is called answer-silent
 PARTS: Mapping[str, tuple[str, ...]] = {"layer": OPERATORS, "attention": ("attention",), "ffn": ("ffn",)}

@@ -19,7 +19,7 @@ from opskip_compile.calibration.replay import Replay
 from opskip_compile.output.progress import Step
 from opskip_compile.passes.runtime import mark_visual
 from opskip_compile.schedule.left_out import LeftOut, Rows
-from opskip_compile.schedule.schedule import SKIPS
+from opskip_compile.schedule.rules import SKIPS
 
 
 @dataclass(frozen=True)

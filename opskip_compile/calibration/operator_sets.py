@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from opskip_compile.schedule.left_out import LeftOut, Rows
-from opskip_compile.schedule.schedule import OPERATORS, Rule, Schedule
+from opskip_compile.schedule.rules import OPERATORS, Rule
+from opskip_compile.schedule.schedule import Schedule
 
 
 class OperatorId(NamedTuple):

@@ -11,7 +11,7 @@ from opskip_compile.calibration.data import CalibrationData, Choice, Quality
 from opskip_compile.calibration.operator_sets import OperatorId
 from opskip_compile.calibration.plots import figure
 from opskip_compile.output.plots import drawn
-from opskip_compile.schedule.schedule import OPERATORS
+from opskip_compile.schedule.rules import OPERATORS
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #1a1a1a }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from opskip_compile.calibration.data import CalibrationData, Choice
 from opskip_compile.calibration.effects import LayerEffect
 from opskip_compile.calibration.operator_sets import OperatorId
-from opskip_compile.schedule.schedule import OPERATORS
+from opskip_compile.schedule.rules import OPERATORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

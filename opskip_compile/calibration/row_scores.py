@@ -59,11 +59,14 @@ class RowScores(TorchFunctionMode):
         self.after.append(self.scores)
         self._inside = False
 
-    def without_critical(self, left_out: Tensor, kind: str, keep: float) -> Tensor:
+    def enter(self, hidden: Tensor) -> None:
+        """As for the oracle's watch; nothing here depends on it."""
+
+    def without_critical(self, left_out: Tensor, kind: str, rows: LeftOut) -> Tensor:
         """As for the oracle's watch: the highest scores are kept, the first of equals."""
         scores = self.before if kind == "attention" else self.scores
         order = scores.masked_fill(~left_out, float("-inf")).argsort(dim=1, descending=True, stable=True)
-        counts = [[LeftOut(keep=keep).critical(rows)] for rows in left_out.sum(1).tolist()]
+        counts = [[rows.critical(count)] for count in left_out.sum(1).tolist()]
         kept = torch.arange(left_out.shape[1]) < torch.tensor(counts)
         return left_out & ~torch.zeros_like(left_out).scatter(1, order, kept.to(left_out.device))
 

@@ -32,7 +32,7 @@ from opskip_compile.calibration.replay import Replay, first_of
 from opskip_compile.calibration.update_gates import Points, derivatives, gate_points
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.oracle import branch_modules
-from opskip_compile.schedule.schedule import OPERATORS
+from opskip_compile.schedule.rules import OPERATORS
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from opskip_compile.calibration.operator_sets import OperatorId, as_schedule, sk
 from opskip_compile.calibration.replay import Replay, first_of, widened, with_first
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.oracle import branch_modules, oracle
-from opskip_compile.schedule.schedule import OPERATORS
+from opskip_compile.schedule.rules import OPERATORS
 
 Points = Sequence[Sequence[Sequence[nn.Module]]]  # by layer and operator, the modules whose outputs are gated
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}

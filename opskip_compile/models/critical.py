@@ -15,6 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from opskip_compile.errors import OpSkipError
+from opskip_compile.schedule.chooser import BUCKETS, Chooser
+from opskip_compile.schedule.left_out import LeftOut
+
 ASKED = 16
 GOLDEN = (sqrt(5) - 1) / 2
 
@@ -26,7 +30,8 @@ class Watch(Protocol):
     def __exit__(self, *raised: Any) -> Any: ...
     def begin(self, layer: int, visual: Tensor | None, written_from: int | None) -> None: ...
     def end(self) -> None: ...
-    def without_critical(self, left_out: Tensor, kind: str, keep: float) -> Tensor: ...
+    def enter(self, hidden: Tensor) -> None: ...
+    def without_critical(self, left_out: Tensor, kind: str, rows: LeftOut) -> Tensor: ...
 
 
 class AttentionWatch(TorchFunctionMode):
@@ -35,10 +40,16 @@ class AttentionWatch(TorchFunctionMode):
     Attributes:
         scores: one list of numbers for each element, one number a row, after the attentions so far.
         before: the scores as they were before the layer that runs.
+        levels: of each element, where a chooser was given.
+
+    Args:
+        chooser: chooses the level of each element; None without levels.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chooser: Chooser | None = None) -> None:
         super().__init__()
+        self.levels: list[int] = []
+        self._chooser, self._hidden = chooser, torch.empty(0)
         self.scores: list[list[float]] = []
         self.before: list[list[float]] = []
         self._visual: Tensor | None = None
@@ -59,20 +70,29 @@ class AttentionWatch(TorchFunctionMode):
             self.scores = [] if visual is None else [_spread(element) for element in visual.tolist()]
         self.before, self._inside, self._written_from = self.scores, visual is not None, written_from
 
+    def enter(self, hidden: Tensor) -> None:
+        """What enters the first layer, ``(batch, sequence, width)``."""
+        self._hidden = hidden
+
     def end(self) -> None:
         """The layer has returned."""
         self._inside = False
 
-    def without_critical(self, left_out: Tensor, kind: str, keep: float) -> Tensor:
+    def without_critical(self, left_out: Tensor, kind: str, rows: LeftOut) -> Tensor:
         """The rows of a set that an operator leaves out after all; all of them where no scores are of these rows.
 
         Args:
             left_out: bool ``(batch, sequence)``, the row set.
             kind: ``"attention"``, which chooses by the layers before, or ``"ffn"``, which knows its own layer's.
-            keep: the share of the set that is updated.
+            rows: the share of the set that is updated, or that of each level.
         """
         scores = self.before if kind == "attention" else self.scores
-        return without_critical(left_out, scores, keep) if len(scores) == len(left_out) else left_out
+        if len(scores) != len(left_out):
+            return left_out
+        if rows.shares and len(self.levels) != len(left_out):
+            raise OpSkipError("oracle: no attention of the first layer has told which rows are padding, for the level")
+        keep = [rows.shares[level] for level in self.levels] if rows.shares else [rows.keep] * len(left_out)
+        return without_critical(left_out, scores, keep)
 
     def asked_of(self, visual: list[bool], reads_itself: list[bool]) -> list[int]:
         """The rows of an element that are asked: its last text rows that are not padding."""
@@ -122,6 +142,10 @@ class AttentionWatch(TorchFunctionMode):
             if attn_mask is not None and attn_mask.shape[-2] == rows:
                 shown = attn_mask.expand(len(visual), *attn_mask.shape[-3:])[:, 0, :, own_keys]
                 reads = shown.diagonal(dim1=-2, dim2=-1) > torch.finfo(query.dtype).min / 2
+            if self._chooser is not None:
+                text = (reads & ~visual).tolist()
+                each = zip(self._hidden, visual.tolist(), text, strict=True)
+                self.levels = [level_of(self._chooser, *element) for element in each]
             self._asked = [self.asked_of(*each) for each in zip(visual.tolist(), reads.tolist(), strict=True)]
         self.scores = [
             [score + sum(float(of[row, key]) for row in rows) for key, score in enumerate(scores)]
@@ -138,17 +162,35 @@ def _spread(visual: list[bool]) -> list[float]:
     return scores
 
 
-def without_critical(left_out: Tensor, scores: list[list[float]], keep: float) -> Tensor:
+def level_of(chooser: Chooser, hidden: Tensor, visual: list[bool], text: list[bool]) -> int:
+    """The level of one element: a mean of its text rows and one of its visual rows, added up in buckets.
+
+    Args:
+        hidden: ``(sequence, width)``, what enters the first layer.
+        visual, text: of each row, if it is visual, and if it is text and no padding.
+    """
+    features: list[float] = []
+    for wanted in (text, visual):
+        rows = [row for row, is_wanted in zip(hidden.double(), wanted, strict=True) if is_wanted]
+        mean = torch.stack(rows).mean(0).tolist() if rows else [0.0] * hidden.shape[-1]
+        buckets = [0.0] * BUCKETS
+        for column, value in enumerate(mean):
+            buckets[column % BUCKETS] += value if (column + 1) * GOLDEN % 1 < 0.5 else -value
+        features += buckets
+    return chooser.choose(features)
+
+
+def without_critical(left_out: Tensor, scores: list[list[float]], keep: list[float]) -> Tensor:
     """The rows that are left out after all.
 
     Args:
         left_out: bool ``(batch, sequence)``, the row set.
         scores: of every row of each element.
-        keep: the share of the set that is updated.
+        keep: the share of the set that is updated, of each element.
     """
     result = left_out.clone()
     for element, of in enumerate(scores):
         rows = [row for row, out in enumerate(left_out[element].tolist()) if out]
-        best = sorted(rows, key=lambda row: -of[row])[: ceil(Fraction(repr(keep)) * len(rows))]
+        best = sorted(rows, key=lambda row: -of[row])[: ceil(Fraction(repr(keep[element])) * len(rows))]
         result[element, best] = False
     return result

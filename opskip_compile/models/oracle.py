@@ -79,9 +79,9 @@ def oracle(
     now: list[Tensor | None] = [visual_mask if isinstance(visual_mask, Tensor) else None]
     handles = []
     states = schedule.resolve(len(layers))
-    keeps = any(left_out.keep for each in states for left_out in (each.attention, each.ffn) if left_out)
+    keeps = any(left_out.chooses for each in states for left_out in (each.attention, each.ffn) if left_out)
     if watch is None and keeps:
-        watch = AttentionWatch()
+        watch = AttentionWatch(schedule.chooser)
     try:
         if not isinstance(visual_mask, Tensor):
             find = visual_mask
@@ -110,6 +110,8 @@ def _watched(layer: nn.Module, number: int, watch: Watch, now: list[Tensor | Non
     def begin(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         hidden = named.get("hidden_states", args[0] if args else None)
         fits = now[0] is not None and isinstance(hidden, Tensor) and hidden.shape[:2] == now[0].shape
+        if number == 0 and isinstance(hidden, Tensor):
+            watch.enter(hidden)
         watch.begin(number, now[0] if fits else None, _written_from(named, number))
 
     def end(module: nn.Module, args: object, output: object) -> None:
@@ -140,8 +142,8 @@ def _drop(now: list[Tensor | None], rows: LeftOut, kind: str, watch: Watch | Non
             return output
         if rows.rows == "through_visual":
             left_out = left_out.flip(1).cumsum(1).flip(1) > 0
-        if rows.keep and watch is not None:
-            left_out = watch.without_critical(left_out, kind, rows.keep)
+        if rows.chooses and watch is not None:
+            left_out = watch.without_critical(left_out, kind, rows)
         first = output[0] if isinstance(output, tuple) else output
         flat = first.dim() == 2 and first.shape[0] == left_out.numel()  # batch and sequence in one dimension
         if not flat and first.shape[:2] != left_out.shape:

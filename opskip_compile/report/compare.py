@@ -13,7 +13,7 @@ from opskip_compile.passes.pipeline import Rewritten
 from opskip_compile.report.diff import GraphDiff
 from opskip_compile.report.record import record_graph
 from opskip_compile.report.report import OperatorReport, Report
-from opskip_compile.schedule.schedule import OPERATORS
+from opskip_compile.schedule.rules import OPERATORS
 
 
 def compare(captured: fx.Graph, rewritten: Rewritten, report: Report) -> GraphDiff:

@@ -25,7 +25,8 @@ from opskip_compile.errors import OpSkipError, OptionError
 from opskip_compile.output.numbers import prefix
 from opskip_compile.schedule.geometry import Geometry, check_count
 from opskip_compile.schedule.left_out import PROBES, LeftOut, Rows
-from opskip_compile.schedule.schedule import OPERATORS, LayerStates, Schedule
+from opskip_compile.schedule.rules import OPERATORS, LayerStates
+from opskip_compile.schedule.schedule import Schedule
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -204,7 +205,7 @@ def layers_scored(states: Sequence[LayerStates]) -> int:
         i + (kind == "ffn")
         for i, state in enumerate(states)
         for kind in OPERATORS
-        if (left_out := getattr(state, kind)) is not None and left_out.keep
+        if (left_out := getattr(state, kind)) is not None and left_out.chooses
     ]
     return max(last, default=0)
 

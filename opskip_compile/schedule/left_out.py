@@ -26,44 +26,60 @@ class LeftOut:
     Attributes:
         rows: the row set, of each element of the batch: its visual rows, or every row up to its last visual one.
         keep: the share of the set that the operator updates all the same, 0 to 1: its rows with the highest score.
+        shares: where it depends on the level, the share of each of them; then ``keep`` is the smallest.
     """
 
     rows: Rows = "visual"
     keep: float = 0.0
+    shares: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         tables.check_choice(self.rows, ROWS, "rows")
-        object.__setattr__(self, "keep", check_share(self.keep))
+        object.__setattr__(self, "shares", tuple(check_share(share) for share in self.shares))
+        object.__setattr__(self, "keep", check_share(min(self.shares, default=self.keep)))
 
     @classmethod
     def parse(cls, text: str) -> LeftOut:
-        """Read what `str` writes: ``visual``, ``keep=0.25``, ``through_visual,keep=0.25``; empty text is ``visual``."""
+        """Read what `str` writes, such as ``visual``, ``keep=0.25`` or ``through_visual,keep=1/0.5/0``; empty text is
+        ``visual``."""
         rows: str | None = None
-        keep: float | None = None
+        keep: list[float] | None = None
         for part in text.split(",") if text else ():
             name, equals, share = part.partition("=")
             if equals and name == "keep" and keep is None:
-                if not _SHARE.fullmatch(share):
+                if not all(_SHARE.fullmatch(one) for one in share.split("/")):
                     raise ScheduleError(f"keep: expected a number from 0 to 1, got {show(share)}")
-                keep = float(share)
+                keep = [float(one) for one in share.split("/")]
             elif rows is None and part in ROWS:
                 rows = part
             else:
                 raise ScheduleError(f"rows: expected one of {', '.join(ROWS)}, and keep=SHARE, got {show(text)}")
-        return cls(cast(Rows, rows or "visual"), keep or 0.0)
+        shares = tuple(keep or [0.0])
+        return cls(cast(Rows, rows or "visual"), shares[0], shares if len(shares) > 1 else ())
 
     def __str__(self) -> str:
-        return f"{self.rows},keep={self.keep:.{DECIMALS}g}" if self.keep else self.rows
+        return ",".join([self.rows, *self._share])
+
+    @property
+    def chooses(self) -> bool:
+        """False if it leaves out the whole set in every prompt, so that no score and no level is asked."""
+        return bool(self.keep or self.shares)
+
+    @property
+    def _share(self) -> list[str]:
+        shares = self.shares or (self.keep,)
+        return ["keep=" + "/".join(f"{share:.{DECIMALS}g}" for share in shares)] if self.chooses else []
 
     @property
     def suffix(self) -> str:
         """What follows the state in spec text: empty, ``@keep=0.25``, ``@through_visual,keep=0.25``."""
         parts: list[str] = [self.rows] if self.rows != "visual" else []
-        parts += [f"keep={self.keep:.{DECIMALS}g}"] if self.keep else []
+        parts += self._share
         return "@" + ",".join(parts) if parts else ""
 
     def critical(self, count: int) -> int:
-        """How many of ``count`` rows of the set are updated all the same: ``ceil(keep * count)``, exactly."""
+        """How many of ``count`` rows of the set are updated all the same, at the deepest level: ``ceil(keep * count)``,
+        exactly."""
         return -int(-Fraction(repr(self.keep)) * count // 1)
 
 

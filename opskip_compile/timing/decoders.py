@@ -16,7 +16,8 @@ from torch import nn
 
 from opskip_compile.errors import OptionError
 from opskip_compile.schedule.geometry import Geometry
-from opskip_compile.schedule.schedule import LayerStates, Schedule
+from opskip_compile.schedule.rules import LayerStates
+from opskip_compile.schedule.schedule import Schedule
 
 
 @dataclass(frozen=True)

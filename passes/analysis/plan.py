@@ -12,11 +12,22 @@ from torch import fx
 from opskip_compile._compat import same_size
 from opskip_compile.passes.analysis.locate import RowSource
 from opskip_compile.passes.analysis.operators import Match, Operator, operator_name
-from opskip_compile.passes.analysis.scored import Scored, is_split, scored_attentions, unscored_attentions, why_unscored
+from opskip_compile.passes.analysis.scored import (
+    LEVEL_LATE,
+    Scored,
+    before_layers,
+    is_split,
+    level_known,
+    scored_attentions,
+    unscored_attentions,
+    why_unscored,
+)
 from opskip_compile.passes.ops import is_inplace, mutated_nodes, name_of, tensor
 from opskip_compile.passes.refusal import Refusal, Why
+from opskip_compile.schedule.chooser import Chooser
 from opskip_compile.schedule.left_out import LeftOut
-from opskip_compile.schedule.schedule import LayerStates, Schedule
+from opskip_compile.schedule.rules import LayerStates
+from opskip_compile.schedule.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -28,17 +39,28 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class Levels:
+    """The chooser of a schedule, the schedule's digest, and what enters the first layer."""
+
+    chooser: Chooser
+    digest: str
+    hidden: fx.Node
+
+
+@dataclass(frozen=True)
 class Plan:
     """The layer states of the schedule, the skips that will be inserted and the operators that stay full.
 
     Attributes:
         attentions: those that give the scores of keep shares.
+        levels: how each prompt finds its level; None if the schedule has none.
     """
 
     states: tuple[LayerStates, ...]
     skips: tuple[Skip, ...]
     misses: tuple[Refusal, ...]
     attentions: tuple[Scored, ...] = ()
+    levels: Levels | None = None
 
 
 def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
@@ -54,10 +76,11 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
     skips: list[Skip] = []
     misses: list[Refusal] = []
     missed = {(m.layer, m.kind): m for m in match.misses}
-    keeps = any(left_out.keep for state in states for left_out in (state.attention, state.ffn) if left_out)
+    keeps = any(left_out.chooses for state in states for left_out in (state.attention, state.ffn) if left_out)
     attentions = scored_attentions(match, source) if keeps else ()
     unscored = unscored_attentions(attentions, source) if keeps else ()
     split = keeps and is_split(source.root.graph)
+    leveled = bool(schedule.levels) and level_known(match, attentions, order, known)
     for layer, state in enumerate(states):
         for kind, left_out in (("attention", state.attention), ("ffn", state.ffn)):
             if left_out is None or match.only not in (None, layer):
@@ -70,8 +93,10 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
                 misses.append(missed.get((layer, kind)) or absent)
             for operator in operators:
                 unsafe = _unsafe(operator, source, order, known, mutated)
-                if unsafe is None and left_out.keep:
+                if unsafe is None and left_out.chooses:
                     unsafe = why_unscored(operator, match, attentions, unscored, order, known, split)
+                if unsafe is None and left_out.shares and not leveled:
+                    unsafe = LEVEL_LATE
                 if unsafe is None:
                     skips.append(Skip(operator, left_out))
                 else:
@@ -79,7 +104,10 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
                     nearest = f"{operator.entry.name} -> {exit_.name}, matched, but not safe to skip"
                     miss = Refusal(Why.UNSAFE, unsafe, nearest=nearest)
                     misses.append(miss.at(exit_, name_of(exit_), operator_name(layer, kind)))
-    return Plan(states, tuple(skips), tuple(misses), attentions)
+    levels = None
+    if leveled and schedule.chooser is not None:
+        levels = Levels(schedule.chooser, schedule.digest, before_layers(match, order))
+    return Plan(states, tuple(skips), tuple(misses), attentions, levels)
 
 
 def _unsafe(

@@ -29,6 +29,10 @@ SPLIT = (
 # How models give several heads of queries the same keys.
 _WRITES = ("index_copy_", "index_copy_.default")
 _REPEATS = frozenset({"expand", "reshape", "view", "unsqueeze", "getitem", "contiguous", "clone", "repeat_interleave"})
+LEVEL_LATE = (
+    "the level of a prompt can't be told before its first layer: that has no scaled_dot_product_attention of all rows, "
+    "which says what of them is padding, or its mask is made in the layer (attn_implementation='sdpa')"
+)
 TOO_EARLY = "its critical rows can't be told: an attention runs before the visual mask is known in this graph"
 
 
@@ -118,6 +122,20 @@ def _keys(call: Call, rows: int | torch.SymInt, order: Mapping[fx.Node, int]) ->
     size = tensor(index)
     fits = size is not None and size.dim() == 1 and same_size(size.shape[0], rows)
     return (index,) if fits and isinstance(index, fx.Node) else None
+
+
+def before_layers(match: Match, order: Mapping[fx.Node, int]) -> fx.Node:
+    """What enters the first operator of a graph."""
+    return min(match.everything(), key=lambda operator: order[operator.entry]).entry
+
+
+def level_known(match: Match, attentions: Sequence[Scored], order: Mapping[fx.Node, int], known: int) -> bool:
+    """True if a level can be chosen before the first operator runs: padding and visual rows are known by then."""
+    if not attentions or attentions[0].layer > 0:
+        return False
+    first = min(order[node] for operator in match.everything() for node in operator.region)
+    needed = [node for node in (attentions[0].mask, attentions[0].columns) if node is not None]
+    return known < first and all(order[node] < first for node in needed)
 
 
 def is_split(graph: fx.Graph) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
+from opskip_compile.passes.levels import CHOOSE_LEVEL, KEPT_BY_LEVEL
 from opskip_compile.passes.ops.families import plain
 from opskip_compile.passes.ops.operation import Call, ShapeOf
 from opskip_compile.passes.ops.table import declare
@@ -26,6 +27,9 @@ declare(plain("opskip::shared", "input"), functions=[SHARED])
 declare(plain("opskip::probe_rows", "visual, mask, columns"), functions=[PROBE_ROWS])
 declare(plain("opskip::spread_scores", "visual"), functions=[SPREAD_SCORES])
 declare(plain("opskip::kept_count", "visual, through, keep"), functions=[KEPT_COUNT])
+declare(plain("opskip::kept_by_level", "visual, through, shares, level"), functions=[KEPT_BY_LEVEL])
+_CHOICE = "hidden, visual, mask, columns, weights, bias, threshold, digest"
+declare(plain("opskip::choose_level", _CHOICE), functions=[CHOOSE_LEVEL])
 declare(plain("opskip::critical_rows", "visual, through, scores, live"), functions=[CRITICAL_ROWS])
 
 

@@ -14,6 +14,7 @@ from opskip_compile.passes.analysis.plan import Plan, Skip
 from opskip_compile.passes.analysis.scored import Scored, last_scored
 from opskip_compile.passes.graph.origin import Origin, captured_name, set_origin
 from opskip_compile.passes.graph.sizes import PROBED
+from opskip_compile.passes.levels import CHOOSE_LEVEL, KEPT_BY_LEVEL
 from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.rewrite.selection import RowSet
 from opskip_compile.passes.runtime import KEPT_ROWS, select_rows
@@ -40,9 +41,10 @@ class RowSets:
         self.by_name: dict[str, RowSet] = {}
         self._graph, self._mask, self._stream = graph, row_mask(graph, source), tensor(source.root)
         self._last = list(graph.find_nodes(op="placeholder"))[-1] if self._mask.op == "placeholder" else self._mask
-        for name in sorted({str(skip.left_out) for skip in plan.skips if not skip.left_out.keep}):
+        for name in sorted({str(skip.left_out) for skip in plan.skips if not skip.left_out.chooses}):
             self.by_name[name] = self._whole(self._mask, name, name == "through_visual")
-        keeping = [skip for skip in plan.skips if skip.left_out.keep]
+        keeping = [skip for skip in plan.skips if skip.left_out.chooses]
+        self._level = self._choose(plan) if any(skip.left_out.shares for skip in keeping) else None
         self._counts = {left_out: self._count(left_out) for left_out in sorted({skip.left_out for skip in keeping})}
         self._scores: list[tuple[int, fx.Node]] = []  # from the layer on
         if keeping:
@@ -51,7 +53,7 @@ class RowSets:
     def of(self, skip: Skip) -> RowSet:
         """The rows that an operator still updates."""
         left_out, operator = skip.left_out, skip.operator
-        name = f"{left_out} in {operator.name}" if left_out.keep else str(left_out)
+        name = f"{left_out} in {operator.name}" if left_out.chooses else str(left_out)
         if name not in self.by_name:
             self.by_name[name] = self._critical(left_out, skip)
         return self.by_name[name]
@@ -63,8 +65,23 @@ class RowSets:
         return RowSet(name, rows, live, self._call("size", rows, 1, name=f"kept_{name}"))
 
     def _count(self, left_out: LeftOut) -> tuple[fx.Node, fx.Node]:
-        flags = self._call(KEPT_COUNT, self._mask, left_out.rows == "through_visual", left_out.keep)
+        through = left_out.rows == "through_visual"
+        if left_out.shares:
+            flags = self._call(KEPT_BY_LEVEL, self._mask, through, list(left_out.shares), self._level)
+        else:
+            flags = self._call(KEPT_COUNT, self._mask, through, left_out.keep)
         return flags, self._call("unsqueeze", flags, -1, name=f"live_{left_out}")
+
+    def _choose(self, plan: Plan) -> fx.Node:
+        """The level of each element, before the first layer."""
+        assert plan.levels is not None
+        first, chooser = plan.attentions[0], plan.levels.chooser
+        shown = (first.mask, first.columns) if _is_by_row(first) else (None, None)
+        for node in (plan.levels.hidden, *shown):
+            self._last = self._last if node is None else _later(self._graph, self._last, node)
+        weights = [weight for row in chooser.weights for weight in row]
+        settings = (weights, list(chooser.bias), chooser.threshold, plan.levels.digest)
+        return self._call(CHOOSE_LEVEL, plan.levels.hidden, self._mask, *shown, *settings, name="level")
 
     def _score(self, plan: Plan, last: int) -> None:
         """The scores after each attention up to that of layer ``last``."""

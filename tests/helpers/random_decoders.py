@@ -23,7 +23,7 @@ from opskip_compile.backend.entry import opskip as backend
 from opskip_compile.backend.reports import REPORTS
 from opskip_compile.passes.normalize.cleanup import copy_graph
 from opskip_compile.schedule.left_out import LeftOut
-from opskip_compile.schedule.schedule import OPERATORS, Rule
+from opskip_compile.schedule.rules import OPERATORS, Rule
 from tests.helpers import decoders
 from tests.helpers.caches import CACHE
 from tests.helpers.random_layouts import random_rows, random_schedule

@@ -6,7 +6,7 @@ from random import Random
 
 import opskip_compile as opskip
 from opskip_compile.schedule.left_out import ROWS, Rows
-from opskip_compile.schedule.schedule import OPERATORS, Late, Rule
+from opskip_compile.schedule.rules import OPERATORS, Late, Rule
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 1)
 

@@ -17,7 +17,8 @@ from opskip_compile.cli.bench_prompts import read_schedules
 from opskip_compile.errors import ScheduleError
 from opskip_compile.models import tiny
 from opskip_compile.schedule.presets import presets
-from opskip_compile.schedule.schedule import Late, Rule, Schedule
+from opskip_compile.schedule.rules import Late, Rule
+from opskip_compile.schedule.schedule import Schedule
 from tests.helpers.commands import call
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from opskip_compile.errors import OpSkipError, ScheduleError
 from opskip_compile.schedule.left_out import LeftOut
-from opskip_compile.schedule.schedule import Late, LayerStates, Rule, Schedule
+from opskip_compile.schedule.rules import Late, LayerStates, Rule
+from opskip_compile.schedule.schedule import Schedule
 
 FILE: dict[str, Any] = {
     "format": "opskip-schedule",

@@ -1,0 +1,126 @@
+"""Levels: each prompt of a batch takes one, and operators keep the share of its level.
+
+What a level is and how it is chosen says `opskip_compile.schedule.chooser`. The choice is made before the first layer,
+from what enters it; from then on a level is only another number of kept rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from opskip_compile._compat import known_at_least, unbacked_size
+from opskip_compile.passes.runtime import left_out_rows
+from opskip_compile.passes.scores import text_rows
+from opskip_compile.schedule.chooser import BUCKETS, sign
+from opskip_compile.schedule.left_out import DECIMALS
+
+_TAKEN: dict[str, Tensor] = {}
+
+
+def taken(digest: str) -> tuple[int, ...]:
+    """The level of each element of the last batch that ran under the schedule with this digest; empty if none did."""
+    level = _TAKEN.get(digest)
+    return () if level is None else tuple(level.tolist())
+
+
+@torch.library.custom_op("opskip::choose_level", mutates_args=())
+def choose_level(
+    hidden: Tensor,
+    visual: Tensor,
+    mask: Tensor | None,
+    columns: Tensor | None,
+    weights: Sequence[float],
+    bias: Sequence[float],
+    threshold: float,
+    digest: str,
+) -> Tensor:
+    """The level of each element.
+
+    Args:
+        hidden: ``(batch, sequence, width)``, what enters the first layer.
+        visual: bool ``(batch, sequence)``, True where a row is visual.
+        mask, columns: as for `probe_rows`.
+        weights: ``levels * 2 * BUCKETS`` numbers, level by level, and
+        bias, threshold: as of a `Chooser`.
+        digest: of the schedule, under which `taken` finds the levels.
+
+    Returns:
+        int64 ``(batch,)``.
+    """
+    found = features(hidden, visual, text_rows(visual, mask, columns))
+    table = torch.tensor(weights, dtype=torch.float64, device=hidden.device).view(len(bias), 2 * BUCKETS)
+    guesses = found @ table.T + torch.tensor(bias, dtype=torch.float64, device=hidden.device)
+    number = torch.arange(len(bias), device=hidden.device)
+    level = torch.where(guesses <= threshold, number, 0).amax(1)
+    _TAKEN[digest] = level
+    return level.clone()
+
+
+@choose_level.register_fake
+def _(
+    hidden: Tensor,
+    visual: Tensor,
+    mask: Tensor | None,
+    columns: Tensor | None,
+    weights: Sequence[float],
+    bias: Sequence[float],
+    threshold: float,
+    digest: str,
+) -> Tensor:
+    return visual.new_empty((visual.shape[0],), dtype=torch.int64)
+
+
+# A level is no function that could be differentiated.
+choose_level.register_autograd(lambda ctx, gradient: (None,) * 8)
+
+
+def features(hidden: Tensor, visual: Tensor, text: Tensor) -> Tensor:
+    """What a chooser knows of each element, float64 ``(batch, 2 * BUCKETS)``; a mean of no rows is 0.
+
+    Args:
+        hidden: ``(batch, sequence, width)``, what enters the first layer.
+        visual, text: bool ``(batch, sequence)``, its visual rows and its text rows without padding.
+    """
+    width = hidden.shape[2]
+    signs = torch.tensor([sign(column) for column in range(width)], dtype=torch.float64, device=hidden.device)
+    bucket = torch.arange(width, device=hidden.device) % BUCKETS
+    parts = []
+    for rows in (text, visual):
+        total = (hidden.double() * rows.unsqueeze(-1)).sum(1) / rows.sum(1, keepdim=True).clamp(min=1)
+        parts.append(total.new_zeros(len(total), BUCKETS).index_add_(1, bucket, total * signs))
+    return torch.cat(parts, 1)
+
+
+@torch.library.custom_op("opskip::kept_by_level", mutates_args=())
+def kept_by_level(visual: Tensor, through: bool, shares: Sequence[float], level: Tensor) -> Tensor:
+    """As `kept_count`, with the share of each element's level.
+
+    Args:
+        visual, through: as for `kept_rows`.
+        shares: of the left-out rows that are kept, for each level.
+        level: int64 ``(batch,)``.
+
+    Returns:
+        ``live``, bool ``(batch, n)``: of each element as many True as rows are updated.
+    """
+    left_out = left_out_rows(visual, through).sum(1)
+    keep = torch.tensor(shares, dtype=torch.float64, device=visual.device)[level]
+    kept = visual.shape[1] - left_out + (left_out.double() * keep - 10.0 ** -(DECIMALS + 3)).ceil().long()
+    n = 2 if visual.shape[1] > 1 else 1
+    n = max(int(kept.max()), n) if visual.numel() else n
+    return torch.arange(n, device=visual.device) < kept[:, None]
+
+
+@kept_by_level.register_fake
+def _(visual: Tensor, through: bool, shares: Sequence[float], level: Tensor) -> Tensor:
+    n = unbacked_size(2 if known_at_least(visual.shape[1], 2) else 1)
+    return visual.new_empty((visual.shape[0], n))
+
+
+CHOOSE_LEVEL = torch.ops.opskip.choose_level.default
+KEPT_BY_LEVEL = torch.ops.opskip.kept_by_level.default
+LEVELS = frozenset({CHOOSE_LEVEL, KEPT_BY_LEVEL})
+"""All of them: they only compute, and no gradient flows through them."""
