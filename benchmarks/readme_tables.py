@@ -221,6 +221,7 @@ def calibration_samples() -> str:
 
 
 METHODS = {
+    "per-prompt": "a level for every prompt, calibrated",
     "operators+keep": "operators and their critical rows, calibrated",
     "operators": "operators, calibrated",
     "dop": "operators from a depth on, DOP-like",

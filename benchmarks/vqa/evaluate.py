@@ -137,6 +137,7 @@ def table(name: str, given: argparse.Namespace) -> Evaluation:
             cuts=given.cut or CUTS,
             random_seeds=given.random_seeds,
             calibration_limit=None,
+            search_samples=given.search,
             batch=given.batch,
             answer_tokens=LONGEST_ANSWER,
             lower="eager" if given.eager else "inductor",
@@ -159,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", type=Path, default=MODELS, help="folder with a folder for each trained model")
     parser.add_argument("--limit", type=int, default=1000, help="test questions of each task")
     parser.add_argument("--calibration", type=int, default=16, help="calibration prompts of each task")
+    parser.add_argument("--search", type=int, help="of them in all that searches look at; levels are fitted to all")
     parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--cut", type=float, action="append", help="default: 0.2, 0.337, 0.5 and 0.65")
     parser.add_argument("--method", action="append", help="default: all")

@@ -13,6 +13,7 @@ from opskip_compile.calibration.divergence_meter import KEPT_BYTES
 from opskip_compile.calibration.option_checks import check_choice, check_count, check_flag, check_path
 from opskip_compile.calibration.scores import METHODS
 from opskip_compile.errors import OptionError, ScheduleError
+from opskip_compile.schedule.chooser import MAX_LEVELS
 from opskip_compile.schedule.left_out import ROWS, Rows, check_share
 
 SHARES = (0.1, 0.25, 0.5)
@@ -27,6 +28,8 @@ class CalibrationOptions(TypedDict, total=False):
     search: str
     rows: Rows
     shares: Sequence[float]
+    levels: int
+    search_samples: int | None
     holdout: float
     seed: int
     batch: int
@@ -53,6 +56,9 @@ class CalibrationConfig:
             ``"depth"`` by their sums, skipping each kind of operator from some layer on (DOP, arXiv 2507.02909).
         rows: the row set that skipped operators leave out.
         shares: of its rows that an operator may keep, its critical ones, besides all and none; empty for none.
+        levels: schedules from full to deep, of which every prompt takes one; 1 is one schedule for all of them.
+        search_samples: how many samples at most the search looks at, evenly spread; all that are not held out if not
+            given. Levels are fitted to all of them, and want some hundreds.
         holdout: share of the items that have no part in the choice; the result is measured on them.
         seed: of the split, of random directions and of the random controls.
         batch: prompts to a forward pass, of a JSONL file.
@@ -75,6 +81,8 @@ class CalibrationConfig:
     search: str = "joint"
     rows: Rows = "visual"
     shares: Sequence[float] = SHARES
+    levels: int = 1
+    search_samples: int | None = None
     holdout: float = 0.25
     seed: int = 0
     batch: int = 1
@@ -95,6 +103,15 @@ class CalibrationConfig:
         object.__setattr__(self, "shares", _checked_shares(self.shares))
         if isinstance(self.holdout, bool) or not isinstance(self.holdout, int | float) or not 0 <= self.holdout < 1:
             raise OptionError(f"holdout: expected a share from 0 to below 1, got {self.holdout!r}")
+        check_count("levels", self.levels, 1)
+        if self.search_samples is not None:
+            check_count("search_samples", self.search_samples, 1)
+        if self.levels > MAX_LEVELS:
+            raise OptionError(f"levels: at most {MAX_LEVELS}, got {self.levels}")
+        if self.levels > 1 and Budget.of(self.budget).is_latency:
+            raise OptionError("levels: need a budget in FLOPs or a divergence, not in milliseconds")
+        if self.levels > 1 and self.search != "joint":
+            raise OptionError("levels: need search='joint'")
         for name, least in (("seed", 0), ("batch", 1), ("answer_tokens", 1), ("refresh", 1), ("kept_bytes", 0)):
             check_count(name, getattr(self, name), least)
         for name in ("controls", "stability", "whole_front"):

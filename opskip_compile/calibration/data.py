@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from opskip_compile.calibration.budget import amount
+from opskip_compile.calibration.divergence_meter import Measured
 from opskip_compile.calibration.operator_sets import OperatorId, Skipped, as_schedule, kept_shares, spec_text
 from opskip_compile.calibration.scores import Scores
 from opskip_compile.schedule.left_out import Rows
@@ -34,6 +36,17 @@ class Quality:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return vars(self).copy()
+
+
+def quality_of(measured: Measured) -> Quality:
+    """Of what was measured."""
+    return Quality(
+        measured.mean,
+        measured.error,
+        statistics.fmean(measured.turned),
+        measured.agreement,
+        len(measured.agrees),
+    )
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,59 @@ class Choice:
             "flops_cut": self.cut,
             "cost": self.cost,
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
+            "heldout": None if self.heldout is None else self.heldout.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class LevelChoice:
+    """Levels that a chooser took on some samples.
+
+    Attributes:
+        cut: share of the FLOPs that they save, the mean over the samples.
+        counts: how many samples took each level.
+        quality: what it does to them.
+        hindsight: what the best choice would do at the same mean cut, by the divergences themselves.
+    """
+
+    cut: float
+    counts: tuple[int, ...]
+    quality: Quality
+    hindsight: Quality
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "flops_cut": self.cut,
+            "counts": list(self.counts),
+            "quality": self.quality.to_dict(),
+            "hindsight": self.hindsight.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A schedule with a level for every prompt.
+
+    Attributes:
+        schedule: with its levels and chooser.
+        calibration, heldout: what it does to the samples that it was made by, and to others; None without such.
+    """
+
+    schedule: Schedule
+    calibration: LevelChoice
+    heldout: LevelChoice | None
+
+    @property
+    def judged(self) -> LevelChoice:
+        """The one to judge it by: on held-out samples where there are any."""
+        return self.heldout or self.calibration
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "specs": [level.to_spec() for level in self.schedule.levels],
+            "calibration": self.calibration.to_dict(),
             "heldout": None if self.heldout is None else self.heldout.to_dict(),
         }
 
@@ -132,6 +198,8 @@ class CalibrationData:
         unit, dense_cost: what costs are measured in, and the cost of the dense model.
         about: the settings and what the numbers depend on, as in the schedule's provenance.
         spent: time and FLOPs.
+        levels: a level for every prompt; None if they were not asked for. Then ``chosen`` is what one schedule for all
+            of them would do.
     """
 
     chosen: Choice
@@ -146,11 +214,12 @@ class CalibrationData:
     dense_cost: float
     about: Mapping[str, Any]
     spent: Spent
+    levels: Levels | None = None
 
     @property
     def schedule(self) -> Schedule:
-        """The chosen schedule, with its provenance."""
-        return self.chosen.schedule
+        """The chosen schedule, or that with levels, with its provenance."""
+        return self.chosen.schedule if self.levels is None else self.levels.schedule
 
     @property
     def report(self) -> dict[str, Any]:
@@ -169,11 +238,12 @@ class CalibrationData:
             "num_layers": self.num_layers,
             "about": dict(self.about),
             "spent": self.spent.to_dict(),
+            "levels": None if self.levels is None else self.levels.to_dict(),
         }
 
     def __str__(self) -> str:
         lines = [
-            f"schedule {self.schedule.to_spec()}",
+            f"schedule {self.chosen.schedule.to_spec()}",
             f"{self.chosen.cut:.1%} fewer FLOPs; {amount(self.dense_cost, self.unit)} -> "
             f"{amount(self.chosen.cost, self.unit)}",
         ]
@@ -183,6 +253,8 @@ class CalibrationData:
                     f"{name}: KL {quality.divergence:.3g} +- {quality.error:.1g} nats, "
                     f"same answer {quality.agreement:.1%} of {quality.samples}"
                 )
+        if self.levels is not None:
+            lines += _level_lines(self.levels)
         for name, choices in self.controls.items():
             lines += [f"{name}: {line}" for line in _control_lines(self.chosen, choices)]
         if self.stability is not None:
@@ -196,6 +268,19 @@ class CalibrationData:
             f"({self.spent.dense_prefills:.0f} dense prefills a sample)"
         )
         return "\n".join(lines)
+
+
+def _level_lines(levels: Levels) -> list[str]:
+    """What a level for every prompt does, beside hindsight."""
+    taken = levels.judged
+    where = "calibration" if levels.heldout is None else "held out"
+    specs = zip(taken.counts, (level.to_spec() for level in levels.schedule.levels), strict=True)
+    return [
+        f"with a level for each prompt, {where}: {taken.cut:.1%} fewer FLOPs, KL {taken.quality.divergence:.3g} +- "
+        f"{taken.quality.error:.1g} nats, same answer {taken.quality.agreement:.1%} of {taken.quality.samples}; "
+        f"in hindsight KL {taken.hindsight.divergence:.3g}, {taken.hindsight.agreement:.1%}",
+        *(f"  level {i}, {count} prompts: {spec}" for i, (count, spec) in enumerate(specs)),
+    ]
 
 
 def _control_lines(chosen: Choice, choices: tuple[Choice, ...]) -> list[str]:

@@ -10,9 +10,19 @@ from typing import Any
 
 import torch
 
+from opskip_compile.calibration import levels as leveling
 from opskip_compile.calibration.config import CalibrationConfig
 from opskip_compile.calibration.costs import Costs, FlopsCosts
-from opskip_compile.calibration.data import Choice, Quality, Spent, Stability, choice_of
+from opskip_compile.calibration.data import (
+    Choice,
+    LevelChoice,
+    Levels,
+    Quality,
+    Spent,
+    Stability,
+    choice_of,
+    quality_of,
+)
 from opskip_compile.calibration.divergence_meter import DivergenceMeter, Measured
 from opskip_compile.calibration.operator_sets import Skipped, all_operators, as_schedule
 from opskip_compile.calibration.result import CalibrationResult
@@ -61,17 +71,19 @@ class Stages:
         self.flops, self.costs, self.candidates, self.about = flops, costs, candidates, about
         self.model, self.num_layers, self.most = meter.model, meter.num_layers, self.budget.cost(costs)
         self.inside, self.outside = self.samples.split(config.holdout, config.seed)
+        self.searched = self._at_most(config.search_samples)
 
     def run(self, started: float) -> CalibrationResult:
         """All stages. ``started`` is what `time.perf_counter` was when the calibration began."""
         config, meter = self.config, self.meter
-        scores = score(config.method, meter, self.inside, config.seed, self.candidates)
-        path, chosen = self._search(self.inside, scores, self._units(), "growing the set")
+        scores = score(config.method, meter, self.searched, config.seed, self.candidates)
+        path, chosen = self._search(self.searched, scores, self._units(), "growing the set")
         controls = self._controls(scores, chosen) if config.controls else {}
-        stability = self._stability() if config.stability and len(self.inside) >= 4 else None
+        stability = self._stability() if config.stability and len(self.searched) >= 4 else None
         front = self._choices(pareto([*path, chosen], self.costs))
         choice = next(c for c in (*front, *self._choices([chosen])) if c.skipped == chosen.skipped)
         choice = replace(choice, schedule=self._schedule(choice))
+        levels = self._levels(path, chosen, choice) if config.levels > 1 else None
         per_prompt = self.flops.dense
         spent = meter.all_layer_runs * self.flops.layer()
         return CalibrationResult(
@@ -85,9 +97,41 @@ class Stages:
             num_layers=self.num_layers,
             unit=self.costs.unit,
             dense_cost=self.costs.dense,
-            about=choice.schedule.provenance,
+            about=(choice.schedule if levels is None else levels.schedule).provenance,
             spent=Spent(time.perf_counter() - started, spent, spent / per_prompt / self.samples.count),
+            levels=levels,
         )
+
+    def _levels(self, path: Sequence[Point], chosen: Point, choice: Choice) -> Levels:
+        """Several sets of the path, and what chooses among them for each prompt."""
+        cut = None if self.most is None else 1 - self.most / self.costs.dense
+        sets = leveling.candidates([*path, chosen], self.flops, self.config.levels, cut)
+        cuts = [self.flops.cut(skipped) for skipped in sets]
+        self.meter.doing = "measuring levels"
+        measured = self.meter.measure(sets, self.inside)
+        known = leveling.prompt_features(self.meter, self.inside)
+        chooser = leveling.fitted(known, measured, cuts, cut, self.budget.divergence or 0.0)
+        inside = leveling.summed_up(chooser, sets, cuts, known, measured)
+        outside = None
+        if self.outside:
+            known = leveling.prompt_features(self.meter, self.outside)
+            outside = leveling.summed_up(chooser, sets, cuts, known, self.meter.measure(sets, self.outside))
+        plain = choice.schedule
+        about = {name: each and _of_levels(each) for name, each in (("calibration", inside), ("heldout", outside))}
+        schedule = Schedule(
+            levels=tuple(as_schedule(skipped, self.config.rows) for skipped in sets),
+            chooser=chooser,
+            model=plain.model,
+            provenance={**plain.provenance, **about},
+            name=plain.name,
+        )
+        return Levels(schedule, inside, outside)
+
+    def _at_most(self, count: int | None) -> Sequence[int]:
+        """Items to search on, evenly spread, with that many samples at most but one item at least."""
+        samples = sum(len(self.samples.items[i].names) for i in self.inside)
+        items = len(self.inside) if count is None else max(1, len(self.inside) * min(count, samples) // samples)
+        return [self.inside[i * len(self.inside) // items] for i in range(items)]
 
     def _units(self, level: str | None = None, *, whole: bool = False) -> tuple[Unit, ...]:
         return units_of(self.candidates, level or self.config.level, whole=whole)
@@ -100,10 +144,14 @@ class Stages:
         search = self._searcher(items, scores, units)
         most, divergence = self.most, self.budget.divergence
         joint, whole = self.config.search == "joint", self.config.whole_front
+        all_skipped = self.flops.cut(self.candidates)
+        deepest = all_skipped if most is None else (all_skipped + 1 - most / self.costs.dense) / 2
 
         def enough(point: Point) -> bool:
             if whole:
                 return False
+            if self.config.levels > 1:  # prompts that bear more make up for those that bear less
+                return self.flops.cut(point.skipped) >= deepest
             if most is not None:
                 return self.costs.of(point.skipped) <= most
             return divergence is not None and point.divergence >= divergence
@@ -145,7 +193,7 @@ class Stages:
         if self.config.level == "operator":
             others["whole layers"] = self._units("layer", whole=True)
         for name, units in others.items():
-            path, point = self._search(self.inside, scores, units, f"control: {name}")
+            path, point = self._search(self.searched, scores, units, f"control: {name}")
             controls[name] = self._choices(pareto([*path, point], self.costs))
         self.meter.doing = "control: random sets"
         units = self._units(whole=True)
@@ -159,10 +207,10 @@ class Stages:
 
     def _judged(self, sets: Sequence[Skipped]) -> tuple[Choice, ...]:
         """Sets that no search chose, measured on held-out samples if there are any."""
-        items = self.outside or self.inside
+        items = self.outside or self.searched
         measured = self.meter.measure(sets, items)
         return tuple(
-            self._choice(s, *((None, _quality(m)) if self.outside else (_quality(m), None)))
+            self._choice(s, *((None, quality_of(m)) if self.outside else (quality_of(m), None)))
             for s, m in zip(sets, measured, strict=True)
         )
 
@@ -172,7 +220,7 @@ class Stages:
         if self.outside:
             outside = self.meter.measure([point.skipped for point in points], self.outside)
         return tuple(
-            self._choice(p.skipped, _quality(p.measured), None if out is None else _quality(out))
+            self._choice(p.skipped, quality_of(p.measured), None if out is None else quality_of(out))
             for p, out in zip(points, outside, strict=True)
         )
 
@@ -181,7 +229,7 @@ class Stages:
         return choice_of(skipped, self.config.rows, cut, cost, *qualities)
 
     def _stability(self) -> Stability:
-        halves = (self.inside[::2], self.inside[1::2])
+        halves = (self.searched[::2], self.searched[1::2])
         method, seed = self.config.method, self.config.seed
         scores = [score(method, self.meter, half, seed, self.candidates) for half in halves]
         chosen = []
@@ -208,7 +256,7 @@ class Stages:
                 name: getattr(self.config, name) for name in ("method", "level", "search", "seed", "holdout", "refresh")
             },
             "shares": list(self.config.shares),
-            "samples": sum(len(self.samples.items[i].names) for i in self.inside),
+            "samples": sum(len(self.samples.items[i].names) for i in self.searched),
             "visual_rows": round(statistics.fmean(r.visual for r in rows), 2),
             "text_rows": round(statistics.fmean(r.all - r.visual for r in rows), 2),
             "flops_cut": _short(choice.cut),
@@ -235,14 +283,14 @@ def _thinned(path: Sequence[Skipped], costs: Costs, most: float | None) -> list[
     return [skipped for skipped in path if skipped in wanted]
 
 
-def _quality(measured: Measured) -> Quality:
-    return Quality(
-        measured.mean,
-        measured.error,
-        statistics.fmean(measured.turned),
-        measured.agreement,
-        len(measured.agrees),
-    )
+def _of_levels(levels: LevelChoice) -> dict[str, Any]:
+    """What of levels goes into a schedule's provenance."""
+    names = ("divergence", "error", "agreement", "samples")
+    return {
+        "flops_cut": _short(levels.cut),
+        **{name: _short(getattr(levels.quality, name)) for name in names},
+        "counts": list(levels.counts),
+    }
 
 
 def _shortened(quality: Quality | None) -> dict[str, Any] | None:

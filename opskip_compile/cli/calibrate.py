@@ -28,6 +28,10 @@ def calibrate(
     shares: Annotated[
         str, typer.Option(help="Shares of its visual rows that an operator may keep: 0.1,0.25,0.5, or none.")
     ] = "0.1,0.25,0.5",
+    levels: Annotated[int, typer.Option(help="Schedules of which every prompt takes one; 1: one for all.")] = 1,
+    search_samples: Annotated[
+        int | None, typer.Option(help="Samples that the search looks at, at most; levels are fitted to all.")
+    ] = None,
     holdout: Annotated[float, typer.Option(help="Share of the samples to judge the result by.")] = 0.25,
     seed: Annotated[int, typer.Option(help="Of the split and of random controls.")] = 0,
     batch: Batch = 1,
@@ -65,6 +69,8 @@ def calibrate(
         search=search,
         rows=row_set,
         shares=_shares(shares),
+        levels=levels,
+        search_samples=search_samples,
         holdout=holdout,
         seed=seed,
         batch=batch,

@@ -26,6 +26,7 @@ class EvaluationOptions(TypedDict, total=False):
     random_seeds: int
     limit: int | None
     calibration_limit: int | None
+    search_samples: int | None
     batch: int
     answer_tokens: int
     lower: str
@@ -47,6 +48,7 @@ class EvaluationConfig:
         rows: the row set that schedules of the methods leave out.
         random_seeds: runs of the method ``random``, of which the mean is reported.
         limit, calibration_limit: questions at most for each task, and prompts at most in all, evenly spread.
+        search_samples: calibration prompts that searches look at, at most; levels are fitted to all of them.
         batch: prompts to a forward pass.
         answer_tokens: of an answer, at most.
         lower: ``"inductor"``, or ``"eager"`` to answer by the rewritten graphs as they are: the same rows left out,
@@ -67,6 +69,7 @@ class EvaluationConfig:
     random_seeds: int = 3
     limit: int | None = None
     calibration_limit: int | None = 64
+    search_samples: int | None = None
     batch: int = 1
     answer_tokens: int = 16
     lower: str = "inductor"
@@ -96,7 +99,7 @@ class EvaluationConfig:
             ("seed", 0),
         ):
             check_count(name, getattr(self, name), least)
-        for name in ("limit", "calibration_limit"):
+        for name in ("limit", "calibration_limit", "search_samples"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), 1)
         for name in ("lower", "timed"):

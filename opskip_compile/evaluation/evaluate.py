@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from opskip_compile.models.jsonl import Line
 from opskip_compile.models.oracle import decoder_layers
 from opskip_compile.models.prompts import Encoder
 from opskip_compile.output.progress import Step
+from opskip_compile.passes.levels import taken
 from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.schedule import Schedule
 
@@ -103,7 +105,11 @@ def evaluate(
         }
         journal = Journal(folder / "answers.jsonl", {**about, "batch": config.batch, **versions()})
         try:
-            answers = [_answers(model, run, questions, config.lower, journal, step) for run in runs]
+            answers = []
+            for i, run in enumerate(runs):
+                said, levels = _answers(model, run, questions, config.lower, journal, step)
+                answers.append(said)
+                runs[i] = setup.with_levels(run, levels)
         finally:
             journal.close()
         missing = out_of_reach(runs, methods, config.cuts)
@@ -132,16 +138,13 @@ def _calibrator(
     """What gives the schedule of a method of `CALIBRATED` for a cut; all of them share their measurements."""
 
     def calibrated(method: str, cut: float) -> Schedule:
-        level, search, shares = CALIBRATED[method]
         samples = FileSamples(
             model, lines, encoder, config.rows, config.answer_tokens, config.batch, config.calibration_limit
         )
         how = CalibrationConfig(
             budget=cut,
-            level=level,
-            search=search,
             rows=config.rows,
-            shares=shares,
+            search_samples=config.search_samples,
             holdout=0.0,
             seed=config.seed,
             controls=False,
@@ -153,7 +156,7 @@ def _calibrator(
         def calibration_step(what: str, done: int, total: int) -> None:
             step(f"{method} {cut:.1%}: {what}", done, total)
 
-        return calibrate(model, samples, config=how, step=calibration_step).schedule
+        return calibrate(model, samples, config=replace(how, **CALIBRATED[method]), step=calibration_step).schedule
 
     return calibrated
 
@@ -171,9 +174,10 @@ def _setup(model: nn.Module, questions: FileSamples, step: Step) -> EvaluationSe
 
 def _answers(
     model: nn.Module, run: EvaluationRun, questions: FileSamples, lower: str, journal: Journal, step: Step
-) -> list[str]:
-    """The answers of one run to all questions, in their order."""
+) -> tuple[list[str], list[int]]:
+    """The answers of one run to all questions, in their order, and the level that each of them took, if it has any."""
     answers: list[str] = []
+    levels: list[int] = []
     with _running(model, run, lower):
         for i in range(questions.size()):
             step(f"{run.name}: answering", i, questions.size())
@@ -182,8 +186,11 @@ def _answers(
                 inputs, _, names = questions.prompt(i)
                 known = [questions.encoder.text(ids) for ids in greedy(model, inputs, questions.answer_tokens, names)]
                 journal.put(run.spec, i, known)
+                if run.schedule is not None and run.schedule.levels:
+                    journal.put(f"levels {run.spec}", i, list(taken(run.schedule.digest)))
             answers += known
-    return answers
+            levels += journal.get(f"levels {run.spec}", i) or []
+    return answers, levels
 
 
 @contextmanager

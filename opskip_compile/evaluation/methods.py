@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from opskip_compile.calibration.config import SHARES
+from opskip_compile.calibration.config import CalibrationOptions
 
 DENSE = "dense"
-# Level, search and shares of `calibrate` that make each of them. ShortV (arXiv 2504.00502) ranks layers by the KL of
+LEVELS = 8  # of the method that chooses one for every prompt
+# Options of `calibrate` that make each of them. ShortV (arXiv 2504.00502) ranks layers by the KL of
 # the output when the visual rows of one layer are frozen, each layer by itself. DOP (arXiv 2507.02909) adds up the KL
 # of modules skipped alone, and skips each kind of module from some depth on.
-CALIBRATED: Mapping[str, tuple[str, str, tuple[float, ...]]] = {
-    "operators+keep": ("operator", "joint", SHARES),
-    "operators": ("operator", "joint", ()),
-    "dop": ("operator", "depth", ()),
-    "layers": ("layer", "joint", ()),
-    "shortv": ("layer", "scores", ()),
+CALIBRATED: Mapping[str, CalibrationOptions] = {
+    "per-prompt": {"levels": LEVELS},
+    "operators+keep": {},
+    "operators": {"shares": ()},
+    "dop": {"shares": (), "search": "depth"},
+    "layers": {"shares": (), "level": "layer"},
+    "shortv": {"shares": (), "level": "layer", "search": "scores"},
 }
 UNCALIBRATED = ("fastv", "vtw", "random-tokens", "divprune", "random", "late")
 METHODS = (*CALIBRATED, *UNCALIBRATED)

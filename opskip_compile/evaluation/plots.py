@@ -21,7 +21,8 @@ class _MethodStyle(NamedTuple):
 
 
 _STYLES = {
-    "operators+keep": _MethodStyle("operators with critical rows, calibrated", "#0072B2", "o", "-"),
+    "per-prompt": _MethodStyle("a level for every prompt, calibrated", "#0072B2", "*", "-"),
+    "operators+keep": _MethodStyle("operators with critical rows, calibrated", "#0072B2", "o", "--"),
     "operators": _MethodStyle("operators, calibrated", "#0072B2", "h", ":"),
     "dop": _MethodStyle("operators from a depth on, DOP-like", "#F0E442", "p", "--"),
     "layers": _MethodStyle("whole layers, calibrated", "#D55E00", "s", "--"),
@@ -97,7 +98,7 @@ def _line(axes: Axes, outcomes: Sequence[MethodOutcome], style: _MethodStyle) ->
         marker=style.marker,
         ls=style.line,
         ms=5,
-        lw=1.8 if style is _STYLES["operators+keep"] else 1.3,
+        lw=1.8 if style is _STYLES["per-prompt"] else 1.3,
         elinewidth=0.8,
         capsize=2,
         label=style.label,

@@ -32,6 +32,7 @@ class EvaluationRun:
         schedule: what it skips; None for token dropping.
         dropping: which rows leave; None for a schedule.
         seed: of a random choice.
+        levels: how many prompts took each level of the schedule.
     """
 
     method: str
@@ -40,6 +41,7 @@ class EvaluationRun:
     schedule: Schedule | None = None
     dropping: Dropping | None = None
     seed: int | None = None
+    levels: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -51,7 +53,7 @@ class EvaluationRun:
     def spec(self) -> str:
         """What it does, in full: one text for one thing to do."""
         if self.schedule is not None:
-            return self.schedule.to_spec()
+            return self.schedule.to_spec() + (f" by {self.schedule.digest}" if self.schedule.levels else "")
         assert self.dropping is not None
         text = f"{self.dropping.share!r} of the visual rows leave before layer {self.dropping.layer}"
         return text if self.dropping.by == "attention" else f"{text}, {self.dropping.by} {self.dropping.seed}"
@@ -75,7 +77,7 @@ class EvaluationSetup:
     rows: Rows
 
     def schedule_run(self, name: str, schedule: Schedule, asked: float | None = None) -> EvaluationRun:
-        """The run of a schedule; what the compiler leaves full saves nothing.
+        """The run of a schedule; what the compiler leaves full saves nothing. With levels, at the deepest of them.
 
         Raises:
             ScheduleError: it does not fit the number of layers.
@@ -84,6 +86,14 @@ class EvaluationSetup:
         rows = {op: getattr(states[op.layer], op.kind) for op in all_operators(self.num_layers)}
         left = self.costs.leaving_out({op: left_out for op, left_out in rows.items() if left_out is not None})
         return EvaluationRun(name, asked, 1 - left / self.costs.dense, schedule)
+
+    def with_levels(self, run: EvaluationRun, levels: Sequence[int]) -> EvaluationRun:
+        """The run with the cut of the levels that its prompts took; the same without levels."""
+        if run.schedule is None or not run.schedule.levels:
+            return run
+        cuts = [self.schedule_run(run.name, level).cut for level in run.schedule.levels]
+        counts = tuple(levels.count(level) for level in range(len(cuts)))
+        return replace(run, cut=statistics.fmean(cuts[level] for level in levels), levels=counts)
 
     def uncalibrated_runs(self, method: str, asked: float, seeds: int) -> list[EvaluationRun]:
         """The runs of a method that needs no calibration; none where the method can't save so much."""
