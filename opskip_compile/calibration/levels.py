@@ -6,9 +6,10 @@ form. The threshold is set by guesses for prompts that were left out of the fit,
 
 from __future__ import annotations
 
+import bisect
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -106,9 +107,24 @@ def judged(levels: Sequence[int], measured: Sequence[Measured]) -> Quality:
 
 
 def in_hindsight(measured: Sequence[Measured], cuts: Sequence[float], cut: float) -> list[int]:
-    """The levels that a chooser would take that knows the divergences, at a mean cut of at least ``cut``."""
-    known = torch.tensor([each.divergence for each in measured], dtype=torch.float64).T.clamp(min=LEAST).log()
-    return _levels(known, _threshold(known, torch.tensor(cuts), cut)).tolist()
+    """The levels of the least mean divergence at a mean cut of at least ``cut``, up to one prompt's step.
+
+    Each prompt takes the level at which its divergence less a price for what is saved is the least, at the lowest price
+    that will do (a Lagrange multiplier).
+    """
+    known = torch.tensor([each.divergence for each in measured], dtype=torch.float64).T
+    saved = torch.tensor(cuts, dtype=torch.float64)
+    apart = saved[None, :] - saved[:, None]
+    deeper = apart > 0
+    prices: list[float] = torch.unique(((known[:, None, :] - known[:, :, None]) / apart)[:, deeper]).tolist()
+
+    def at(price: float) -> Tensor:
+        worth = known - price * saved
+        return len(cuts) - 1 - worth.flip(1).argmin(1)  # the deepest of equals
+
+    enough = _first(len(prices), lambda i: float(saved[at(prices[i] + 1e-12)].mean()) >= cut - 1e-9)
+    levels: list[int] = at(prices[enough] + 1e-12).tolist()
+    return levels
 
 
 def summed_up(
@@ -150,14 +166,13 @@ def _levels(guesses: Tensor, threshold: float) -> Tensor:
 def _threshold(guesses: Tensor, cuts: Tensor, cut: float) -> float:
     """The lowest threshold at which the mean cut is reached, or the highest guess."""
     steps: list[float] = torch.unique(guesses).tolist()
-    low, high = 0, len(steps) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if float(cuts[_levels(guesses, steps[middle])].double().mean()) >= cut:
-            high = middle
-        else:
-            low = middle + 1
-    return float(steps[low])
+    enough = _first(len(steps), lambda i: float(cuts[_levels(guesses, steps[i])].double().mean()) >= cut - 1e-9)
+    return steps[enough]
+
+
+def _first(count: int, holds: Callable[[int], bool]) -> int:
+    """The first of some numbers from which on something holds, the last if it never does."""
+    return min(bisect.bisect_left(range(count), True, key=holds), count - 1)
 
 
 def _short(value: float) -> float:

@@ -44,6 +44,7 @@ def make_report(result: Rewritten, inputs: Sequence[Any] | None = None, recompil
         recompile=recompile,
         schedule="" if state.resolved is None else state.resolved.schedule.name or state.resolved.schedule.to_spec(),
         schedule_origin="" if state.resolved is None else state.resolved.origin,
+        digest="" if state.plan.levels is None else state.plan.levels.digest,
         row_source="" if source is None else source.kind,
         prompt=prompt,
         num_layers=state.match.num_layers,

@@ -14,6 +14,7 @@ from typing import Any
 from opskip_compile.errors import OpSkipError
 from opskip_compile.passes.analysis.operators import operator_name
 from opskip_compile.passes.graph.sizes import Prompt
+from opskip_compile.passes.levels import taken
 from opskip_compile.passes.refusal import Refusal
 from opskip_compile.passes.state import PassReport
 from opskip_compile.report.diff import GraphDiff
@@ -85,6 +86,7 @@ class Report:
         stops: row selections that could not move further towards the inputs.
         passes: every pass; the last entry is the making of this report.
         number: of the graph, counted in this process; 0 if it did not come from the backend.
+        digest: of a schedule whose prompts take one of several levels; rows and FLOPs are then those of the deepest.
     """
 
     refusal: Refusal | None = None
@@ -101,6 +103,7 @@ class Report:
     nodes_before: int = 0
     nodes_after: int = 0
     number: int = field(default=0, compare=False)
+    digest: str = ""
     make_diff: Callable[[Report], GraphDiff] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -117,6 +120,11 @@ class Report:
     def skipped(self) -> tuple[str, ...]:
         """Names of the skipped operators, such as ``"17.ffn"``."""
         return tuple(op.name for op in self.operators if op.skipped)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The level that each prompt of the newest batch under this schedule took; empty without levels."""
+        return taken(self.digest) if self.digest else ()
 
     @property
     def milliseconds(self) -> float:
@@ -194,6 +202,9 @@ class Report:
                 lines.append(
                     f"  FLOPs of the operators {before:,} -> {after:,} ({1 - after / before:.1%} fewer; {rows}{batch})"
                 )
+        if self.rewritten and self.digest:
+            last = f"; the newest batch took {', '.join(map(str, self.levels))}" if self.levels else ""
+            lines.append(f"  each prompt takes a level of its own, the count is that of the deepest{last}")
         lines += [f"  compiled again: {self.recompile}"] if self.recompile else []
         lines += [f"  layer {i:3d}  {state}" for i, state in enumerate(self.layer_states()) if state != "full"]
         for m in self.misses:

@@ -114,6 +114,8 @@ class Schedule:
                 raise ScheduleError(f"levels[{i}]: a level has no levels")
             with within(f"levels[{i}]"):
                 levels.append(Schedule(rules=level.rules, late=level.late, num_layers=num_layers or level.num_layers))
+        if num_layers is not None:
+            by_level([level.resolve(num_layers) for level in levels])
         return tuple(levels)
 
     @classmethod
