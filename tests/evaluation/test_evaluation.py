@@ -30,7 +30,7 @@ SPEC = "attend:1"  # changes some answers, not all
 TOKENS = 3
 FAST: dict[str, Any] = {"lower": "eager", "rounds": 0, "answer_tokens": TOKENS, "batch": 6, "resamples": 200}
 TOKEN_METHODS = ("fastv", "random-tokens", "divprune")
-METHODS = ("operators+keep", "operators", "dop", "shortv", "vtw", *TOKEN_METHODS, "random", "late")
+METHODS = ("per-prompt", "operators+keep", "operators", "dop", "shortv", "vtw", *TOKEN_METHODS, "random", "late")
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,8 @@ def test_cuts_are_at_least_what_was_asked_for(result: opskip.Evaluation, model: 
     """And no more than one unit of the method over it; FLOPs are those of the formula."""
     for method in METHODS:
         outcome = result.of(method, 0.4)
-        assert all(run.cut >= 0.4 for run in outcome.runs), method
+        if method != "per-prompt":  # there the cut is a mean over prompts, guessed on others
+            assert all(run.cut >= 0.4 for run in outcome.runs), method
         assert outcome.cut < 0.4 + (0.05 if method in TOKEN_METHODS else 0.17), method
     counts = [opskip.count_flops(model, visual_tokens=16, text_tokens=n, schedule=SPEC) for n in (3, 4)]
     cut = 1 - sum(c.skipped for c in counts) / sum(c.dense for c in counts)
@@ -245,7 +246,7 @@ def test_prefill_is_timed(model: Any, encoder: Encoder, questions: list[Line]) -
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"methods": ("best",)}, OptionError, r"methods: expected some of operators\+keep, .*, got 'best'"),
+        ({"methods": ("best",)}, OptionError, r"methods: expected some of per-prompt, .*, got 'best'"),
         ({"methods": ("operators",)}, OptionError, "calibration: needed by the method 'operators'"),
         ({"cuts": (1.5,)}, OptionError, "cuts: expected shares over 0 and below 1, got 1.5"),
         ({"cuts": (0.95,)}, OptionError, r"cuts: 95.0% can't be met: with all operators skipped [67]\d.\d% are saved"),
