@@ -259,6 +259,20 @@ def evaluation(name: str) -> str:
     )
 
 
+def signals() -> str:
+    """What keeping a quarter of the rows leaves of the divergence of skipping, by what chooses them."""
+    models = read("signals")["models"]
+    names = {"qwen3_vl": "Qwen3-VL", "llava": "LLaVA", "internvl": "InternVL"}
+    first = next(iter(models.values()))["left_of_skipping"]
+    return table(
+        ("rows are chosen by", *(names[name] for name in names if name in models)),
+        (
+            (signal, *(f"{models[name]['left_of_skipping'][signal]:.0%}" for name in names if name in models))
+            for signal in first
+        ),
+    )
+
+
 def releases() -> str:
     """The suite under every combination of releases."""
     rows = read("versions")["combinations"].values()
@@ -304,7 +318,7 @@ def named(name: str, layers: int | None) -> str:
         return known[name]
     if "/" in name or name.startswith("shortv-"):
         return f"preset `{name}`" + (f", thinned to {layers} layers" if layers else "")
-    return f"`{name}`" if name.startswith("late:") else name.split(",")[0] + " token dropping"
+    return f"`{name}`" if ":" in name else name.split(",")[0] + " token dropping"
 
 
 RESULTS_PAGE: dict[str, Callable[[], str]] = {
@@ -312,6 +326,9 @@ RESULTS_PAGE: dict[str, Callable[[], str]] = {
     "peers": lambda: prefill("prefill_cpu_llava"),
     "widths": widths,
     "profile": profile,
+    "shares": lambda: prefill("prefill_cpu_shares"),
+    "shares, 8B": lambda: prefill("prefill_cpu_shares_8b"),
+    "signals": signals,
     "compile": compile_time,
     "passes": passes,
     "calibration": calibration,

@@ -67,7 +67,15 @@ class MethodOutcome:
             "agreement": _short(self.agreement),
             "by_task": {task: _short(value) for task, value in self.by_task.items()},
             "speedup": None if self.speed is None else {k: _short(v) for k, v in vars(self.speed).items()},
-            "runs": [{"spec": c.spec, "seed": c.seed, "flops_cut": _short(c.cut)} for c in self.runs],
+            "runs": [
+                {
+                    "spec": c.spec,
+                    "seed": c.seed,
+                    "flops_cut": _short(c.cut),
+                    **({"levels": list(c.levels)} if c.levels else {}),
+                }
+                for c in self.runs
+            ],
         }
 
 

@@ -39,7 +39,7 @@ class Skip:
 
 
 @dataclass(frozen=True)
-class Levels:
+class Choosing:
     """The chooser of a schedule, the schedule's digest, and what enters the first layer."""
 
     chooser: Chooser
@@ -60,7 +60,7 @@ class Plan:
     skips: tuple[Skip, ...]
     misses: tuple[Refusal, ...]
     attentions: tuple[Scored, ...] = ()
-    levels: Levels | None = None
+    levels: Choosing | None = None
 
 
 def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
@@ -106,7 +106,7 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
                     misses.append(miss.at(exit_, name_of(exit_), operator_name(layer, kind)))
     levels = None
     if leveled and schedule.chooser is not None:
-        levels = Levels(schedule.chooser, schedule.digest, before_layers(match, order))
+        levels = Choosing(schedule.chooser, schedule.digest, before_layers(match, order))
     return Plan(states, tuple(skips), tuple(misses), attentions, levels)
 
 

@@ -134,6 +134,21 @@ def test_cuts_are_at_least_what_was_asked_for(result: opskip.Evaluation, model: 
     assert {states.state for states in shortv.schedule.resolve(5)} == {"full", "silent"}
 
 
+def test_the_cut_of_levels_is_that_of_the_prompts(result: opskip.Evaluation, model: Any) -> None:
+    """Each question counts with the level that it took, by the formula."""
+    outcome = result.of("per-prompt", 0.4)
+    (run,) = outcome.runs
+    assert run.schedule is not None
+    assert sum(run.levels) == 12
+    saved = 0.0
+    for count, level in zip(run.levels, run.schedule.levels, strict=True):
+        counts = [opskip.count_flops(model, visual_tokens=16, text_tokens=n, schedule=level) for n in (3, 4)]
+        saved += count / 12 * (1 - sum(c.skipped for c in counts) / sum(c.dense for c in counts))
+    assert run.cut == pytest.approx(saved)
+    assert outcome.to_dict()["runs"][0]["levels"] == list(run.levels)
+    assert run.schedule.digest in outcome.to_dict()["runs"][0]["spec"]
+
+
 def test_a_schedule_for_other_rows_is_counted_with_them(
     model: Any, encoder: Encoder, questions: list[Line], prompts: list[Line]
 ) -> None:
