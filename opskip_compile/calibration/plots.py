@@ -51,13 +51,13 @@ def _draw_scores(drawing: Figure, axes: Axes, result: CalibrationData) -> None:
     shown = [[math.log10(max(value, least)) for value in row] for row in values]
     image = axes.imshow(shown, aspect="auto", cmap="cividis", interpolation="nearest")
     kept = result.chosen.kept
-    for op, share in kept.items():  # the lower part of a frame that keeps a share is filled by it
-        corner = (op.layer - 0.5, OPERATORS.index(op.kind) + 0.5 - (share or 1.0))
-        axes.add_patch(Rectangle(corner, 1, share or 1.0, fill=False, edgecolor="#D55E00", lw=2.2, clip_on=False))
+    for op, share in kept.items():
+        corner = (op.layer - 0.5, OPERATORS.index(op.kind) - 0.5 + share)
+        axes.add_patch(Rectangle(corner, 1, 1 - share, fill=False, edgecolor="#D55E00", lw=2.2, clip_on=False))
     axes.set_yticks(range(len(OPERATORS)), ["attention", "FFN"])
     stride = max(1, result.num_layers // 24)
     axes.set_xticks(range(0, result.num_layers, stride))
-    axes.set_xlabel("layer; framed: skipped in the chosen schedule", fontsize=9)
+    axes.set_xlabel("layer; framed: the part of the visual rows that the chosen schedule leaves out", fontsize=9)
     bar = drawing.colorbar(image, ax=axes, fraction=0.025, pad=0.01)
     bar.set_label(f"log10 of {result.scores.unit}", fontsize=8)
     axes.set_title(f"Score of each operator, by {result.scores.method}", fontsize=10, loc="left")
@@ -71,6 +71,10 @@ def _draw_front(axes: Axes, result: CalibrationData) -> None:
     axes.plot(
         *_points([result.chosen]), ls="", marker="o", ms=12, mfc="none", mec=_OURS, mew=2, label="chosen", gid="chosen"
     )
+    if result.levels is not None:
+        taken = result.levels.judged
+        point = [100 * taken.cut], [max(taken.quality.divergence, _NOTHING)]
+        axes.plot(*point, ls="", marker="*", ms=14, color="#000000", label="a level for each prompt", gid="levels")
     axes.set_yscale("log")
     axes.set_xlabel("FLOPs cut (% of the dense decoder)")
     held = any(choice.heldout for choice in result.front)

@@ -15,6 +15,7 @@ import opskip_compile as opskip
 from opskip_compile.calibration import levels as leveling
 from opskip_compile.calibration.divergence_meter import Measured
 from opskip_compile.calibration.operator_sets import NOTHING
+from opskip_compile.calibration.plots import figure
 from opskip_compile.calibration.row_scores import RowScores
 from opskip_compile.calibration.search import Point
 from opskip_compile.errors import OptionError
@@ -166,6 +167,8 @@ def test_the_schedule_has_levels(calibrated: opskip.CalibrationResult, tmp_path:
     schedule.save(tmp_path / "levels.json")
     assert opskip.Schedule.load(tmp_path / "levels.json") == schedule
     assert calibrated.report["levels"]["specs"] == [level.to_spec() for level in schedule.levels]
+    (point,) = [line for axes in figure(calibrated).axes for line in axes.lines if line.get_gid() == "levels"]
+    assert point.get_xdata()[0] == pytest.approx(100 * levels.heldout.cut)
     calibrated.to_html(tmp_path / "page.html")
     assert "level for each prompt" in (tmp_path / "page.html").read_text()
 
