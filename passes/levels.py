@@ -26,6 +26,11 @@ def taken(digest: str) -> tuple[int, ...]:
     return () if level is None else tuple(level.tolist())
 
 
+def forget(digest: str) -> None:
+    """No batch has run under the schedule with this digest, since it was compiled anew."""
+    _TAKEN.pop(digest, None)
+
+
 @torch.library.custom_op("opskip::choose_level", mutates_args=())
 def choose_level(
     hidden: Tensor,
@@ -89,7 +94,7 @@ def features(hidden: Tensor, visual: Tensor, text: Tensor) -> Tensor:
     bucket = torch.arange(width, device=hidden.device) % BUCKETS
     parts = []
     for rows in (text, visual):
-        total = (hidden.double() * rows.unsqueeze(-1)).sum(1) / rows.sum(1, keepdim=True).clamp(min=1)
+        total = hidden.double().masked_fill(~rows.unsqueeze(-1), 0).sum(1) / rows.sum(1, keepdim=True).clamp(min=1)
         parts.append(total.new_zeros(len(total), BUCKETS).index_add_(1, bucket, total * signs))
     return torch.cat(parts, 1)
 

@@ -70,7 +70,7 @@ def calibrate(
         checked.check(step)
         checked.split(config.holdout, config.seed)
         step("asking the compiler", 0, 0)
-        flops = costing.flops_costs(model, checked, shares=bool(config.shares))
+        flops = costing.flops_costs(model, checked, shares=bool(config.shares), levels=config.levels > 1)
         candidates = flops.candidates(config.shares)
         if not config.target.is_latency:
             config.target.check(flops, candidates)

@@ -26,8 +26,9 @@ from opskip_compile.calibration.operator_sets import (
     skipping,
 )
 from opskip_compile.calibration.samples import Samples
-from opskip_compile.errors import NothingSkippedWarning, OpSkipError
+from opskip_compile.errors import NothingSkippedWarning, OpSkipError, OptionError
 from opskip_compile.report.report import Report
+from opskip_compile.schedule.chooser import BUCKETS, Chooser
 from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.left_out import PROBES, LeftOut, Rows
 from opskip_compile.schedule.rules import Late
@@ -90,9 +91,27 @@ class FlopsCosts(Costs):
 
     def leaving_out(self, rows: Mapping[OperatorId, LeftOut]) -> float:
         """FLOPs with operators that leave these rows out."""
-        rows = {op: each for op, each in rows.items() if op in (self.partial if each.keep else self.whole)}
-        last = max((op.layer + (op.kind == "ffn") for op, each in rows.items() if each.keep), default=0)
-        scores = sum(self.scores(OperatorId(layer, "attention") in rows) for layer in range(last))
+        return self._counted(self._possible(rows), self._possible(rows))
+
+    def of_levels(self, levels: Sequence[Mapping[OperatorId, LeftOut]]) -> list[float]:
+        """FLOPs at each of several levels of one graph: at all of them it scores the rows for every level."""
+        union: dict[OperatorId, LeftOut] = {}
+        for op in self.full:
+            each = [level.get(op) for level in levels]
+            shares = tuple(1.0 if rows is None else rows.keep for rows in each)
+            named = next((rows for rows in each if rows is not None), None)
+            if named is not None:
+                union[op] = LeftOut(named.rows, shares[0], () if len(set(shares)) == 1 else shares)
+        union = self._possible(union)
+        return [self._counted({op: rows for op, rows in level.items() if op in union}, union) for level in levels]
+
+    def _possible(self, rows: Mapping[OperatorId, LeftOut]) -> dict[OperatorId, LeftOut]:
+        return {op: each for op, each in rows.items() if op in (self.partial if each.chooses else self.whole)}
+
+    def _counted(self, rows: Mapping[OperatorId, LeftOut], chosen: Mapping[OperatorId, LeftOut]) -> float:
+        """With these rows left out, and the scores that the operators of a graph need."""
+        last = max((op.layer + (op.kind == "ffn") for op, each in chosen.items() if each.chooses), default=0)
+        scores = sum(self.scores(OperatorId(layer, "attention") in chosen) for layer in range(last))
         return scores + sum(self.left(op, rows[op]) if op in rows else count for op, count in self.full.items())
 
     def candidates(self, shares: Iterable[float] = ()) -> Skipped:
@@ -104,13 +123,17 @@ class FlopsCosts(Costs):
         return self.dense / max(1, len(self.full) // 2)
 
 
-def compiled_report(model: nn.Module, samples: Samples, keep: float = 0.0) -> Report:
-    """What the compiler makes of the model and its first prompts with every operator skipped, but for a share ``keep``.
+def compiled_report(model: nn.Module, samples: Samples, keep: float = 0.0, levels: bool = False) -> Report:
+    """What the compiler makes of the model and its first prompts with every operator skipped, but for a share ``keep``,
+    or with ``levels`` at one of two levels.
 
     Raises:
         OpSkipError: the decoder can't be captured, or nothing in it can be skipped; says why.
     """
     everything = Schedule(late=Late(1.0, samples.rows, keep))
+    if levels:
+        blind = Chooser(((0.0,) * (2 * BUCKETS),) * 2, (0.0, 0.0), 0.0)
+        everything = Schedule(levels=(Schedule(), everything), chooser=blind)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingSkippedWarning)  # it is an error here
@@ -120,12 +143,12 @@ def compiled_report(model: nn.Module, samples: Samples, keep: float = 0.0) -> Re
     except Exception as error:  # the model's own code, or Dynamo in it
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise OpSkipError(f"model: {type(model).__name__} can't be captured: {text}") from error
-    if not report.rewritten and not keep:
+    if not report.rewritten and not keep and not levels:
         raise OpSkipError(f"model: the compiler can skip nothing in {type(model).__name__}: {report.reason}")
     return report
 
 
-def flops_costs(model: nn.Module, samples: Samples, shares: bool = False) -> FlopsCosts:
+def flops_costs(model: nn.Module, samples: Samples, shares: bool = False, levels: bool = False) -> FlopsCosts:
     """Cost of the prompts, and the operators that the compiler can skip.
 
     By the formula (DESIGN section 6) where the config gives the sizes and an operator leaves its rows out wholly, else
@@ -133,7 +156,8 @@ def flops_costs(model: nn.Module, samples: Samples, shares: bool = False) -> Flo
 
     Args:
         samples: checked.
-        shares: ask the compiler as well which operators can keep a share.
+        shares: ask the compiler as well which operators can keep a share,
+        levels: and which can depend on a level; others count as full.
 
     Raises:
         OpSkipError: as `compiled_report`, or FLOPs that neither the config nor the graphs give.
@@ -145,6 +169,11 @@ def flops_costs(model: nn.Module, samples: Samples, shares: bool = False) -> Flo
     if shares:
         kept = compiled_report(model, samples, _ASKED)
         partial = whole & {OperatorId(op.layer, op.kind) for op in kept.operators if op.skipped}
+    if levels:
+        told = compiled_report(model, samples, levels=True)
+        if not told.rewritten:
+            raise OptionError(f"levels: the compiler can tell none in {type(model).__name__}: {told.reason}")
+        whole = partial = whole & {OperatorId(op.layer, op.kind) for op in told.operators if op.skipped}
     try:
         of = None if any(counted[op].remaining for op in whole) else Geometry.from_config(model)
     except OpSkipError:

@@ -118,6 +118,10 @@ def in_hindsight(measured: Sequence[Measured], cuts: Sequence[float], cut: float
     deeper = apart > 0
     prices: list[float] = torch.unique(((known[:, None, :] - known[:, :, None]) / apart)[:, deeper]).tolist()
 
+    if not prices:  # all levels save the same
+        best: list[int] = known.argmin(1).tolist()
+        return best
+
     def at(price: float) -> Tensor:
         worth = known - price * saved
         return len(cuts) - 1 - worth.flip(1).argmin(1)  # the deepest of equals

@@ -24,7 +24,7 @@ from opskip_compile.calibration.data import (
     quality_of,
 )
 from opskip_compile.calibration.divergence_meter import DivergenceMeter, Measured
-from opskip_compile.calibration.operator_sets import Skipped, all_operators, as_schedule
+from opskip_compile.calibration.operator_sets import Skipped, all_operators, as_schedule, left_out
 from opskip_compile.calibration.result import CalibrationResult
 from opskip_compile.calibration.scores import Scores, score
 from opskip_compile.calibration.search import (
@@ -106,7 +106,8 @@ class Stages:
         """Several sets of the path, and what chooses among them for each prompt."""
         cut = None if self.most is None else 1 - self.most / self.costs.dense
         sets = leveling.candidates([*path, chosen], self.flops, self.config.levels, cut)
-        cuts = [self.flops.cut(skipped) for skipped in sets]
+        costs = self.flops.of_levels([left_out(skipped, self.config.rows) for skipped in sets])
+        cuts = [1 - cost / self.flops.dense for cost in costs]
         self.meter.doing = "measuring levels"
         measured = self.meter.measure(sets, self.inside)
         known = leveling.prompt_features(self.meter, self.inside)

@@ -182,12 +182,13 @@ def _answers(
         for i in range(questions.size()):
             step(f"{run.name}: answering", i, questions.size())
             known = journal.get(run.spec, i)
-            if known is None:
+            leveled = run.schedule is not None and bool(run.schedule.levels)
+            if known is None or (leveled and journal.get(f"levels {run.spec}", i) is None):
                 inputs, _, names = questions.prompt(i)
                 known = [questions.encoder.text(ids) for ids in greedy(model, inputs, questions.answer_tokens, names)]
-                journal.put(run.spec, i, known)
-                if run.schedule is not None and run.schedule.levels:
+                if run.schedule is not None and leveled:
                     journal.put(f"levels {run.spec}", i, list(taken(run.schedule.digest)))
+                journal.put(run.spec, i, known)
             answers += known
             levels += journal.get(f"levels {run.spec}", i) or []
     return answers, levels

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 
 from opskip_compile.calibration.batches import PromptRows
 from opskip_compile.calibration.costs import FlopsCosts
-from opskip_compile.calibration.operator_sets import all_operators, as_schedule
+from opskip_compile.calibration.operator_sets import OperatorId, all_operators, as_schedule
 from opskip_compile.calibration.search import at_random, cheapest, last_layers, units_of
 from opskip_compile.errors import OptionError
 from opskip_compile.evaluation.methods import CALIBRATED, DENSE, DROPPING, FASTV_LAYER
 from opskip_compile.schedule.geometry import Geometry
-from opskip_compile.schedule.left_out import Rows
+from opskip_compile.schedule.left_out import LeftOut, Rows
 from opskip_compile.schedule.schedule import Schedule
 from opskip_compile.timing.dropping import Dropping
 
@@ -82,16 +82,26 @@ class EvaluationSetup:
         Raises:
             ScheduleError: it does not fit the number of layers.
         """
-        states = schedule.resolve(self.num_layers)
-        rows = {op: getattr(states[op.layer], op.kind) for op in all_operators(self.num_layers)}
-        left = self.costs.leaving_out({op: left_out for op, left_out in rows.items() if left_out is not None})
+        left = self.costs.leaving_out(self._left_out(schedule))
         return EvaluationRun(name, asked, 1 - left / self.costs.dense, schedule)
 
+    def _left_out(self, schedule: Schedule) -> dict[OperatorId, LeftOut]:
+        states = schedule.resolve(self.num_layers)
+        rows = {op: getattr(states[op.layer], op.kind) for op in all_operators(self.num_layers)}
+        return {op: left_out for op, left_out in rows.items() if left_out is not None}
+
     def with_levels(self, run: EvaluationRun, levels: Sequence[int]) -> EvaluationRun:
-        """The run with the cut of the levels that its prompts took; the same without levels."""
+        """The run with the cut of the levels that its prompts took; the same without levels.
+
+        Where the compiler could tell no level, operators that depend on it were full.
+        """
         if run.schedule is None or not run.schedule.levels:
             return run
-        cuts = [self.schedule_run(run.name, level).cut for level in run.schedule.levels]
+        if not levels:
+            fixed = {op: rows for op, rows in self._left_out(run.schedule).items() if not rows.shares}
+            return replace(run, cut=1 - self.costs.leaving_out(fixed) / self.costs.dense)
+        costs = self.costs.of_levels([self._left_out(level) for level in run.schedule.levels])
+        cuts = [1 - cost / self.costs.dense for cost in costs]
         counts = tuple(levels.count(level) for level in range(len(cuts)))
         return replace(run, cut=statistics.fmean(cuts[level] for level in levels), levels=counts)
 

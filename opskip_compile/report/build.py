@@ -17,6 +17,7 @@ from opskip_compile.passes.analysis.operators import Operator
 from opskip_compile.passes.analysis.prompt import read_prompt
 from opskip_compile.passes.graph.origin import captured_place, source_line
 from opskip_compile.passes.graph.sizes import Prompt, Sizes
+from opskip_compile.passes.levels import forget
 from opskip_compile.passes.pipeline import Rewritten
 from opskip_compile.passes.refusal import Refusal, Why
 from opskip_compile.passes.state import PassReport, State
@@ -39,6 +40,8 @@ def make_report(result: Rewritten, inputs: Sequence[Any] | None = None, recompil
     if inputs is not None and source is not None and state.match.operators:
         prompt = read_prompt(state.graph, source, inputs)
     nodes = len(captured.nodes)
+    if state.plan.levels is not None:
+        forget(state.plan.levels.digest)
     report = Report(
         refusal=state.refusal,
         recompile=recompile,

@@ -112,8 +112,10 @@ class Schedule:
             tables.check_type(level, (Schedule,), f"levels[{i}]")
             if level.levels:
                 raise ScheduleError(f"levels[{i}]: a level has no levels")
+            if num_layers is None and level.num_layers is not None:
+                raise ScheduleError(f"levels[{i}]: made for {level.num_layers} layers, which num_layers has to say")
             with within(f"levels[{i}]"):
-                levels.append(Schedule(rules=level.rules, late=level.late, num_layers=num_layers or level.num_layers))
+                levels.append(Schedule(rules=level.rules, late=level.late, num_layers=num_layers))
         if num_layers is not None:
             by_level([level.resolve(num_layers) for level in levels])
         return tuple(levels)

@@ -17,6 +17,7 @@ from opskip_compile.passes.analysis.scored import (
     Scored,
     before_layers,
     is_split,
+    late_nodes,
     level_known,
     scored_attentions,
     unscored_attentions,
@@ -40,11 +41,20 @@ class Skip:
 
 @dataclass(frozen=True)
 class Choosing:
-    """The chooser of a schedule, the schedule's digest, and what enters the first layer."""
+    """The chooser of a schedule, and where the choice is made.
+
+    Attributes:
+        digest: of the schedule.
+        hidden: what enters the first layer.
+        first: the first node of an operator.
+        late: nodes behind it that the choice needs, in order; they can be computed before it.
+    """
 
     chooser: Chooser
     digest: str
     hidden: fx.Node
+    first: fx.Node
+    late: tuple[fx.Node, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,8 +115,10 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
                     miss = Refusal(Why.UNSAFE, unsafe, nearest=nearest)
                     misses.append(miss.at(exit_, name_of(exit_), operator_name(layer, kind)))
     levels = None
-    if leveled and schedule.chooser is not None:
-        levels = Choosing(schedule.chooser, schedule.digest, before_layers(match, order))
+    if schedule.chooser is not None and any(skip.left_out.shares for skip in skips):
+        first = min((node for operator in match.everything() for node in operator.region), key=order.__getitem__)
+        late = late_nodes(attentions[0], order, order[first]) or ()
+        levels = Choosing(schedule.chooser, schedule.digest, before_layers(match, order), first, late)
     return Plan(states, tuple(skips), tuple(misses), attentions, levels)
 
 

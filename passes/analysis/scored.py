@@ -28,6 +28,8 @@ SPLIT = (
 )
 # How models give several heads of queries the same keys.
 _WRITES = ("index_copy_", "index_copy_.default")
+# What a cache of fixed size makes of its length to say where the keys of the rows are.
+_COUNTS = frozenset({"arange", "add", "to", "getitem", "unsqueeze", "size", "cumsum", "sub"})
 _REPEATS = frozenset({"expand", "reshape", "view", "unsqueeze", "getitem", "contiguous", "clone", "repeat_interleave"})
 LEVEL_LATE = (
     "the level of a prompt can't be told before its first layer: that has no scaled_dot_product_attention of all rows, "
@@ -134,8 +136,28 @@ def level_known(match: Match, attentions: Sequence[Scored], order: Mapping[fx.No
     if not attentions or attentions[0].layer > 0:
         return False
     first = min(order[node] for operator in match.everything() for node in operator.region)
-    needed = [node for node in (attentions[0].mask, attentions[0].columns) if node is not None]
-    return known < first and all(order[node] < first for node in needed)
+    return known < first and late_nodes(attentions[0], order, first) is not None
+
+
+def late_nodes(each: Scored, order: Mapping[fx.Node, int], first: int) -> tuple[fx.Node, ...] | None:
+    """What the mask and the columns of an attention are made of from the node number ``first`` on, in order.
+
+    A cache of fixed size counts its columns in the layer; they can be counted before it. None if something else is
+    computed there, or if memory is written in between.
+    """
+    found: set[fx.Node] = set()
+    left = [node for node in (each.mask, each.columns) if node is not None]
+    while left:
+        node = left.pop()
+        if order[node] >= first and node not in found:
+            if op_name(node) not in _COUNTS:
+                return None
+            found.add(node)
+            left += node.all_input_nodes
+    late = sorted(found, key=order.__getitem__)
+    if late and any(is_inplace(node) for node, i in order.items() if first <= i <= order[late[-1]]):
+        return None
+    return tuple(late)
 
 
 def is_split(graph: fx.Graph) -> bool:

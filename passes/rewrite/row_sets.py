@@ -77,6 +77,8 @@ class RowSets:
         assert plan.levels is not None
         first, chooser = plan.attentions[0], plan.levels.chooser
         shown = (first.mask, first.columns) if _is_by_row(first) else (None, None)
+        for late in plan.levels.late:
+            plan.levels.first.prepend(late)
         for node in (plan.levels.hidden, *shown):
             self._last = self._last if node is None else _later(self._graph, self._last, node)
         weights = [weight for row in chooser.weights for weight in row]

@@ -20,6 +20,7 @@ from opskip_compile.calibration.row_scores import RowScores
 from opskip_compile.calibration.search import Point
 from opskip_compile.errors import OptionError
 from opskip_compile.schedule.chooser import BUCKETS
+from opskip_compile.schedule.left_out import LeftOut
 from tests.calibration.test_search import COSTS, EVERY
 from tests.helpers.families import FAMILIES
 from tests.helpers.planted import meter, samples
@@ -114,6 +115,29 @@ def test_hindsight_is_the_best_there_is(cut: float) -> None:
         if sum(cuts[level] for level in choice) >= saved - 1e-9
     )
     assert sum(float(divergences[i, level]) for i, level in enumerate(levels)) == pytest.approx(best)
+
+
+def test_hindsight_where_all_levels_save_the_same() -> None:
+    _, divergences = two_kinds(4)
+    assert leveling.in_hindsight(measured(divergences), [0.3] * 3, 0.3) == divergences.argmin(1).tolist()
+
+
+def test_scores_for_one_level_are_paid_at_all_of_them() -> None:
+    """By hand: the first level alone needs none, the second asks layer 0."""
+    one = {EVERY[0].op: LeftOut()}
+    two = {EVERY[0].op: LeftOut(), EVERY[1].op: LeftOut(keep=0.5)}
+    first, second = COSTS.of_levels([one, two])
+    assert first == pytest.approx(COSTS.leaving_out(one) + COSTS.scores(True))
+    assert second == pytest.approx(COSTS.leaving_out(two))
+    assert COSTS.of_levels([one, one]) == [COSTS.leaving_out(one)] * 2
+
+
+def test_levels_that_the_compiler_can_not_tell_are_refused() -> None:
+    """A decoder with eager attention: no calibration gives a schedule of which nothing is skipped."""
+    model = FAMILIES["llava"].build(3)
+    model.set_attn_implementation("eager")
+    with pytest.raises(OptionError, match="levels: the compiler can tell none in Llava"):
+        opskip.calibrate(model, samples("llava", 4), 0.3, levels=3, **QUICK)
 
 
 def test_a_divergence_for_each_prompt() -> None:

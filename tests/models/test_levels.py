@@ -16,6 +16,7 @@ from tests.helpers.families import FAMILIES
 from tests.helpers.leveled import leveled
 from tests.helpers.own_decoder import EAGER
 from tests.helpers.support import ZOO
+from tests.helpers.support.calls import static_cache
 
 pytestmark = pytest.mark.usefixtures("fresh")
 LAYOUT = ((3, 5), (2, 4, 3), (4, 4))  # text and images in turn, of three prompts; the shorter ones are padded
@@ -75,6 +76,34 @@ def test_every_prompt_gets_its_level(family: str) -> None:
             torch.testing.assert_close(got, dense, atol=1e-5, rtol=1e-5)  # the first level is full
         else:
             torch.testing.assert_close(got, by_oracle(model, inputs, each.levels[-1]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_with_a_cache_of_fixed_size(family: str) -> None:
+    """Where its keys are it counts in the first layer, behind the choice; the count is moved before it."""
+    model = ZOO[family].build(4).eval()
+    inputs = dict(ZOO[family].inputs(LAYOUT))
+    schedule = some_threshold(model, inputs)
+    torch._dynamo.reset()
+    opskip.compile(model, schedule, options={**EAGER, "strict": True})
+    with torch.no_grad():
+        got = model(**inputs, past_key_values=static_cache(model)).logits[inputs["attention_mask"].bool()]
+    report = opskip.last_report()
+    opskip.remove(model)
+    assert len(set(report.levels)) > 1
+    torch.testing.assert_close(got, by_oracle(model, inputs, schedule), atol=1e-4, rtol=1e-4)
+
+
+def test_a_report_of_a_new_graph_knows_of_no_batch() -> None:
+    model, inputs = ZOO["llava"].build(4).eval(), dict(ZOO["llava"].inputs(LAYOUT))
+    schedule = leveled(*SPECS)
+    opskip.compile(model, schedule, options=EAGER)
+    logits(model, inputs)
+    assert len(opskip.last_report().levels) == len(LAYOUT)
+    opskip.remove(model)
+    assert opskip.explain(model, inputs, schedule).levels == ()
+    alike = leveled("attend@keep=0.5:1", "attend@keep=0.5:1")
+    assert not opskip.explain(model, inputs, alike).digest  # nothing depends on the level
 
 
 def test_one_graph_for_all_levels() -> None:

@@ -47,6 +47,14 @@ def test_levels_are_those_of_plain_code(width: int, form: str) -> None:
     assert not known[2, 64:].any()  # no visual row
 
 
+def test_padding_may_hold_anything() -> None:
+    visual, padding = mask("..vv"), mask("v...")
+    hidden = torch.randn(1, 4, 8)
+    known = features(hidden, visual, ~visual & ~padding)
+    hidden[0, 0] = torch.inf
+    assert torch.equal(features(hidden, visual, ~visual & ~padding), known)
+
+
 @pytest.mark.parametrize("through", [False, True], ids=["visual", "through_visual"])
 @EVERY
 def test_as_many_rows_as_the_share_of_the_level_says(visual: Tensor, through: bool) -> None:

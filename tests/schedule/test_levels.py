@@ -126,6 +126,8 @@ def test_what_can_not_be_levels() -> None:
         leveled("attend:3", "attend@through_visual:3")
     with pytest.raises(ScheduleError, match="layer 3 ffn leaves out visual and through_visual rows"):
         leveled("attend:3", "attend@through_visual:3", num_layers=None).resolve(4)
+    with pytest.raises(ScheduleError, match=r"levels\[0\]: made for 6 layers, which num_layers has to say"):
+        opskip.Schedule(levels=(opskip.Schedule(num_layers=6),) * 3, chooser=one.chooser)
     with pytest.raises(ScheduleError, match="keep: expected one share; levels are written in files only"):
         opskip.Schedule.from_spec("attend@keep=1/0.5:3")
     with pytest.raises(ScheduleError):
