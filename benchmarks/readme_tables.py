@@ -335,6 +335,7 @@ RESULTS_PAGE: dict[str, Callable[[], str]] = {
     "calibration samples": calibration_samples,
     "evaluation": lambda: evaluation("eval_demo"),
     "ten tasks, Qwen3-VL": lambda: evaluation("vqa_qwen3_vl"),
+    "levels, Qwen3-VL": lambda: evaluation("vqa_levels_qwen3_vl"),
     "ten tasks, LLaVA": lambda: evaluation("vqa_llava"),
     "ten tasks, InternVL": lambda: evaluation("vqa_internvl"),
 }
