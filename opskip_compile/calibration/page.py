@@ -31,7 +31,7 @@ def render(result: CalibrationData) -> str:
     """The page. Raises as `CalibrationResult.plot`."""
     svg = drawn(lambda: figure(result), ".svg").decode()
     svg = svg[svg.index("<svg") :]
-    chosen, spec = result.chosen, result.schedule.to_spec()
+    chosen, spec = result.chosen, result.chosen.schedule.to_spec()
     parts = [
         f"<h1>Schedule {html.escape(spec)}</h1>",
         f"<p>{chosen.cut:.1%} fewer FLOPs: {amount(result.dense_cost, result.unit)} becomes "

@@ -117,13 +117,21 @@ class Stages:
         if self.outside:
             known = leveling.prompt_features(self.meter, self.outside)
             outside = leveling.summed_up(chooser, sets, cuts, known, self.meter.measure(sets, self.outside))
-        plain = choice.schedule
-        about = {name: each and _of_levels(each) for name, each in (("calibration", inside), ("heldout", outside))}
+        plain, cut = choice.schedule, (outside or inside).cut
+        about: dict[str, Any] = {
+            name: each and _of_levels(each) for name, each in (("calibration", inside), ("heldout", outside))
+        }
         schedule = Schedule(
             levels=tuple(as_schedule(skipped, self.config.rows) for skipped in sets),
             chooser=chooser,
             model=plain.model,
-            provenance={**plain.provenance, **about},
+            provenance={
+                **plain.provenance,
+                **about,
+                "samples": inside.quality.samples,
+                "flops_cut": _short(cut),
+                "cost": [_short((1 - cut) * self.costs.dense), _short(self.costs.dense), self.costs.unit],
+            },
             name=plain.name,
         )
         return Levels(schedule, inside, outside)

@@ -185,6 +185,8 @@ def test_the_schedule_has_levels(calibrated: opskip.CalibrationResult, tmp_path:
     assert sum(levels.calibration.counts) == 12
     assert sum(levels.heldout.counts) == 4
     assert schedule.provenance["heldout"]["counts"] == list(levels.heldout.counts)
+    assert schedule.provenance["flops_cut"] == pytest.approx(levels.heldout.cut, rel=1e-5)
+    assert schedule.provenance["samples"] == 12
     assert not calibrated.chosen.schedule.levels
     assert "with a level for each prompt, held out" in str(calibrated)
     assert f"  level {len(schedule.levels) - 1}, " in str(calibrated)
@@ -245,7 +247,8 @@ def test_the_search_looks_at_some_samples_only() -> None:
     """Levels are fitted to all; the provenance says how many the search saw."""
     model = FAMILIES["llava"].build(3)
     result = opskip.calibrate(model, samples("llava", 8), 0.3, levels=3, search_samples=4, **QUICK)
-    assert result.schedule.provenance["samples"] == 4
+    assert result.chosen.schedule.provenance["samples"] == 4
+    assert result.schedule.provenance["samples"] == 12
     assert result.levels is not None
     assert sum(result.levels.calibration.counts) == 12
     assert result.chosen.calibration is not None
