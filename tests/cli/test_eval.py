@@ -47,7 +47,7 @@ def _option(name: str) -> str:
         (["--model", "x"], "data: needed for a model of your own"),
         (["--model", "x", "--data", "gone.jsonl"], "data: 'gone.jsonl' can't be read"),
         (["--model", "demo", "--schedule", "silent:x"], "'silent:x'"),
-        (["--model", "demo", "--method", "best"], "methods: expected some of operators"),
+        (["--model", "demo", "--method", "best"], "methods: expected some of per-prompt"),
         (["--model", "demo", "--cut", "2"], "cuts: expected shares over 0 and below 1, got 2.0"),
         (["--model", "demo", "--plot", "x.gif"], "plot: expected a file that ends in .png"),
         (["--model", "demo", "--out", "gone/x.json"], "out: there is no folder 'gone'"),

@@ -21,6 +21,7 @@ from opskip_compile.models.checkpoint import load_checkpoint
 from opskip_compile.models.generation import greedy
 from opskip_compile.models.jsonl import Line, encode
 from opskip_compile.models.prompts import Encoder
+from opskip_compile.schedule.flops import layers_scored
 from tests.helpers.checkpoints import make_checkpoint
 from tests.helpers.families import IMAGE
 from tests.helpers.planted import deaf_after
@@ -135,15 +136,25 @@ def test_cuts_are_at_least_what_was_asked_for(result: opskip.Evaluation, model: 
 
 
 def test_the_cut_of_levels_is_that_of_the_prompts(result: opskip.Evaluation, model: Any) -> None:
-    """Each question counts with the level that it took, by the formula."""
+    """Each question counts with the level that it took, by the formula; scores are paid at every level."""
     outcome = result.of("per-prompt", 0.4)
     (run,) = outcome.runs
     assert run.schedule is not None
     assert sum(run.levels) == 12
-    saved = 0.0
+    sizes = opskip.Geometry.from_config(model)
+
+    def scores(states: Any, text: int) -> int:
+        asked = [states[i].attention is not None for i in range(layers_scored(states))]
+        return sum(sizes.scores(text, 16 + text, queries=queries) for queries in asked)
+
+    together, saved = run.schedule.resolve(5), 0.0
     for count, level in zip(run.levels, run.schedule.levels, strict=True):
-        counts = [opskip.count_flops(model, visual_tokens=16, text_tokens=n, schedule=level) for n in (3, 4)]
-        saved += count / 12 * (1 - sum(c.skipped for c in counts) / sum(c.dense for c in counts))
+        dense = left = 0
+        for text in (3, 4):
+            counted = opskip.count_flops(model, visual_tokens=16, text_tokens=text, schedule=level)
+            dense += counted.dense
+            left += counted.skipped - scores(level.resolve(5), text) + scores(together, text)
+        saved += count / 12 * (1 - left / dense)
     assert run.cut == pytest.approx(saved)
     assert outcome.to_dict()["runs"][0]["levels"] == list(run.levels)
     assert run.schedule.digest in outcome.to_dict()["runs"][0]["spec"]
