@@ -90,6 +90,7 @@ def by_cut(model: nn.Module, samples: Callable[[], Samples], cuts: Sequence[floa
                     model,
                     samples(),
                     cut,
+                    shares=(),
                     controls=first,
                     stability=first,
                     whole_front=False,
@@ -110,7 +111,7 @@ def by_samples(model: nn.Module, make: Any, sizes: Sequence[int], cut: float, st
     """The calibrated schedule of different numbers of samples."""
     rows = []
     for size in sizes:
-        found = opskip.calibrate(model, make(size), cut, controls=False, whole_front=False, step=step)
+        found = opskip.calibrate(model, make(size), cut, shares=(), controls=False, whole_front=False, step=step)
         rows.append({"samples": size, "choices": [found.chosen], "stability": found.stability, "spent": found.spent})
     return rows
 

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from opskip_compile._compat import known_at_least, unbacked_size
-from opskip_compile.passes.runtime import left_out_rows
-from opskip_compile.passes.scores import text_rows
+from opskip_compile.passes.scores import live_rows, text_rows
 from opskip_compile.schedule.chooser import BUCKETS, sign
-from opskip_compile.schedule.left_out import DECIMALS
 
 _TAKEN: dict[str, Tensor] = {}
 
@@ -65,16 +63,7 @@ def choose_level(
 
 
 @choose_level.register_fake
-def _(
-    hidden: Tensor,
-    visual: Tensor,
-    mask: Tensor | None,
-    columns: Tensor | None,
-    weights: Sequence[float],
-    bias: Sequence[float],
-    threshold: float,
-    digest: str,
-) -> Tensor:
+def _(hidden: Tensor, visual: Tensor, *rest: object) -> Tensor:
     return visual.new_empty((visual.shape[0],), dtype=torch.int64)
 
 
@@ -111,12 +100,7 @@ def kept_by_level(visual: Tensor, through: bool, shares: Sequence[float], level:
     Returns:
         ``live``, bool ``(batch, n)``: of each element as many True as rows are updated.
     """
-    left_out = left_out_rows(visual, through).sum(1)
-    keep = torch.tensor(shares, dtype=torch.float64, device=visual.device)[level]
-    kept = visual.shape[1] - left_out + (left_out.double() * keep - 10.0 ** -(DECIMALS + 3)).ceil().long()
-    n = 2 if visual.shape[1] > 1 else 1
-    n = max(int(kept.max()), n) if visual.numel() else n
-    return torch.arange(n, device=visual.device) < kept[:, None]
+    return live_rows(visual, through, torch.tensor(shares, dtype=torch.float64, device=visual.device)[level])
 
 
 @kept_by_level.register_fake

@@ -146,6 +146,11 @@ def kept_count(visual: Tensor, through: bool, keep: float) -> Tensor:
     Returns:
         ``live``, bool ``(batch, n)`` as of `kept_rows`: of each element as many True as rows are updated.
     """
+    return live_rows(visual, through, keep)
+
+
+def live_rows(visual: Tensor, through: bool, keep: float | Tensor) -> Tensor:
+    """What `kept_count` gives, for one share or for float64 ``(batch,)``, that of each element."""
     left_out = left_out_rows(visual, through).sum(1)
     # A share has six decimals, so that nothing but rounding is within 1e-9 of a whole number.
     kept = visual.shape[1] - left_out + (left_out.double() * keep - 10.0 ** -(DECIMALS + 3)).ceil().long()

@@ -36,7 +36,7 @@ def controls(given: argparse.Namespace, cut: float, step: Step) -> list[dict[str
     }
     samples = calibration_prompts(model, encoder, given.work, given.calibration, given.batch, step)
     plain: Any = {"holdout": 0.0, "controls": False, "stability": False, "whole_front": False}
-    chosen = opskip.calibrate(model, samples, cut, method="update_norm", search="scores", step=step, **plain)
+    chosen = opskip.calibrate(model, samples, cut, method="update_norm", search="scores", shares=(), step=step, **plain)
     specs["update_norm"] = chosen.schedule.to_spec()
     found = opskip.evaluate(
         model,

@@ -20,7 +20,6 @@ from opskip_compile.calibration.operator_sets import Skipped
 from opskip_compile.calibration.option_checks import configured
 from opskip_compile.calibration.preparation import SampleSource, as_samples, dense
 from opskip_compile.calibration.result import CalibrationResult
-from opskip_compile.calibration.row_scores import RowScores
 from opskip_compile.calibration.samples import Samples
 from opskip_compile.calibration.stages import Stages
 from opskip_compile.output.progress import Step
@@ -84,9 +83,7 @@ def calibrate(
         journal = Journal(config.resume, about, processes.rank_and_world_size()[0])
         try:
             checked.answer(journal, step)
-            meter = DivergenceMeter(
-                model, checked, journal, step, config.kept_bytes, watch=RowScores if config.shares else None
-            )
+            meter = DivergenceMeter(model, checked, journal, step, config.kept_bytes)
             costs = _latency(meter, checked, candidates, journal) if config.target.is_latency else flops
             config.target.check(costs, candidates)
             return Stages(meter, config, flops, costs, candidates, about).run(started)

@@ -72,7 +72,7 @@ class DivergenceMeter:
         step: called with what is done now, items done, items in all.
         kept_bytes: memory for recorded batches; the dense forward of a batch that does not fit is run again for each
             pass over the samples.
-        watch: what scores the rows where sets hold operators that keep a share of them; None if no set does.
+        watch: what scores the rows where sets hold operators that keep a share of them.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class DivergenceMeter:
         journal: Journal,
         step: Step = lambda what, done, total: None,
         kept_bytes: int = KEPT_BYTES,
-        watch: type[RowScores] | None = None,
+        watch: type[RowScores] = RowScores,
     ) -> None:
         self.model, self.samples, self.step, self.watch = model, samples, step, watch
         self.num_layers = len(decoder_layers(model))

@@ -56,7 +56,7 @@ class Replay:
         batch: on the model's device.
         rows: the row set that a skipped operator leaves out.
         reuse: replace layers by what was recorded. `reproduces` says whether the model allows it.
-        watch: what scores the rows where sets hold operators that keep a share of them; None if no set does.
+        watch: what scores the rows where sets hold operators that keep a share of them.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Replay:
         batch: Batch,
         rows: Rows = "visual",
         reuse: bool = True,
-        watch: type[RowScores] | None = None,
+        watch: type[RowScores] = RowScores,
     ) -> None:
         self.model, self.batch, self.rows, self.reuse = model, batch, rows, reuse
         self.layers = decoder_layers(model)
@@ -78,7 +78,7 @@ class Replay:
         self.layer_runs = 0  # layers that were computed, times the elements of the batch
         self._base: Skipped = NOTHING
         self._outputs: list[Any] = []
-        self._watch = None if watch is None else watch(batch.visual, batch.prompt)
+        self._watch = watch(batch.visual, batch.prompt)
         self._scores: list[Tensor] = []  # after each layer of the base
         self._inputs = dict(batch.inputs)
         self._keep = self._inputs["input_ids"].shape[1]
@@ -178,7 +178,7 @@ class Replay:
         return oracle(self.model, as_schedule(skipped, self.rows), self.batch.visual, watch=watch)
 
     def _keep_scores(self) -> None:
-        self._scores = [] if self._watch is None else self._watch.after
+        self._scores = self._watch.after
 
     def _record(self) -> AnswerOutputs:
         outputs: list[Any] = []

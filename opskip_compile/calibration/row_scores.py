@@ -93,6 +93,8 @@ class RowScores(TorchFunctionMode):
         rows = self.visual.shape[1]
         if query.dim() != 4 or query.shape[2] != rows or key.shape[2] != rows:
             return
+        if attn_mask is not None and attn_mask.dim() != 4:  # the compiler takes no scores of such an attention
+            return
         by_row = attn_mask is not None and attn_mask.shape[2] != 1
         with torch.no_grad():
             if self._asked is None:
