@@ -13,7 +13,7 @@ from torch import Tensor
 
 from opskip_compile._compat import known_at_least, unbacked_size
 from opskip_compile.passes.scores import live_rows, text_rows
-from opskip_compile.schedule.chooser import BUCKETS, sign
+from opskip_compile.schedule.chooser import BUCKETS, MOST_GUESS, sign
 
 _TAKEN: dict[str, Tensor] = {}
 
@@ -37,6 +37,7 @@ def choose_level(
     columns: Tensor | None,
     weights: Sequence[float],
     bias: Sequence[float],
+    gains: Sequence[float],
     threshold: float,
     digest: str,
 ) -> Tensor:
@@ -47,7 +48,7 @@ def choose_level(
         visual: bool ``(batch, sequence)``, True where a row is visual.
         mask, columns: as for `probe_rows`.
         weights: ``levels * 2 * BUCKETS`` numbers, level by level, and
-        bias, threshold: as of a `Chooser`.
+        bias, gains, threshold: as of a `Chooser`.
         digest: of the schedule, under which `taken` finds the levels.
 
     Returns:
@@ -56,8 +57,7 @@ def choose_level(
     found = features(hidden, visual, text_rows(visual, mask, columns))
     table = torch.tensor(weights, dtype=torch.float64, device=hidden.device).view(len(bias), 2 * BUCKETS)
     guesses = found @ table.T + torch.tensor(bias, dtype=torch.float64, device=hidden.device)
-    number = torch.arange(len(bias), device=hidden.device)
-    level = torch.where(guesses <= threshold, number, 0).amax(1)
+    level = levels_of(guesses, torch.tensor(gains, dtype=torch.float64, device=hidden.device), threshold)
     _TAKEN[digest] = level
     return level.clone()
 
@@ -68,7 +68,21 @@ def _(hidden: Tensor, visual: Tensor, *rest: object) -> Tensor:
 
 
 # A level is no function that could be differentiated.
-choose_level.register_autograd(lambda ctx, gradient: (None,) * 8)
+choose_level.register_autograd(lambda ctx, gradient: (None,) * 9)
+
+
+def levels_of(guesses: Tensor, gains: Tensor, threshold: float) -> Tensor:
+    """The levels that a `Chooser` takes, int64 ``(batch,)``.
+
+    Args:
+        guesses: float64 ``(batch, levels)``.
+        gains: float64 ``(levels,)``.
+        threshold: as of the `Chooser`.
+    """
+    trusted = guesses <= threshold
+    worth = (gains - (guesses.clamp(max=MOST_GUESS) / 2).exp()).masked_fill(~trusted, -torch.inf)
+    deepest = len(gains) - 1 - worth.flip(1).argmax(1)  # of equals the deepest
+    return torch.where(trusted.any(1), deepest, 0)
 
 
 def features(hidden: Tensor, visual: Tensor, text: Tensor) -> Tensor:

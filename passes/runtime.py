@@ -7,6 +7,8 @@ that AOTAutograd traces through, so Inductor sees gathers and scatters that it c
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -77,9 +79,51 @@ def _(hidden_states: Tensor, visual_mask: Tensor) -> Tensor:
 
 visual_rows.register_autograd(lambda ctx, gradient: (gradient, None))
 
+
+@torch.library.custom_op("opskip::packed_count", mutates_args=())
+def packed_count(live: Tensor) -> Tensor:
+    """How many rows a batch updates in all, without the filling of elements that update fewer than others.
+
+    Args:
+        live: bool ``(batch, n)`` as of `kept_rows`.
+
+    Returns:
+        bool ``(1, m)``: as many True as ``live`` has, filled up to 2 rows with False where there are 2.
+    """
+    count = int(live.sum())
+    return (torch.arange(max(count, min(2, live.numel())), device=live.device) < count)[None]
+
+
+@packed_count.register_fake
+def _(live: Tensor) -> Tensor:
+    return live.new_empty((1, unbacked_size(2 if known_at_least(live.shape[1], 2) else 1)))
+
+
+@torch.library.custom_op("opskip::packed_rows", mutates_args=())
+def packed_rows(rows: Tensor, live: Tensor, packed: Tensor) -> Tensor:
+    """The rows that a batch updates, one list for all its elements.
+
+    Args:
+        rows, live: int64 and bool ``(batch, n)`` as of `kept_rows`.
+        packed: what `packed_count` gave.
+
+    Returns:
+        int64 ``(2, m)``: element and row of each, in order; then rows that are not live. None stands twice.
+    """
+    first = (~live).flatten().to(torch.uint8).argsort(stable=True)[: packed.shape[1]]
+    return torch.stack([first // max(1, rows.shape[1]), rows.flatten()[first]])
+
+
+@packed_rows.register_fake
+def _(rows: Tensor, live: Tensor, packed: Tensor) -> Tensor:
+    return rows.new_empty((2, packed.shape[1]))
+
+
 VISUAL_ROWS = torch.ops.opskip.visual_rows.default
 SHARED = torch.ops.opskip.shared.default
 KEPT_ROWS = torch.ops.opskip.kept_rows.default
+PACKED_COUNT = torch.ops.opskip.packed_count.default
+PACKED_ROWS = torch.ops.opskip.packed_rows.default
 
 
 def select_rows(x: Tensor, rows: Tensor, dim: int) -> Tensor:
@@ -100,6 +144,23 @@ def scatter_rows(x: Tensor, rows: Tensor, update: Tensor) -> Tensor:
     if rows.shape[0] == 1:
         return x.index_copy(1, rows[0], update)
     return x.scatter(1, rows.unsqueeze(-1).expand_as(update), update)
+
+
+def select_packed(x: Tensor, places: Tensor, dim: int) -> Tensor:
+    """The rows ``places`` of `packed_rows` (int64 ``(2, m)``) along ``dim`` of ``x``.
+
+    Dimension 0 of ``x`` is the batch or 1; in the result it is 1, and dimension ``dim`` is m.
+    """
+    element, row = places
+    if x.shape[0] == 1:
+        return x.index_select(dim, row)
+    return x.movedim(dim, 1)[element, row].unsqueeze(0).movedim(1, dim)
+
+
+def scatter_packed(x: Tensor, places: Tensor, update: Tensor) -> Tensor:
+    """``x`` ``(batch, sequence, width)`` with the rows at ``places`` replaced by ``update`` ``(1, m, width)``."""
+    element, row = places
+    return x.index_put((element, row), update[0])
 
 
 def causal_mask(rows: Tensor, key: Tensor) -> Tensor:
@@ -138,5 +199,7 @@ def mark_visual(hidden_states: Tensor, visual_mask: Tensor) -> Tensor:
     return hidden_states
 
 
+SELECTING: tuple[Any, ...] = (select_rows, select_packed)
+SCATTERING: tuple[Any, ...] = (scatter_rows, scatter_packed)
 torch.compiler.allow_in_graph(mark_visual)  # type: ignore[no-untyped-call]
 NAMES_ROWS = frozenset({mark_visual, VISUAL_ROWS})

@@ -16,6 +16,8 @@ from opskip_compile.passes.tune import causal_attention
 FUNCTIONS = (
     runtime.select_rows,
     runtime.scatter_rows,
+    runtime.select_packed,
+    runtime.scatter_packed,
     runtime.causal_mask,
     runtime.mark_visual,
     causal_attention.is_causal,

@@ -132,7 +132,7 @@ def compiled_report(model: nn.Module, samples: Samples, keep: float = 0.0, level
     """
     everything = Schedule(late=Late(1.0, samples.rows, keep))
     if levels:
-        blind = Chooser(((0.0,) * (2 * BUCKETS),) * 2, (0.0, 0.0), 0.0)
+        blind = Chooser(((0.0,) * (2 * BUCKETS),) * 2, (0.0, 0.0), (0.0, 0.0), 0.0)
         everything = Schedule(levels=(Schedule(), everything), chooser=blind)
     try:
         with warnings.catch_warnings():

@@ -1,12 +1,14 @@
 """A level for every prompt: several sets from shallow to deep, and a chooser that guesses what each does to a prompt.
 
 The guess is a ridge regression of the logarithm of the divergence on what is known before the first layer, in closed
-form. The threshold is set by guesses for prompts that were left out of the fit, so that it holds for new ones.
+form. Each level is worth what it saves at one price, which is set by guesses for prompts that were left out of the fit,
+so that the mean cut holds for new ones.
 """
 
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -23,7 +25,7 @@ from opskip_compile.calibration.operator_sets import NOTHING, Skipped
 from opskip_compile.calibration.replay import Replay, first_of
 from opskip_compile.calibration.search import Point, pareto
 from opskip_compile.passes.levels import features
-from opskip_compile.schedule.chooser import Chooser
+from opskip_compile.schedule.chooser import Chooser, deepest
 
 LEAST = 1e-7  # nats: divergences below it are all the same to a chooser
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # times the number of prompts; features have variance 1
@@ -84,9 +86,16 @@ def fitted(
     slopes, left_out = _ridge(scaled, wanted)
     weights = slopes / spread.clamp(min=1e-6)[:, None]
     bias = wanted.mean(0) - mean @ weights
-    threshold = math.log(max(most, LEAST)) if cut is None else _threshold(left_out, torch.tensor(cuts), cut)
-    rounded = [[_short(value) for value in row] for row in weights.T.tolist()]
-    return Chooser(tuple(map(tuple, rounded)), tuple(_short(value) for value in bias.tolist()), _short(threshold))
+    threshold = _short(math.log(max(most, LEAST)) if cut is None else float(left_out.max()))
+    if cut is None:
+        gains = deepest(len(cuts), threshold)
+    else:
+        price = _price((left_out / 2).exp(), torch.tensor(cuts, dtype=torch.float64), cut)
+        gains = tuple(price * each for each in cuts)
+    rounded = [tuple(_short(value) for value in row) for row in weights.T.tolist()]
+    return Chooser(
+        tuple(rounded), tuple(_short(value) for value in bias.tolist()), tuple(map(_short, gains)), threshold
+    )
 
 
 def chosen_levels(chooser: Chooser, known: Tensor) -> list[int]:
@@ -107,27 +116,11 @@ def judged(levels: Sequence[int], measured: Sequence[Measured]) -> Quality:
 
 
 def in_hindsight(measured: Sequence[Measured], cuts: Sequence[float], cut: float) -> list[int]:
-    """The levels of the least mean divergence at a mean cut of at least ``cut``, up to one prompt's step.
-
-    Each prompt takes the level at which its divergence less a price for what is saved is the least, at the lowest price
-    that will do (a Lagrange multiplier).
-    """
+    """The levels of the least mean divergence at a mean cut of at least ``cut``, up to one prompt's step: each prompt
+    takes the level of which its divergence, less a price for what is saved, is the least."""
     known = torch.tensor([each.divergence for each in measured], dtype=torch.float64).T
     saved = torch.tensor(cuts, dtype=torch.float64)
-    apart = saved[None, :] - saved[:, None]
-    deeper = apart > 0
-    prices: list[float] = torch.unique(((known[:, None, :] - known[:, :, None]) / apart)[:, deeper]).tolist()
-
-    if not prices:  # all levels save the same
-        best: list[int] = known.argmin(1).tolist()
-        return best
-
-    def at(price: float) -> Tensor:
-        worth = known - price * saved
-        return len(cuts) - 1 - worth.flip(1).argmin(1)  # the deepest of equals
-
-    enough = _first(len(prices), lambda i: float(saved[at(prices[i] + 1e-12)].mean()) >= cut - 1e-9)
-    levels: list[int] = at(prices[enough] + 1e-12).tolist()
+    levels: list[int] = _at_price(known, saved, _price(known, saved, cut)).tolist()
     return levels
 
 
@@ -161,17 +154,27 @@ def _ridge(scaled: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return best[1], best[2]
 
 
-def _levels(guesses: Tensor, threshold: float) -> Tensor:
-    """The deepest level of each prompt whose guess is at most the threshold; `Chooser` has it for one prompt."""
-    number = torch.arange(guesses.shape[1])
-    return torch.where(guesses <= threshold, number, 0).amax(1)
+def _at_price(risks: Tensor, cuts: Tensor, price: float) -> Tensor:
+    """The level of each prompt with the least risk less what it saves at a price; of equals the deepest."""
+    return len(cuts) - 1 - (risks - price * cuts).flip(1).argmin(1)
 
 
-def _threshold(guesses: Tensor, cuts: Tensor, cut: float) -> float:
-    """The lowest threshold at which the mean cut is reached, or the highest guess."""
-    steps: list[float] = torch.unique(guesses).tolist()
-    enough = _first(len(steps), lambda i: float(cuts[_levels(guesses, steps[i])].double().mean()) >= cut - 1e-9)
-    return steps[enough]
+def _price(risks: Tensor, cuts: Tensor, cut: float) -> float:
+    """The lowest price of a share of the FLOPs at which the mean cut is reached, a Lagrange multiplier; or the highest
+    at which any prompt changes its level.
+
+    Args:
+        risks: float64 ``(prompts, levels)``.
+        cuts: float64 ``(levels,)``.
+    """
+    apart = cuts[None, :] - cuts[:, None]
+    slopes = ((risks[:, None, :] - risks[:, :, None]) / apart)[:, apart > 0]
+    prices: list[float] = torch.unique(slopes).tolist()
+    if not prices:  # all levels save the same
+        return 0.0
+    between = [(a + b) / 2 for a, b in itertools.pairwise([*prices, prices[-1] + 1])]
+    enough = _first(len(between), lambda i: float(cuts[_at_price(risks, cuts, between[i])].mean()) >= cut - 1e-9)
+    return between[enough]
 
 
 def _first(count: int, holds: Callable[[int], bool]) -> int:

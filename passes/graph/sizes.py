@@ -19,6 +19,7 @@ from opskip_compile.schedule.left_out import PROBES, LeftOut
 Size = int | str
 Shape = tuple[Size, ...]
 KEPT = "n"  # a number of kept rows that is not known
+PACKED = "packed "  # in front of the name of a row set: the rows of all elements in one list
 PROBED = "probes"  # the row set of the text rows whose attention is asked
 
 
@@ -39,15 +40,17 @@ class Prompt:
 
     def kept(self, row_set: str) -> int:
         """Rows of a set, the most of any element, at least 1: those that an operator still updates, or `PROBED` ones.
+        Of a `PACKED` one those of all elements.
 
         Args:
             row_set: as a `LeftOut` is written.
         """
         if row_set == PROBED:
             return max(min(self.rows - min(self.visual, default=0), PROBES), 1)
-        wanted = LeftOut.parse(row_set)
+        wanted = LeftOut.parse(row_set.removeprefix(PACKED))
         left_out = self.through_visual if wanted.rows == "through_visual" else self.visual
-        return max(1, max((self.rows - count + wanted.critical(count) for count in left_out), default=self.rows))
+        kept = [self.rows - count + wanted.critical(count) for count in left_out] or [self.rows]
+        return max(1, sum(kept) if row_set.startswith(PACKED) else max(kept))
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ class Sizes:
                 KEPT if self.prompt is None else self._shrunk(shape[source.dim], source.rows, self.prompt)
             )
             if source.dim > 0 and self.prompt is not None:
-                shape[0] = self.prompt.batch  # the row index has one line for each element
+                # The row index has one line for each element, or one for all of them.
+                shape[0] = 1 if source.rows.startswith(PACKED) else self.prompt.batch
         return tuple(shape)
 
     @staticmethod

@@ -11,7 +11,7 @@ from torch import fx
 
 from opskip_compile._compat import same_size
 from opskip_compile.passes.ops.families import plain, view
-from opskip_compile.passes.ops.operation import Arguments, Call, Dims, Operation, Trait, declined, shape
+from opskip_compile.passes.ops.operation import Arguments, Call, Dims, Operation, Resize, Trait, declined, shape
 from opskip_compile.passes.ops.table import declare
 from opskip_compile.passes.refusal import Refusal
 
@@ -145,6 +145,13 @@ def resize_expand(call: Call, dim: int, n: fx.Node) -> Arguments:
     sizes = sizes_of(call)
     sizes[dim] = n
     return _with_sizes(call, sizes)
+
+
+def as_one_element(resize: Resize, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments that ``resize`` made, with a batch of one element in front where they spell all sizes."""
+    if resize not in (resize_view, resize_expand) or args[1][0] == -1:
+        return args
+    return args[0], (1, *args[1][1:])
 
 
 def expand(call: Call, dim: int) -> Dims | Refusal:

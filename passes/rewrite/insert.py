@@ -16,7 +16,6 @@ from opskip_compile.passes.graph.origin import Origin, captured_name, set_origin
 from opskip_compile.passes.ops import op_name, tensor
 from opskip_compile.passes.rewrite.row_sets import RowSets
 from opskip_compile.passes.rewrite.selection import RowSet, copy_origin
-from opskip_compile.passes.runtime import scatter_rows, select_rows
 
 
 def insert_skips(graph: fx.Graph, plan: Plan, source: RowSource) -> dict[str, RowSet]:
@@ -60,11 +59,11 @@ def _replace_exit(
             set_origin(base, Origin(exit_.name, exit_.name))
             inserted.append(base)
         for branch, rows in skipped.items():
-            before = call(select_rows, base, rows.rows, 1, name=f"{base.name}_rows", rows=rows.name)
-            update = call(select_rows, branch, rows.rows, 1, rows=rows.name)
+            before = call(rows.select, base, rows.rows, 1, name=f"{base.name}_rows", rows=rows.name)
+            update = call(rows.select, branch, rows.rows, 1, rows=rows.name)
             update = call(op.add, before, update, name=f"{exit_.name}_updated", rows=rows.name, twin=True)
             kept = call(torch.where, rows.live, update, before, name=f"{exit_.name}_kept", rows=rows.name)
-            base = call(scatter_rows, base, rows.rows, kept, name=f"{exit_.name}_all")
+            base = call(rows.scatter, base, rows.rows, kept, name=f"{exit_.name}_all")
     copy_origin(inserted, exit_)
     base.meta["example_value"] = out
     exit_.replace_all_uses_with(base)

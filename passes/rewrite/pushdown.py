@@ -20,13 +20,13 @@ from torch.fx.node import map_arg
 from opskip_compile._compat import same_size
 from opskip_compile.passes.graph.origin import Origin, captured_name, captured_place, set_origin
 from opskip_compile.passes.ops import call_of, known_operations, mutated_nodes, name_of, rows_of, tensor
+from opskip_compile.passes.ops.shapes import as_one_element
 from opskip_compile.passes.ops.state import is_switch
 from opskip_compile.passes.ops.table import resize_of
 from opskip_compile.passes.refusal import Refusal, Why
 from opskip_compile.passes.rewrite.selection import RowSet, copy_origin, is_selection, is_source
 from opskip_compile.passes.rewrite.token_rebuild import build_flat, erase_flat
 from opskip_compile.passes.rewrite.token_regions import FlatRegion, prove_flat
-from opskip_compile.passes.runtime import select_rows
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class Pushdown:
                     selected[operand] = self._build(operand, carried, rows, inner)
                     continue
                 selected[operand] = self.graph.create_node(
-                    "call_function", select_rows, (operand, rows.rows, carried), name=f"{operand.name}_rows"
+                    "call_function", rows.select, (operand, rows.rows, carried), name=f"{operand.name}_rows"
                 )
                 set_origin(selected[operand], Origin(captured_place(node), captured_name(operand), carried, rows.name))
                 inserted.append(selected[operand])
@@ -182,6 +182,8 @@ class Pushdown:
             call = None if resize is None else call_of(node)
             if resize is not None and call is not None:
                 args, kwargs = resize(call, dim, rows.n)
+                if rows.packed:
+                    args = as_one_element(resize, args)
             # Selected rows are contiguous in the order of the operand, so a view may have to copy.
             new = self.graph.create_node(
                 node.op,

@@ -13,11 +13,11 @@ from opskip_compile.passes.analysis.locate import RowSource, row_mask
 from opskip_compile.passes.analysis.plan import Plan, Skip
 from opskip_compile.passes.analysis.scored import Scored, last_scored
 from opskip_compile.passes.graph.origin import Origin, captured_name, set_origin
-from opskip_compile.passes.graph.sizes import PROBED
+from opskip_compile.passes.graph.sizes import PACKED, PROBED
 from opskip_compile.passes.levels import CHOOSE_LEVEL, KEPT_BY_LEVEL
 from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.rewrite.selection import RowSet
-from opskip_compile.passes.runtime import KEPT_ROWS, select_rows
+from opskip_compile.passes.runtime import KEPT_ROWS, PACKED_COUNT, PACKED_ROWS, select_rows
 from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT, PROBE_ROWS, ROW_SCORES, SPREAD_SCORES
 from opskip_compile.schedule.left_out import LeftOut
 
@@ -46,6 +46,7 @@ class RowSets:
         keeping = [skip for skip in plan.skips if skip.left_out.chooses]
         self._level = self._choose(plan) if any(skip.left_out.shares for skip in keeping) else None
         self._counts = {left_out: self._count(left_out) for left_out in sorted({skip.left_out for skip in keeping})}
+        self._packed = {each: self._pack(*counted) for each, counted in self._counts.items() if self._packs(each)}
         self._scores: list[tuple[int, fx.Node]] = []  # from the layer on
         if keeping:
             self._score(plan, max(last_scored(skip.operator) for skip in keeping))
@@ -72,6 +73,15 @@ class RowSets:
             flags = self._call(KEPT_COUNT, self._mask, through, left_out.keep)
         return flags, self._call("unsqueeze", flags, -1, name=f"live_{left_out}")
 
+    def _packs(self, left_out: LeftOut) -> bool:
+        """True if elements of a batch may keep different shares: then the rows of an FFN are one list for all of them,
+        so that no element pays for the level of another."""
+        return bool(left_out.shares) and not (self._stream is not None and same_size(self._stream.shape[0], 1))
+
+    def _pack(self, flags: fx.Node, live: fx.Node) -> tuple[fx.Node, fx.Node]:
+        packed = self._call(PACKED_COUNT, flags)
+        return packed, self._call("unsqueeze", packed, -1, name=f"{live.name}_packed")
+
     def _choose(self, plan: Plan) -> fx.Node:
         """The level of each element, before the first layer."""
         assert plan.levels is not None
@@ -82,7 +92,7 @@ class RowSets:
         for node in (plan.levels.hidden, *shown):
             self._last = self._last if node is None else _later(self._graph, self._last, node)
         weights = [weight for row in chooser.weights for weight in row]
-        settings = (weights, list(chooser.bias), chooser.threshold, plan.levels.digest)
+        settings = (weights, list(chooser.bias), list(chooser.gains), chooser.threshold, plan.levels.digest)
         return self._call(CHOOSE_LEVEL, plan.levels.hidden, self._mask, *shown, *settings, name="level")
 
     def _score(self, plan: Plan, last: int) -> None:
@@ -124,8 +134,12 @@ class RowSets:
         name = f"{left_out}_{operator.name}"
         through = left_out.rows == "through_visual"
         rows = self._call(CRITICAL_ROWS, self._mask, through, scores, flags, name=f"rows_{name}", origin=made)
+        packed = left_out in self._packed and operator.kind == "ffn"
+        if packed:
+            count, live = self._packed[left_out]
+            rows = self._call(PACKED_ROWS, rows, flags, count, name=f"packed_{name}", origin=made)
         n = self._call("size", rows, 1, name=f"kept_{name}", origin=made)
-        return RowSet(str(left_out), rows, live, n)
+        return RowSet(PACKED * packed + str(left_out), rows, live, n, packed)
 
     def _call(
         self,

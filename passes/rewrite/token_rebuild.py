@@ -11,10 +11,9 @@ from torch.fx.node import map_arg
 
 from opskip_compile.passes.graph.origin import Origin, captured_name, captured_place, set_origin
 from opskip_compile.passes.ops import call_of, op_name, tensor
-from opskip_compile.passes.ops.shapes import resize_view
+from opskip_compile.passes.ops.shapes import as_one_element, resize_view
 from opskip_compile.passes.rewrite.selection import RowSet, copy_origin
 from opskip_compile.passes.rewrite.token_regions import FlatRegion, Order
-from opskip_compile.passes.runtime import select_rows
 
 
 def build_flat(
@@ -30,7 +29,9 @@ def build_flat(
     def count(k: int) -> fx.Node:
         nonlocal last
         if k not in counts:
-            if k == 1:
+            if k == 1 and rows.packed:
+                counts[k] = rows.n
+            elif k == 1:
                 with graph.inserting_after(rows.rows):
                     counts[k] = graph.call_method("numel", (rows.rows,))
             else:
@@ -44,7 +45,7 @@ def build_flat(
         at = place(value)
         with graph.inserting_after(at):
             new[value] = graph.create_node(
-                "call_function", select_rows, (value, rows.rows, 1), name=f"{value.name}_rows"
+                "call_function", rows.select, (value, rows.rows, 1), name=f"{value.name}_rows"
             )
             set_origin(new[value], Origin(captured_place(end), captured_name(value), 1, rows.name))
         last = new[value] if at is last else last
@@ -81,7 +82,10 @@ def _arguments(
     """The arguments of ``node`` with the number of kept rows wherever they spell sizes."""
     call = call_of(node)
     if node is end and call is not None:
-        return resize_view(call, 1, rows.n) if call.operation.name != "flatten" else (node.args, dict(node.kwargs))
+        if call.operation.name == "flatten":
+            return node.args, dict(node.kwargs)
+        args, kwargs = resize_view(call, 1, rows.n)
+        return (as_one_element(resize_view, args) if rows.packed else args), kwargs
     around: Order | None = region.around.get(node)
     if op_name(node) == "arange" and around is not None:
         return (count(around.k),), {name: value for name, value in node.kwargs.items() if name != "end"}

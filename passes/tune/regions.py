@@ -21,14 +21,14 @@ from opskip_compile.passes.analysis.operators import Match
 from opskip_compile.passes.graph.origin import captured_place, origin
 from opskip_compile.passes.ops import is_inplace, mutated_nodes, tensor
 from opskip_compile.passes.ops.state import keeps_its_place
-from opskip_compile.passes.runtime import SHARED, select_rows
+from opskip_compile.passes.runtime import SELECTING, SHARED
 from opskip_compile.passes.scores import CRITICAL_ROWS, SPREAD_SCORES
 
 OUTSIDE = -1.0
 _GIVEN = ("placeholder", "get_attr")
-_KEPT = (torch.where, select_rows)
+_KEPT = (torch.where, *SELECTING)
 # What is made of an earlier layer's stream or scores for one layer, and the argument that it is made of.
-_SELECTING = {select_rows: 0, CRITICAL_ROWS: 2}
+_SELECTING: dict[Any, int] = {**dict.fromkeys(SELECTING, 0), CRITICAL_ROWS: 2}
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _levels(graph: fx.Graph, layers: Layers) -> dict[fx.Node, float]:
             levels: list[float] = [layers.number.get(place, OUTSIDE), *(level[read] for read in node.all_input_nodes)]
             for read in node.all_input_nodes:
                 exit_ = captured_place(read)
-                if exit_ in layers.exits and exit_ != place and read.target is not select_rows:
+                if exit_ in layers.exits and exit_ != place and read.target not in SELECTING:
                     levels.append(layers.exits[exit_] + 1)
             level[node] = float(math.ceil(max(levels)))
             read = _SELECTING.get(node.target)

@@ -1,4 +1,4 @@
-"""A level for every prompt: the fit against plain algebra, the threshold, prompts of two kinds that are told apart."""
+"""A level for every prompt: the fit against plain algebra, the price of a cut, two kinds of prompts told apart."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from opskip_compile.calibration.plots import figure
 from opskip_compile.calibration.row_scores import RowScores
 from opskip_compile.calibration.search import Point
 from opskip_compile.errors import OptionError
+from opskip_compile.passes.levels import levels_of
 from opskip_compile.schedule.chooser import BUCKETS
 from opskip_compile.schedule.left_out import LeftOut
 from tests.calibration.test_search import COSTS, EVERY
@@ -89,16 +90,24 @@ def test_kinds_of_prompts_are_told_apart_and_permuted_features_tell_nothing() ->
 
 @pytest.mark.parametrize("cut", [0.1, 0.4, 0.55, 0.8])
 def test_the_mean_cut_is_reached_and_not_by_more_than_a_prompt(cut: float) -> None:
-    known, divergences = two_kinds(60)
-    cuts = torch.tensor([0.0, 0.4, 0.8])
-    guesses = divergences.log()
-    threshold = leveling._threshold(guesses, cuts, cut)
-    levels = leveling._levels(guesses, threshold)
-    assert float(cuts[levels].mean()) >= cut - 1e-6
-    below = guesses[guesses < threshold]
-    if len(below):
-        assert float(cuts[leveling._levels(guesses, float(below.max()))].mean()) < cut
-    assert known.shape == (60, 2 * BUCKETS)
+    _, divergences = two_kinds(60)
+    cuts = torch.tensor([0.0, 0.4, 0.8], dtype=torch.float64)
+    risks = divergences.sqrt()
+    price = leveling._price(risks, cuts, cut)
+    found = float(cuts[leveling._at_price(risks, cuts, price)].mean())
+    assert cut - 1e-6 <= found < cut + 0.8 / 60 + 1e-6
+    assert float(cuts[leveling._at_price(risks, cuts, 0.0)].mean()) <= found
+
+
+def test_a_chooser_takes_the_levels_of_its_price() -> None:
+    """What the file holds, rounded, does what was fitted: with perfect guesses, the levels of the least risk."""
+    _, divergences = two_kinds(60)
+    cuts, guesses = [0.0, 0.4, 0.8], divergences.log()
+    price = leveling._price((guesses / 2).exp(), torch.tensor(cuts, dtype=torch.float64), 0.5)
+    gains = torch.tensor([price * each for each in cuts], dtype=torch.float64)
+    want = leveling._at_price(divergences.sqrt(), torch.tensor(cuts, dtype=torch.float64), price)
+    assert torch.equal(levels_of(guesses, gains, float(guesses.max())), want)
+    assert len(want.unique()) > 1
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.5, 0.7])

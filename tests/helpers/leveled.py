@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import opskip_compile as opskip
-from opskip_compile.schedule.chooser import BUCKETS, Chooser
+from opskip_compile.schedule.chooser import BUCKETS, Chooser, deepest
 
 
 def leveled(*specs: str, threshold: float = 0.0, seed: int = 0, num_layers: int | None = 4) -> opskip.Schedule:
@@ -13,5 +13,7 @@ def leveled(*specs: str, threshold: float = 0.0, seed: int = 0, num_layers: int 
     drawn = torch.Generator().manual_seed(seed)
     weights = torch.randn(len(specs), 2 * BUCKETS, generator=drawn, dtype=torch.float64)
     levels = tuple(opskip.Schedule.from_spec(spec) for spec in specs)
-    chooser = Chooser(tuple(map(tuple, weights.tolist())), (0.0,) * len(specs), threshold)
+    chooser = Chooser(
+        tuple(map(tuple, weights.tolist())), (0.0,) * len(specs), deepest(len(specs), threshold), threshold
+    )
     return opskip.Schedule(num_layers=num_layers, levels=levels, chooser=chooser)

@@ -16,8 +16,9 @@ from tests.passes.test_runtime import EVERY, mask
 CHOOSER = leveled("none", "silent:3", "silent:2-3", "silent:1-3").chooser
 
 
-def arguments(chooser: Chooser, digest: str) -> tuple[list[float], list[float], float, str]:
-    return [w for row in chooser.weights for w in row], list(chooser.bias), chooser.threshold, digest
+def arguments(chooser: Chooser, digest: str) -> tuple[list[float], list[float], list[float], float, str]:
+    weights = [w for row in chooser.weights for w in row]
+    return weights, list(chooser.bias), list(chooser.gains), chooser.threshold, digest
 
 
 @pytest.mark.parametrize("width", [3, 64, 150])

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import opskip_compile as opskip
 from opskip_compile.errors import ScheduleError
-from opskip_compile.schedule.chooser import BUCKETS, Chooser, sign
+from opskip_compile.passes.levels import levels_of
+from opskip_compile.schedule.chooser import BUCKETS, Chooser, deepest, sign
 from opskip_compile.schedule.left_out import LeftOut
 from tests.helpers.leveled import leveled
 
@@ -72,12 +74,33 @@ def test_a_chooser_takes_the_deepest_level_that_it_trusts() -> None:
     def row(*values: float) -> tuple[float, ...]:
         return values + (0.0,) * (2 * BUCKETS - len(values))
 
-    chooser = Chooser((row(), row(1, 0), row(0, 1)), (-9.0, 0.0, 0.5), 1.0)
+    chooser = Chooser((row(), row(1, 0), row(0, 1)), (-9.0, 0.0, 0.5), deepest(3, 1.0), 1.0)
     assert chooser.choose(row(0, 0)) == 2
     assert chooser.choose(row(0, 1)) == 1
     assert chooser.choose(row(2, 1)) == 0
     assert chooser.choose(row(2, 0.5)) == 2  # at the threshold
-    assert Chooser((row(), row()), (5.0, 5.0), 1.0).choose(row()) == 0  # none is trusted: the first
+    assert Chooser((row(), row()), (5.0, 5.0), (0.0, 9.0), 1.0).choose(row()) == 0  # none is trusted: the first
+
+
+@pytest.mark.parametrize(
+    ("gains", "guesses", "level"),
+    [
+        ((0.0, 1.0, 1.5), (-99.0, -2.0, -1.0), 2),  # 0, 1 - 0.37, 1.5 - 0.61
+        ((0.0, 1.0, 1.5), (-99.0, -2.0, 0.1), 1),  # 1.5 - 1.05
+        ((0.0, 0.3, 0.9), (-99.0, -2.0, 0.1), 0),  # 0.3 - 0.37, 0.9 - 1.05
+        ((0.0, 0.0, 0.0), (-1.0, -2.0, -2.0), 2),  # of equals the deepest
+        ((0.0, 9.0, 9.0), (3.0, 3.0, 3.0), 0),  # none is trusted
+        ((0.0, 1.0, 9.0), (-99.0, -2.0, 2.1), 1),  # the deepest is not
+    ],
+)
+def test_a_level_is_taken_for_what_it_is_worth(
+    gains: tuple[float, ...], guesses: tuple[float, ...], level: int
+) -> None:
+    """The gain less the square root of the guessed divergence, for one prompt and for many."""
+    nothing = (0.0,) * (2 * BUCKETS)
+    assert Chooser((nothing,) * 3, guesses, gains, 2.0).choose(nothing) == level
+    rows = torch.tensor([guesses, guesses], dtype=torch.float64)
+    assert levels_of(rows, torch.tensor(gains, dtype=torch.float64), 2.0).tolist() == [level] * 2
 
 
 def test_signs_are_half_and_half() -> None:
@@ -110,6 +133,8 @@ def _broken(change: Any) -> dict[str, Any]:
         (lambda d: d["chooser"]["weights"][2].pop(), r"chooser.weights\[2\]: expected 128 numbers, got 127"),
         (lambda d: d["chooser"].update(threshold=float("inf")), "chooser.threshold: expected a number"),
         (lambda d: d["chooser"].pop("threshold"), "chooser.threshold: missing"),
+        (lambda d: d["chooser"].pop("gains"), "chooser.gains: missing"),
+        (lambda d: d["chooser"]["gains"].append(1.0), "chooser.gains: expected 3 numbers, got 4"),
         (lambda d: d["chooser"].update(more=1), "chooser.more: unknown key"),
     ],
 )
