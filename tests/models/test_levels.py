@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import opskip_compile as opskip
 from opskip_compile.backend.reports import REPORTS
+from opskip_compile.models.critical import AttentionWatch
 from opskip_compile.models.rows import token_mask, visual_tokens
 from opskip_compile.passes.analysis.scored import LAYER_ALONE, LEVEL_LATE, NO_SCORES
 from tests.helpers.families import FAMILIES
@@ -43,14 +45,14 @@ def by_oracle(model: nn.Module, inputs: Any, schedule: opskip.Schedule) -> Tenso
 
 def some_threshold(model: nn.Module, inputs: Any) -> opskip.Schedule:
     """A schedule by which the prompts of this batch take different levels."""
+    visual = token_mask(inputs["input_ids"], visual_tokens(model))
+    assert visual is not None
     for seed in range(40):
         schedule = leveled(*SPECS, seed=seed, threshold=-0.3)
-        torch._dynamo.reset()
-        opskip.compile(model, schedule, options=EAGER)
-        logits(model, inputs)
-        levels = opskip.last_report().levels
-        opskip.remove(model)
-        if len(set(levels)) > 1:
+        watch = AttentionWatch(schedule.chooser)
+        with opskip.oracle(model, schedule, visual, watch=watch):
+            logits(model, inputs)
+        if len(set(watch.levels)) > 1:
             return schedule
     raise AssertionError("no seed tells these prompts apart")
 
@@ -123,6 +125,47 @@ def test_one_graph_for_all_levels() -> None:
         opskip.compile(model, schedule, options=EAGER)
     assert len(seen) > 1
     assert sum(bool(report.operators) for report in REPORTS.since(before)) <= 6  # one for each time it was attached
+
+
+class Products(TorchDispatchMode):
+    """Counts the numbers that products of matrices make, those of experts included."""
+
+    made = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten._grouped_mm.default):
+            self.made += out.numel()
+        return out
+
+
+def products(model: nn.Module, inputs: Any, schedule: opskip.Schedule) -> tuple[int, tuple[int, ...]]:
+    """What `Products` counts in one compiled call, and the levels that it took."""
+    torch._dynamo.reset()
+    opskip.compile(model, schedule, options={**EAGER, "strict": True})
+    with torch.no_grad(), Products() as counter:
+        model(**inputs)
+        counter.made = 0
+        model(**inputs)
+    levels = opskip.last_report().levels
+    opskip.remove(model)
+    return counter.made, levels
+
+
+@pytest.mark.parametrize(("family", "seed"), [("llava", 2), ("qwen3_vl_moe", 0)])
+def test_no_prompt_pays_for_the_level_of_another(family: str, seed: int) -> None:
+    """A batch computes as much as its prompts alone, though one of them is full and another skips all FFNs."""
+    model = ZOO[family].build(4).eval()
+    inputs = dict(ZOO[family].inputs(((3, 5), (4, 4), (2, 6), (5, 3))))
+    schedule = leveled("none", "attend:1-3 attend@keep=0.5:0", "attend:0-3", seed=seed, threshold=-0.3)
+    together, levels = products(model, inputs, schedule)
+    assert {0, 2} <= {*levels}
+    prompts = [{name: value.chunk(4)[i] for name, value in inputs.items()} for i in range(4)]
+    alone = [products(model, prompt, schedule) for prompt in prompts]
+    assert [level for _, taken in alone for level in taken] == list(levels)
+    assert together == sum(count for count, _ in alone)
+    assert products(model, inputs, opskip.Schedule())[0] > together
+    assert together > products(model, inputs, schedule.levels[2])[0]
 
 
 def test_through_inductor() -> None:

@@ -11,10 +11,16 @@ from torch import Tensor
 from opskip_compile.passes.marks import MARKS
 from opskip_compile.passes.runtime import (
     KEPT_ROWS,
+    PACKED_COUNT,
+    PACKED_ROWS,
     causal_mask,
     kept_rows,
     mark_visual,
+    packed_count,
+    packed_rows,
+    scatter_packed,
     scatter_rows,
+    select_packed,
     select_rows,
 )
 from tests.helpers.graphs import kept_of
@@ -169,3 +175,30 @@ def test_mark_belongs_to_one_tensor_of_one_shape() -> None:
     assert MARKS.get("text") is None
     x.resize_(1, 3, 8)
     assert MARKS.get(x) is None
+
+
+@EVERY
+@pytest.mark.parametrize("through", [False, True], ids=["visual", "through_visual"])
+def test_packed_rows(visual: Tensor, through: bool) -> None:
+    """The kept rows of all elements, one after the other, filled up to two with rows that are left out."""
+    rows, live = kept_rows(visual, through)
+    expected = [(i, row) for i, kept in enumerate(kept_of(visual, through)) for row in kept]
+    count = packed_count(live)
+    places = packed_rows(rows, live, count)
+    found = list(map(tuple, places.T.tolist()))
+    m = max(min(2, live.numel()), len(expected))
+    assert count.tolist() == [[i < len(expected) for i in range(m)]]
+    assert found[: len(expected)] == expected
+    assert len({*found}) == len(found) == m
+    torch.library.opcheck(PACKED_COUNT, (live,))
+    torch.library.opcheck(PACKED_ROWS, (rows, live, count))
+    x = torch.arange(visual.numel() * 3.0).view(*visual.shape, 3)
+    taken = select_packed(x, places, 1)
+    assert taken.shape == (1, m, 3)
+    assert torch.equal(taken[0], torch.stack([x[place] for place in found]))
+    assert torch.equal(select_packed(x.transpose(1, 2), places, 2), taken.transpose(1, 2))
+    assert torch.equal(select_packed(x[:1], places, 1)[0], torch.stack([x[0, row] for _, row in found]))
+    assert torch.equal(scatter_packed(x, places, taken), x)
+    changed = scatter_packed(x, places, taken + 1)
+    assert int((changed != x).any(-1).sum()) == m
+    assert torch.equal(select_packed(changed, places, 1), taken + 1)
