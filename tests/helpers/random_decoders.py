@@ -22,11 +22,11 @@ from opskip_compile.backend import capture
 from opskip_compile.backend.entry import opskip as backend
 from opskip_compile.backend.reports import REPORTS
 from opskip_compile.passes.normalize.cleanup import copy_graph
-from opskip_compile.schedule.left_out import LeftOut
-from opskip_compile.schedule.rules import OPERATORS, Rule
+from opskip_compile.schedule.rules import OPERATORS
 from tests.helpers import decoders
 from tests.helpers.caches import CACHE
-from tests.helpers.random_layouts import random_rows, random_schedule
+from tests.helpers.leveled import chooser, skipping
+from tests.helpers.random_layouts import random_levels, random_rows, random_schedule
 from tests.helpers.random_models import FAMILIES, build, random_config
 from tests.helpers.random_programs import WIDTH, random_program
 
@@ -125,7 +125,12 @@ def random_case(rng: Random, layers: int, single: bool, padding: bool, chunks: s
     elif chunks == "decode":
         parts = (length - 2, 1, 1)
         visual[:, -2:] = False
-    return Case(random_schedule(rng, layers, keeps), visual, shown, parts, rng.randint(0, 10**6))
+    schedule, seed = random_schedule(rng, layers, keeps), rng.randint(0, 10**6)
+    if keeps and rng.random() < 0.3:
+        levels = random_levels(rng, layers)
+        chosen = chooser(len(levels), rng.choice((-3.0, 0.0, 0.0, 3.0)), seed)
+        schedule = opskip.Schedule(levels=levels, chooser=chosen)
+    return Case(schedule, visual, shown, parts, seed)
 
 
 class Program:
@@ -219,7 +224,7 @@ class Decoder:
     def want(self, case: Case, skipped: Sequence[Skipped]) -> list[Tensor]:
         def dense(i: int, visual: Tensor, more: dict[str, Any]) -> Tensor:
             hidden = more.pop("hidden")
-            with opskip.oracle(self.model, as_schedule(skipped[i]), visual):
+            with opskip.oracle(self.model, skipping(skipped[i], case.schedule), visual):
                 return self.model(inputs_embeds=hidden, **more).last_hidden_state
 
         return self._chunks(case, dense)[0]
@@ -282,11 +287,6 @@ class Decoder:
         return torch.stack([found, found // 2, found // 3])
 
 
-def as_schedule(skipped: Skipped) -> opskip.Schedule:
-    parts = [(layer, kind, LeftOut.parse(rows)) for layer, kind, rows in sorted(skipped)]
-    return opskip.Schedule(tuple(Rule((layer,), (kind,), rows.rows, rows.keep) for layer, kind, rows in parts))
-
-
 def _flat(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)
 
@@ -320,7 +320,12 @@ def check(subject: Subject, case: Case, shows: bool = False) -> Checked:
         assert len(got.values) == len(want) > 0
         for i, (a, b, mask) in enumerate(zip(got.values, want, got.masks, strict=True)):
             assert_close(a, b, mask, i)
-        if shows and skipped[0] and bool((case.visual & case.shown)[:, : case.chunks[0]].any()):
+        if (
+            shows
+            and skipped[0]
+            and not case.schedule.levels
+            and bool((case.visual & case.shown)[:, : case.chunks[0]].any())
+        ):
             dense = subject.want(case, [frozenset()] * len(case.chunks))
             assert any(not torch.allclose(a, b, 1e-4, 1e-4) for a, b in zip(dense, want, strict=True)), "nothing shows"
     report, states = got.reports[0], case.schedule.resolve(subject.layers)

@@ -28,6 +28,25 @@ def random_schedule(rng: Random, layers: int, keeps: bool = False) -> opskip.Sch
     return opskip.Schedule(tuple(rules), num_layers=layers if rng.random() < 0.5 else None)
 
 
+def random_levels(rng: Random, layers: int) -> tuple[opskip.Schedule, ...]:
+    """Two to four schedules; an operator leaves out the same set of rows in all of them, less another share."""
+    rows: dict[tuple[int, str], Rows] = {
+        (layer, operator): "visual" if rng.random() < 0.7 else "through_visual"
+        for layer in range(layers)
+        for operator in OPERATORS
+    }
+    return tuple(
+        opskip.Schedule(
+            tuple(
+                Rule((layer,), (operator,), left_out, rng.choice((0.0, *SHARES)))
+                for (layer, operator), left_out in rows.items()
+                if rng.random() < 0.6
+            )
+        )
+        for _ in range(rng.randint(2, 4))
+    )
+
+
 def random_rows(rng: Random, length: int) -> list[bool]:
     """The visual rows of one element."""
     kind = rng.choice(("none", "all", "first", "last", "span", "span", "spans", "every_other", "any"))

@@ -16,7 +16,8 @@ import opskip_compile as opskip
 from opskip_compile.backend.reports import REPORTS
 from tests.helpers.caches import CACHE
 from tests.helpers.families import FAMILIES, visual_mask
-from tests.helpers.random_decoders import Case, Ran, Skipped, as_schedule
+from tests.helpers.leveled import skipping
+from tests.helpers.random_decoders import Case, Ran, Skipped
 from tests.helpers.random_layouts import random_schedule
 
 LAYERS = 3
@@ -68,7 +69,7 @@ class Whole:
     def want(self, case: Case, skipped: Sequence[Skipped]) -> list[Tensor]:
         put_back = self._take_off()
         try:
-            with opskip.oracle(self.model, as_schedule(skipped[0]), case.visual):
+            with opskip.oracle(self.model, skipping(skipped[0], case.schedule), case.visual):
                 return self._call(self.model, case)[0]
         finally:
             put_back()

@@ -20,6 +20,7 @@ import opskip_compile as opskip
 from opskip_compile.backend import capture
 from opskip_compile.backend.reports import REPORTS
 from opskip_compile.passes.steps import NO_ROWS
+from tests.helpers.leveled import skipping
 
 LAYERS = 4
 SPEC = "silent:2-3 transform:0 attend:1"
@@ -31,11 +32,11 @@ Install = Callable[[nn.Module, str], Any]
 Rows = Tensor | Callable[[Mapping[str, Any]], Tensor | None]
 
 
-_INSTEAD = ContextVar("instead of SPEC", default=SPEC)
+_INSTEAD: ContextVar[opskip.Schedule | str] = ContextVar("instead of SPEC", default=SPEC)
 
 
 @contextmanager
-def instead_of_spec(spec: str) -> Iterator[None]:
+def instead_of_spec(spec: opskip.Schedule | str) -> Iterator[None]:
     """Whatever is measured in the block with `SPEC` is measured with ``spec``."""
     token = _INSTEAD.set(spec)
     try:
@@ -93,7 +94,8 @@ def measure(
     Raises:
         AssertionError: the compiled result is not the oracle's, or the schedule does not show in the dense one.
     """
-    spec = _INSTEAD.get() if spec == SPEC else spec
+    whole = opskip.Schedule.of(_INSTEAD.get() if spec == SPEC else spec)
+    spec = whole if whole.levels else whole.to_spec()  # type: ignore[assignment]  # whoever compiles takes both
     torch._dynamo.reset()
     capture.install()  # not only with the first graph, so that the order of cells does not matter
     try:
@@ -116,7 +118,7 @@ def measure(
     assert all(len(found) == 1 for found in sets.values()), f"graphs of one call skip different operators: {sets}"
     assert len([layer for held in sets for layer in held]) == len(frozenset().union(*sets)), "graphs share layers"
     skipped = tuple(operator for (found,) in sets.values() for operator in found)
-    schedule = as_schedule(skipped)
+    schedule = skipping(skipped, whole)
     judge, judged = (model, call) if exact is None else exact
     with oracle(judge, schedule) if oracle else opskip.oracle(judge, schedule, mask):
         want = judged(judge)
@@ -129,7 +131,7 @@ def measure(
         assert any(differ(a, b) > 1e-3 for a, b in zip(dense, want, strict=True)), "the schedule does not show"
     wanted = {
         (layer, kind, str(rows))
-        for layer, states in enumerate(opskip.Schedule.from_spec(spec).resolve(LAYERS))
+        for layer, states in enumerate(whole.resolve(LAYERS))
         for kind, rows in (("attention", states.attention), ("ffn", states.ffn))
         if rows is not None
     }
@@ -147,13 +149,6 @@ def measure(
     left = left or [f"still run on every row: {', '.join(sorted(rest))}"]
     full = sorted(f"{layer}.{kind}" for layer, kind, _ in wanted - {*skipped})
     return Outcome(PARTLY, "; ".join([*(["full: " + ", ".join(full)] if full else []), *dict.fromkeys(left)]))
-
-
-def as_schedule(skipped: Sequence[tuple[int, str, str | None]]) -> opskip.Schedule:
-    """The schedule that skips just these ``(layer, kind, rows)``."""
-    words = {"attention": "transform", "ffn": "attend"}
-    parts = [f"{words[kind]}@{rows}:{layer}" for layer, kind, rows in skipped]
-    return opskip.Schedule.from_spec(" ".join(parts) or "none")
 
 
 def differ(a: Tensor, b: Tensor) -> float:
