@@ -236,9 +236,9 @@ METHODS = {
 }
 
 
-def evaluation(name: str) -> str:
+def evaluation(*names: str) -> str:
     """What a model's answers keep, method by method and cut by cut; in brackets the cut that was reached."""
-    found = read(name)["outcomes"]
+    found = [row for name in names for row in read(name)["outcomes"]]
     cuts = sorted({row["asked"] for row in found if row["asked"] is not None})
     by_method: dict[str, dict[float, Any]] = {}
     for row in found:

@@ -16,14 +16,17 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from textwrap import shorten
 from typing import Any
 
 from opskip_compile.errors import OpSkipError
 from opskip_compile.output.progress import Step
+from opskip_compile.schedule.schedule import Schedule
 from opskip_compile.timing.decoders import DECODERS
 
 DENSE = "dense"
 PROBE = "probe"
+LONGEST = 40  # characters of what a table calls a schedule
 PARTS = (PROBE, "capture", "passes", "AOTAutograd", "Inductor")
 
 
@@ -52,7 +55,7 @@ class Start:
 
 def measure_starts(
     model: str,
-    specs: Mapping[int, str],
+    schedules: Mapping[int, Schedule],
     *,
     visual: int,
     text: int,
@@ -67,7 +70,7 @@ def measure_starts(
 
     Args:
         model: a name of `DECODERS`.
-        specs: layers to keep -> schedule, as spec text.
+        schedules: layers to keep -> what to skip in them.
         rounds: processes for each figure; the median of each part is taken.
         attention_mask: give the model a mask of ones, as every processor does; dense code builds the causal mask of it.
         lower: ``"eager"`` leaves Inductor out.
@@ -76,13 +79,13 @@ def measure_starts(
         OpSkipError: a process failed; holds the end of what it said.
     """
     medians: list[Start] = []
-    total, done = len(specs) * rounds * 4, 0
-    for layers, spec in specs.items():
+    total, done = len(schedules) * rounds * 4, 0
+    for layers, schedule in schedules.items():
         job = {"model": model, "layers": layers, "visual": visual, "text": text, "device": device, "dtype": dtype}
-        job |= {"lower": lower, "attention_mask": attention_mask}
+        job |= {"lower": lower, "attention_mask": attention_mask, "schedule": schedule.to_dict()}
         runs: dict[tuple[str, bool], list[Start]] = {}
         for _ in range(rounds):
-            for contender in (DENSE, spec):
+            for contender in (DENSE, shorten(schedule.to_spec(), LONGEST, placeholder="…")):
                 with tempfile.TemporaryDirectory() as cache:
                     for warm in (False, True):
                         step(f"{layers} layers, {'warm' if warm else 'cold'}, {contender}", done, total)
@@ -133,7 +136,7 @@ def first_call(job: Mapping[str, Any]) -> Start:
         embeds = hidden if dense else mark_visual(hidden, visual)
         return model(inputs_embeds=embeds, attention_mask=padding, use_cache=True)
 
-    options: Any = {"schedule": job["contender"], "strict": True, "lower": job["lower"]}
+    options: Any = {"schedule": Schedule.from_dict(job["schedule"]), "strict": True, "lower": job["lower"]}
     if dense:
         compiled = torch.compile(forward, backend="inductor" if job["lower"] == "inductor" else "eager")
     else:

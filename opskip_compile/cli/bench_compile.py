@@ -39,18 +39,18 @@ def compile_time(
     check_decoder(model)
     place = check_place(device, dtype)
     check_outputs(out, plot)
-    specs = {}
+    plans = {}
     for depth in layers or [2, 4, 8]:
         decoder = DECODERS[model].cut(depth)
         plan = read_schedules([schedule], depth)[schedule]
         if plan.is_empty:
             raise OptionError(f"schedule: {schedule!r} skips nothing in {depth} layers")
-        specs[depth] = plan.to_spec()
+        plans[depth] = plan
     title = f"{decoder.title}, {visual} visual + {text} text rows, {schedule}, {place}, {dtype}"
     with announced_progress(title) as step:
         starts = measure_starts(
             model,
-            specs,
+            plans,
             visual=visual,
             text=text,
             rounds=rounds,

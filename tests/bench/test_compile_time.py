@@ -17,6 +17,7 @@ from opskip_compile.bench.compile_time import DENSE, PARTS, PROBE, Start, measur
 from opskip_compile.bench.show_compile_time import figure, table, to_dict, with_dense
 from opskip_compile.cli.main import app
 from opskip_compile.errors import OpSkipError
+from tests.helpers.leveled import leveled
 
 SIZES = {"visual": 24, "text": 20, "lower": "eager"}
 
@@ -40,7 +41,7 @@ def test_medians_of_processes_that_take_turns(monkeypatch: pytest.MonkeyPatch) -
         return start(contender, next(times), warm)
 
     monkeypatch.setattr(compile_time, "_in_a_process", process)
-    found = measure_starts("small", {2: "silent:1"}, rounds=3, **SIZES)
+    found = measure_starts("small", {2: opskip.Schedule.of("silent:1")}, rounds=3, **SIZES)
     one_round = [(2, DENSE, False), (2, DENSE, True), (2, "silent:1", False), (2, "silent:1", True)]
     assert order == one_round * 3
     assert len(caches) == 6
@@ -64,7 +65,7 @@ def test_a_real_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(cold[contender], warm=warm)
 
     monkeypatch.setattr(compile_time, "_in_a_process", process)
-    dense, _, skipped, _ = measure_starts("small", {1: "silent:0"}, **SIZES)
+    dense, _, skipped, _ = measure_starts("small", {1: opskip.Schedule.of("silent:0")}, **SIZES)
     assert (dense.contender, skipped.contender) == (DENSE, "silent:0")
     assert dense.passes == {}
     assert {"match", "push_down", "report"} <= set(skipped.passes)
@@ -74,6 +75,17 @@ def test_a_real_process(monkeypatch: pytest.MonkeyPatch) -> None:
         assert each.parts["Inductor"] == 0
         assert each.kernels == 0
     assert skipped.nodes > 50
+
+
+def test_levels_are_compiled_as_they_are() -> None:
+    """They have no spec text that could be read again."""
+    job = {"model": "small", "layers": 2, "device": "cpu", "dtype": "float32", "attention_mask": True, **SIZES}
+    schedule = leveled("none", "attend:1 transform@keep=0.5:1", num_layers=2)
+    torch._dynamo.reset()
+    found = compile_time.first_call({**job, "contender": "levels", "schedule": schedule.to_dict()})
+    assert found.contender == "levels"
+    assert opskip.last_report().levels
+    assert opskip.last_report().skipped == ("1.attention", "1.ffn")
 
 
 def test_a_process_that_fails_is_one_error(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from tests.helpers.support.forms import REGISTERED, Check, Member, form
 from tests.helpers.support.outcome import KEEP, Outcome, instead_of_spec
 
 LEVELS = leveled(
-    "silent@keep=0.5:3",
-    "silent@keep=0.5:2-3 transform@keep=0.3:0 attend@keep=0.5:1",
-    "silent:2-3 transform:0 attend@keep=0.25:1",
+    KEEP,
+    "silent@keep=0.2:2-3 transform@keep=0.1:0 attend@keep=0.5:1",
+    "silent:2-3 transform:0 attend:1",
     threshold=-0.3,
 )
 WITH_LEVELS = (
