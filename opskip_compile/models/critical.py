@@ -81,13 +81,15 @@ class AttentionWatch(TorchFunctionMode):
     def without_critical(self, left_out: Tensor, kind: str, rows: LeftOut) -> Tensor:
         """The rows of a set that an operator leaves out after all; all of them where no scores are of these rows.
 
+        A set without rows asks for no level: the attention of one row may have a form in which nothing is told.
+
         Args:
             left_out: bool ``(batch, sequence)``, the row set.
             kind: ``"attention"``, which chooses by the layers before, or ``"ffn"``, which knows its own layer's.
             rows: the share of the set that is updated, or that of each level.
         """
         scores = self.before if kind == "attention" else self.scores
-        if len(scores) != len(left_out):
+        if len(scores) != len(left_out) or not left_out.any():
             return left_out
         if rows.shares and len(self.levels) != len(left_out):
             raise OpSkipError("oracle: no attention of the first layer has told which rows are padding, for the level")
