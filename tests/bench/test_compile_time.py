@@ -91,6 +91,7 @@ def test_levels_are_compiled_as_they_are() -> None:
 def test_a_process_that_fails_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(OpSkipError, match=r"bench compile: silent:7 with 1 layers failed.*not in a model of 1"):
         job = {"model": "small", "layers": 1, "device": "cpu", "dtype": "float32", "attention_mask": True, **SIZES}
+        job["schedule"] = opskip.Schedule.of("silent:7").to_dict()
         compile_time._in_a_process(job, "silent:7", False, str(tmp_path))
 
 
