@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from textwrap import shorten
 from typing import Any
 
 from opskip_compile.errors import OpSkipError
@@ -26,7 +25,6 @@ from opskip_compile.timing.decoders import DECODERS
 
 DENSE = "dense"
 PROBE = "probe"
-LONGEST = 40  # characters of what a table calls a schedule
 PARTS = (PROBE, "capture", "passes", "AOTAutograd", "Inductor")
 
 
@@ -85,7 +83,7 @@ def measure_starts(
         job |= {"lower": lower, "attention_mask": attention_mask, "schedule": schedule.to_dict()}
         runs: dict[tuple[str, bool], list[Start]] = {}
         for _ in range(rounds):
-            for contender in (DENSE, shorten(schedule.to_spec(), LONGEST, placeholder="…")):
+            for contender in (DENSE, schedule.to_spec()):
                 with tempfile.TemporaryDirectory() as cache:
                     for warm in (False, True):
                         step(f"{layers} layers, {'warm' if warm else 'cold'}, {contender}", done, total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -13,6 +14,7 @@ from opskip_compile.bench.compile_time import DENSE, PARTS, Start
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LONGEST = 40  # characters of what a table calls a schedule
 _COLORS = dict(zip(PARTS, ("#BBBBBB", "#56B4E9", "#D55E00", "#009E73", "#CC79A7"), strict=True))
 
 
@@ -51,9 +53,8 @@ def table(starts: Sequence[Start], title: str) -> Table:
         ratios = (start.seconds / dense.seconds, start.own_seconds / dense.own_seconds)
         cache = "warm" if start.warm else "cold"
         shares = (f"{ratio:.2f}x" for ratio in ratios)
-        view.add_row(
-            str(start.layers), cache, start.contender, *parts, f"{start.seconds:.2f}", *shares, str(start.kernels)
-        )
+        name = shorten(start.contender, LONGEST, placeholder=" …")
+        view.add_row(str(start.layers), cache, name, *parts, f"{start.seconds:.2f}", *shares, str(start.kernels))
     view.caption = "Seconds. no probe: to dense, without the probe of the C++ compiler, which no model needs twice."
     view.caption_justify = "left"
     return view

@@ -101,6 +101,8 @@ def test_figures_against_dense() -> None:
     assert [found["to_dense"] for found in figures] == [1.0, 1.5, 1.0, 0.5]
     assert figures[1]["passes_share"] == 0.25
     assert table(starts, "").row_count == 4
+    named = table([start(DENSE, 1.0), start("none | silent:6-7 | silent:4-7 attend@keep=0.25:0-3", 1.0)], "")
+    assert [*named.columns[2].cells] == [DENSE, "none | silent:6-7 | silent:4-7 …"]
     cold, warm = figure(starts, "t").axes
     assert [text.get_text() for text in cold.texts] == ["4.0", "6.0"]
     assert [text.get_text() for text in warm.texts] == ["2.0", "1.0"]
@@ -147,6 +149,7 @@ def test_decoders_get_an_attention_mask(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.usefixtures("fresh")
 def test_the_mask_is_part_of_what_is_compiled() -> None:
     job = {"model": "small", "layers": 1, "device": "cpu", "dtype": "float32", "contender": "silent:0", **SIZES}
+    job["schedule"] = opskip.Schedule.of("silent:0").to_dict()
     without = compile_time.first_call({**job, "attention_mask": False}).nodes
     torch._dynamo.reset()
     assert compile_time.first_call({**job, "attention_mask": True}).nodes > without > 50
