@@ -294,9 +294,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
     """Vector instructions round the last bit in another way than the rest of a row does."""
     if not (one.is_floating_point() or one.is_complex()):
         return False
-    # A product of few rows may be added up in another order: its rounding is that of the largest numbers.
-    size = other.abs().nan_to_num(0, 0, 0).max().item() if other.is_floating_point() and other.numel() else 0.0
-    return torch.allclose(one, other, rtol=2e-5, atol=2e-6 * max(1.0, size), equal_nan=True)
+    return torch.allclose(one, other, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
 def _count(graph: fx.Graph, stops: list[Refusal], tally: Tally, where: str) -> None:

@@ -29,7 +29,8 @@ from opskip_compile.passes.ops.table import _by_function, _by_name
 LARGEST = 20_000  # elements of all tensors of a sample
 # Samples of one operation and type that are made at all, so that no list takes minutes: at most, and to choose from.
 CONSIDERED, CHOSEN_FROM = 60, 24
-TYPES = (torch.float32, torch.int64, torch.complex64, torch.bool)
+# Double precision, so that a wrong row is told from sums that another number of rows adds up in another order.
+TYPES = (torch.float64, torch.int64, torch.complex128, torch.bool)
 # Entries that PyTorch has no samples of, or too few, and operations whose samples they take.
 BORROWED = {
     **dict.fromkeys(("detach", "alias", "identity", "data", "type", "to"), "sin"),
@@ -61,7 +62,7 @@ _ARRANGED: dict[tuple[str, str], Callable[[tuple[Any, ...]], tuple[Any, ...]]] =
     ("setitem", "__getitem__"): _assigned,
     ("getitem", "narrow"): _indexed,
     ("slice", "narrow"): lambda args: (args[0], args[1], int(args[2]), int(args[2]) + args[3]),
-    ("type", "sin"): lambda args: (args[0], torch.float64),
+    ("type", "sin"): lambda args: (args[0], torch.float32),
     ("to", "sin"): lambda args: (args[0], args[0].dtype),
 }
 
