@@ -57,7 +57,7 @@ def make(split: Split, index: int) -> Example:
         taken = {shown for _, shown in lines}
         lines.append((field, rng.choice([shown for shown in forms.FIELDS[field] if shown not in taken])))
     image, pen = canvas(rng)
-    forms._draw(pen, lines, rng)
+    forms.draw_lines(pen, lines, rng)
     answer = " ".join(word for line in lines for word in line)
     return Example((pixels(image),), QUESTION, answer, QUESTION, (answer,))
 

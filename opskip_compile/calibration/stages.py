@@ -299,6 +299,7 @@ def _of_levels(levels: LevelChoice) -> dict[str, Any]:
         "flops_cut": _short(levels.cut),
         **{name: _short(getattr(levels.quality, name)) for name in names},
         "counts": list(levels.counts),
+        "hindsight": {name: _short(getattr(levels.hindsight, name)) for name in names[:-1]},
     }
 
 

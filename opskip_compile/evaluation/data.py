@@ -72,7 +72,7 @@ class MethodOutcome:
                     "spec": c.spec,
                     "seed": c.seed,
                     "flops_cut": _short(c.cut),
-                    **({"levels": list(c.levels)} if c.levels else {}),
+                    **({"levels": list(c.levels), "calibration": c.calibration} if c.levels else {}),
                 }
                 for c in self.runs
             ],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from opskip_compile.calibration.batches import PromptRows
 from opskip_compile.calibration.costs import FlopsCosts
@@ -48,6 +49,11 @@ class EvaluationRun:
         """For messages and tables."""
         asked = "" if self.asked is None else f" {self.asked:.1%}"
         return f"{self.method}{asked}" + ("" if self.seed is None else f" #{self.seed}")
+
+    @property
+    def calibration(self) -> Any:
+        """What its levels did on the prompts that they were fitted to, beside hindsight; None if not known."""
+        return None if self.schedule is None else self.schedule.provenance.get("calibration")
 
     @property
     def spec(self) -> str:

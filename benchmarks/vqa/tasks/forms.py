@@ -47,13 +47,14 @@ def make(split: Split, index: int) -> Example:
         lines.append((name, rng.choice([shown for shown in FIELDS[name] if shown not in taken])))
     rng.shuffle(lines)
     image, pen = canvas(rng)
-    _draw(pen, lines, rng)
+    draw_lines(pen, lines, rng)
     if template == LABEL:
         return Example((pixels(image),), fill(template, value=value), field, template, NUMERIC)
     return Example((pixels(image),), fill(template, field=field), value, template, FIELDS[field])
 
 
-def _draw(pen: ImageDraw.ImageDraw, lines: list[tuple[str, str]], rng: random.Random) -> None:
+def draw_lines(pen: ImageDraw.ImageDraw, lines: list[tuple[str, str]], rng: random.Random) -> None:
+    """A title, and a line for each pair of a label and a value."""
     plain, bold = rng.choice(FAMILIES)
     size = rng.randint(12, 13) + (plain == "STIXGeneral")
     while any(
