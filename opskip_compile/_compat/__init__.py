@@ -20,6 +20,7 @@ from opskip_compile._compat.accelerate import (
     without_hooks,
 )
 from opskip_compile._compat.dynamo import (
+    any_size,
     compile_seconds,
     compiled_call,
     compiles_of,
@@ -80,6 +81,7 @@ __all__ = [
     "Patch",
     "add_tensor_placeholder",
     "allow_caching",
+    "any_size",
     "attention_implementation",
     "blas_is_slow",
     "cache_argument",

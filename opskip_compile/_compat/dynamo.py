@@ -203,6 +203,11 @@ def set_apart(tensor: torch.Tensor) -> None:
     tensor._has_dynamo_dim_marking = True  # type: ignore[attr-defined]
 
 
+def any_size(tensor: torch.Tensor, dim: int) -> None:
+    """Let dimension ``dim`` be of any size in code that is compiled for ``tensor``."""
+    torch._dynamo.mark_dynamic(tensor, dim)
+
+
 def emit_artifact(name: str, payload: Callable[[], str]) -> None:
     """One structured trace artefact; tlparse lists it under the current compile."""
     trace_structured(

@@ -6,7 +6,7 @@ import networkx as nx
 from torch import fx
 
 from opskip_compile._compat.operations import is_higher_order
-from opskip_compile.passes.ops import Trait, call_of, having, op_name, operand, tensor
+from opskip_compile.passes.ops import Trait, attention_kernels, call_of, having, op_name, operand, tensor
 from opskip_compile.passes.ops.memory import readers_after
 from opskip_compile.passes.ops.operation import same_sizes
 
@@ -40,7 +40,7 @@ _KERNELS = ("flex_attention", "flash_attn", "flash_attention")
 def is_attention_product(node: fx.Node) -> bool:
     """True for an attention kernel, or a softmax whose result, or a slice of it, goes into a matrix product."""
     name = op_name(node)
-    if name in ("scaled_dot_product_attention", "flex_attention"):
+    if name in attention_kernels():
         return True
     if name is None and node.op == "call_function":
         target = str(node.target).lower()

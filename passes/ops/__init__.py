@@ -10,6 +10,7 @@ from opskip_compile.passes.ops.operation import Call, Dims, Operation, Trait, sh
 from opskip_compile.passes.ops.table import (
     TABLE,
     argument,
+    attention_kernels,
     call_of,
     declare,
     having,
@@ -31,6 +32,7 @@ __all__ = [
     "Trait",
     "argument",
     "attention",
+    "attention_kernels",
     "call_of",
     "declare",
     "effects",

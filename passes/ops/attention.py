@@ -16,6 +16,7 @@ from opskip_compile.passes.ops.operation import (
     Flops,
     Operation,
     ShapeOf,
+    Trait,
     declined,
     shape,
 )
@@ -198,6 +199,7 @@ declare(
         "conv1d",
         ("input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1",),
         mixes_rows=True,
+        traits=frozenset({Trait.CONVOLUTION}),
     ),
     Operation("flex_attention", ("query, key, value",), synonyms=("higher_order::flex_attention",), mixes_rows=True),
 )

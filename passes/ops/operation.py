@@ -34,6 +34,7 @@ class Trait(Enum):
     NORM_STEP = "a norm, or what a norm is written with"
     ACTIVATION = "an activation: costly where it runs on every row"
     PERIODIC = "costly, though Inductor takes it for cheap and computes it again for every reader"
+    CONVOLUTION = "mixes rows by a convolution over the sequence, not by an attention"
     LOOSE = "passes a softmax on to the product with the values"
 
 

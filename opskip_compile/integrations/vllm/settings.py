@@ -1,0 +1,104 @@
+"""What was asked for, and whether vLLM is set up so that it can be done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from opskip_compile._compat import serving
+from opskip_compile.errors import OptionError
+from opskip_compile.integrations.vllm import LOG
+from opskip_compile.schedule.schedule import Schedule
+
+KEY, ENVIRONMENT = "opskip", "OPSKIP_SCHEDULE"
+OPTIONS = ("schedule", "strict", "lower", "dump")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What ``additional_config={"opskip": {...}}`` says.
+
+    Attributes:
+        schedule: which operator of which layer leaves out its visual rows.
+        options: of the backend: ``strict``, ``lower``, ``dump``.
+    """
+
+    schedule: Schedule
+    options: Mapping[str, Any]
+
+
+def asked(vllm_config: Any) -> Asked | None:
+    """The settings, or None where nobody asked for skipping.
+
+    Raises:
+        OptionError: a field that is none, or the release of vLLM or a setting of it that skipping does not work with.
+        ScheduleError: no schedule.
+    """
+    given = (vllm_config.additional_config or {}).get(KEY)
+    if given is None:
+        text = os.environ.get(ENVIRONMENT)
+        if not text:
+            return None
+        given = {"schedule": text}
+    if isinstance(given, str):
+        given = {"schedule": given}
+    if not isinstance(given, Mapping):
+        raise OptionError(f"additional_config.{KEY}: must be a dict or a schedule, not {given!r}")
+    for name in given:
+        if name not in OPTIONS:
+            raise OptionError(f"additional_config.{KEY}.{name}: no such field; there are {', '.join(OPTIONS)}")
+    if given.get("schedule") is None:
+        raise OptionError(f"additional_config.{KEY}.schedule: is missing")
+    schedule = Schedule.of(given["schedule"])
+    if schedule.is_empty:
+        return None
+    refuse(vllm_config, schedule)
+    return Asked(_of_visual_rows(schedule), {name: value for name, value in given.items() if name != "schedule"})
+
+
+def refuse(config: Any, schedule: Schedule) -> None:
+    """Raise for what skipping does not work with.
+
+    Raises:
+        OptionError: names the setting.
+    """
+    model, parallel = config.model_config, config.parallel_config
+    release = serving.installed()
+    problems = {
+        f"vLLM {release}: opskip knows {', '.join(serving.WINDOW)}": not serving.is_known(release),
+        "levels: a level is chosen from the whole prompt, which a step may see in parts": bool(schedule.levels),
+        "keep shares: they are chosen by attention weights, which a paged kernel does not give": _keeps(schedule),
+        "pipeline_parallel_size: visual rows are known on the first rank only; use 1": parallel.pipeline_parallel_size
+        > 1,
+        "enforce_eager: vLLM's own kernels can't be rewritten; leave it out": model.enforce_eager,
+        "enable_lora: adapters change single rows of a product": config.lora_config is not None,
+        "kv_transfer_config: another server would read keys and values of skipped layers as its own": (
+            config.kv_transfer_config is not None
+        ),
+        "enable_dbo: a step is cut into two": parallel.enable_dbo,
+        "a model without images": not model.is_multimodal_model,
+        "attention of images in both directions": bool(model.is_mm_prefix_lm),
+    }
+    for problem, holds in problems.items():
+        if holds:
+            raise OptionError(f"opskip can't skip with {problem}")
+
+
+def _keeps(schedule: Schedule) -> bool:
+    return any(rule.keep for rule in schedule.rules) or (schedule.late is not None and schedule.late.keep > 0)
+
+
+def _of_visual_rows(schedule: Schedule) -> Schedule:
+    """The schedule with ``rows: visual`` throughout.
+
+    Which text stands before the last image of a prompt is not known while the prompt is read in parts, and a cached row
+    must not depend on what comes after it.
+    """
+    late = schedule.late
+    if all(rule.rows == "visual" for rule in schedule.rules) and (late is None or late.rows == "visual"):
+        return schedule
+    LOG.warning("the schedule leaves out text before the last image in some layers (through_visual); vLLM keeps text")
+    rules = tuple(replace(rule, rows="visual") for rule in schedule.rules)
+    return replace(schedule, rules=rules, late=late and replace(late, rows="visual"))

@@ -1,0 +1,167 @@
+"""Runs a step of vLLM that has visual rows through the rewritten decoder, and every other step as vLLM has it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from opskip_compile import _compat
+from opskip_compile._compat import serving
+from opskip_compile.backend.entry import opskip
+from opskip_compile.backend.reports import REPORTS
+from opskip_compile.errors import OptionError
+from opskip_compile.integrations.vllm import LOG
+from opskip_compile.integrations.vllm.counters import Counters
+from opskip_compile.integrations.vllm.decoder import Decoder
+from opskip_compile.integrations.vllm.lift import lift
+from opskip_compile.integrations.vllm.settings import Asked
+from opskip_compile.integrations.vllm.step import STEPS, StepMaker
+from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.report.report import Report
+
+
+def rewrite_decoder(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None
+) -> Any:
+    """The backend for a decoder of vLLM: bring the graph into the known form, then do as with every other."""
+    states = options["schedule"].resolve(options["num_layers"]) if options else ()
+    lift(gm.graph, frozenset(i for i, state in enumerate(states) if state.attention is not None))
+    gm.recompile()
+    return opskip(gm, example_inputs, options=options)
+
+
+class Skipper:
+    """The skipping decoder of one model.
+
+    Args:
+        decoder: what is skipped in.
+        asked: the schedule and options.
+        config: vLLM's configuration.
+    """
+
+    def __init__(self, decoder: Decoder, asked: Asked, config: Any) -> None:
+        states = asked.schedule.resolve(len(decoder.layers))
+        self.decoder, self.asked, self.counters = decoder, asked, Counters(states)
+        names = {name: layer for layers in decoder.attentions for name, layer in layers.items()}
+        serving.remember_metadata(names)
+        self._steps = StepMaker(config, frozenset(names))
+        skipping = [i for i, state in enumerate(states) if state.attention is not None]
+        self._projections = [linear for i in skipping for linear in decoder.projections(i)]
+        options = {"lower": "inductor", **asked.options, "schedule": asked.schedule, "num_layers": len(decoder.layers)}
+        if options["lower"] == "inductor":
+            options = {**_known(config.compilation_config.inductor_compile_config), **options}
+        forward = partial(_forward, serving.plain_forward(decoder.module))
+        self._compiled = torch.compile(
+            forward, backend=rewrite_decoder, fullgraph=True, options={**options, "in_place": True}
+        )
+        one_row = {**options, "lower": "eager", "in_place": True}
+        self._one_row = torch.compile(forward, backend=rewrite_decoder, fullgraph=True, dynamic=False, options=one_row)
+        self._mask: Tensor | None = None
+        self.report: Report | None = None
+
+    def note(self, mask: Tensor | None) -> None:
+        """Take the visual rows of the step that comes, bool ``(rows,)`` on the CPU, from where vLLM embeds them."""
+        self._mask = None if mask is None else mask.detach().cpu()
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Let the decoder skip inside of this block, if the step has visual rows."""
+        mask, self._mask = self._mask, None
+        metadata = serving.context().attn_metadata
+        if not metadata:  # a run that only warms up
+            yield
+        elif mask is None or not bool(mask.any()):
+            self.counters.dense()
+            yield
+        elif not isinstance(metadata, dict):
+            raise OptionError("opskip: a step that vLLM cuts into parts is not known")
+        else:
+            self.counters.skipped(len(mask), int(mask.sum()))
+            with serving.instead_of(self.decoder.module, partial(self._run, mask, metadata)):
+                yield
+
+    def needs_warm_up(self) -> bool:
+        """True in vLLM's own warm-up, as long as the skipping decoder is not compiled."""
+        return self.report is None and not serving.context().attn_metadata
+
+    @contextmanager
+    def warming_up(self) -> Iterator[None]:
+        """Compile the skipping decoder inside of this block, and say what it skips."""
+        with serving.instead_of(self.decoder.module, partial(self._run, None, {})):
+            yield
+
+    def _run(self, mask: Tensor | None, metadata: Mapping[str, Any], *args: Any, **named: Any) -> Any:
+        embedded = named.get("inputs_embeds")
+        if embedded is None:
+            raise OptionError("opskip: vLLM's decoder was called without the embedded rows")
+        count, device = embedded.shape[0], embedded.device
+        if mask is None:
+            mask = torch.arange(count) < count // 2
+        if len(mask) < count:  # vLLM fills a step up to a size that it has a graph for
+            mask = torch.cat([mask, mask.new_zeros(count - len(mask))])
+        visual = mask.to(device, non_blocking=True)
+        STEPS.now = self._steps.make({"visual": mask}, metadata, device)
+        try:
+            with serving.by_kept_weights(self._projections):
+                if count == 1:
+                    return self._one_row(self.decoder.module, visual, *args, **named)
+                if self.report is None:
+                    return self._compile(visual, *args, **named)
+                return self._compiled(self.decoder.module, visual, *args, **named)
+        finally:
+            STEPS.now = None
+
+    def _compile(self, visual: Tensor, *args: Any, **named: Any) -> Any:
+        """The first step, for any number of rows.
+
+        Raises:
+            OptionError: nothing would be skipped.
+        """
+        before = REPORTS.count
+        _mark_rows({**named, "visual": visual})
+        result = self._compiled(self.decoder.module, visual, *args, **named)
+        reports = REPORTS.since(before)
+        if len(reports) != 1 or not reports[0].rewritten:
+            why = reports[0].reason if reports else "no graph was captured"
+            raise OptionError(f"opskip: nothing would be skipped in this model: {why}")
+        (self.report,) = reports
+        full = self.report.misses or self.report.stops
+        LOG.log(logging.WARNING if full else logging.INFO, "%s", self.report)
+        return result
+
+
+def _forward(forward: Any, decoder: nn.Module, visual: Tensor, *args: Any, **named: Any) -> Any:
+    """A decoder's own forward, with its visual rows named."""
+    embedded = mark_visual(named.pop("inputs_embeds").unsqueeze(0), visual.unsqueeze(0)).squeeze(0)
+    return forward(decoder, *args, inputs_embeds=embedded, **named)
+
+
+def _known(inductor: Mapping[str, Any]) -> dict[str, Any]:
+    """vLLM's options of Inductor, as far as they are plain values: its own passes belong to its own graphs."""
+    return {name: value for name, value in inductor.items() if isinstance(value, bool | int | float | str)}
+
+
+def _mark_rows(named: Mapping[str, Any]) -> None:
+    """Let every tensor have any number of rows in the compiled graph; positions may have several axes before them."""
+    for name, value in named.items():
+        for tensor in _tensors(value):
+            _compat.any_size(tensor, tensor.dim() - 1 if name == "positions" else 0)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors(part)
+    elif hasattr(value, "tensors"):
+        yield from _tensors(value.tensors)
