@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -56,12 +56,10 @@ class Skipper:
         options = {"lower": "inductor", **asked.options, "schedule": asked.schedule, "num_layers": len(decoder.layers)}
         if options["lower"] == "inductor":
             options = {**_known(config.compilation_config.inductor_compile_config), **options}
-        forward = partial(_forward, serving.plain_forward(decoder.module))
-        self._compiled = torch.compile(
-            forward, backend=rewrite_decoder, fullgraph=True, options={**options, "in_place": True}
-        )
-        one_row = {**options, "lower": "eager", "in_place": True}
-        self._one_row = torch.compile(forward, backend=rewrite_decoder, fullgraph=True, dynamic=False, options=one_row)
+        forward = serving.plain_forward(decoder.module)
+        options["in_place"] = True
+        self._compiled = _compiled(_naming_rows(forward), options)
+        self._one_row = _compiled(_naming_rows(forward), {**options, "lower": "eager"}, dynamic=False)
         self._mask: Tensor | None = None
         self.report: Report | None = None
 
@@ -136,10 +134,21 @@ class Skipper:
         return result
 
 
-def _forward(forward: Any, decoder: nn.Module, visual: Tensor, *args: Any, **named: Any) -> Any:
-    """A decoder's own forward, with its visual rows named."""
-    embedded = mark_visual(named.pop("inputs_embeds").unsqueeze(0), visual.unsqueeze(0)).squeeze(0)
-    return forward(decoder, *args, inputs_embeds=embedded, **named)
+def _compiled(forward: Callable[..., Any], options: Mapping[str, Any], **more: Any) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(
+        forward, backend=rewrite_decoder, fullgraph=True, options=dict(options), **more
+    )
+    return compiled
+
+
+def _naming_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A decoder's own forward, with its visual rows named; code of its own, so that nobody else's is taken for it."""
+
+    def run(decoder: nn.Module, visual: Tensor, *args: Any, **named: Any) -> Any:
+        embedded = mark_visual(named.pop("inputs_embeds").unsqueeze(0), visual.unsqueeze(0)).squeeze(0)
+        return forward(decoder, *args, inputs_embeds=embedded, **named)
+
+    return _compat.with_own_code(run)
 
 
 def _known(inductor: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,150 @@
+"""Ask an engine of vLLM and the oracle on transformers the same, and compare what both say of every row."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from opskip_compile.models.oracle import oracle
+from opskip_compile.schedule.schedule import Schedule
+
+vllm = pytest.importorskip("vllm", reason="vLLM is not in this environment: make test-vllm has one with it")
+
+DEMO = Path(__file__).parents[2] / "opskip_compile/models/packaged/checkpoint"
+BOUND = 1e-4
+"""Of the largest log-probability in size: DESIGN, section 2, for float32."""
+
+
+@contextmanager
+def engine(folder: Path, schedule: str | None, lower: str = "eager", **settings: Any) -> Iterator[Any]:
+    """An engine in this process that skips by ``schedule``; vLLM alone without one."""
+    asked = {} if schedule is None else {"opskip": {"schedule": schedule, "lower": lower}}
+    llm = vllm.LLM(
+        str(folder),
+        dtype="float32",
+        additional_config=asked,
+        skip_mm_profiling=True,
+        max_logprobs=-1,
+        **{"max_model_len": 512, "max_num_seqs": 8, "limit_mm_per_prompt": {"image": 2, "video": 0}, **settings},
+    )
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        vllm.distributed.cleanup_dist_env_and_memory()
+        gc.collect()
+
+
+def model_of(llm: Any) -> Any:
+    """The model inside of an engine of this process."""
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model
+
+
+def counters(llm: Any) -> Any:
+    """What the plug-in has counted."""
+    return model_of(llm).opskip.counters
+
+
+def picture(width: int, height: int, seed: int = 0) -> Any:
+    """Noise of this size."""
+    from PIL import Image
+
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt: its text with a place for each picture."""
+
+    text: str
+    images: Sequence[Any] = ()
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """As vLLM takes it."""
+        return {"prompt": self.text, **({"multi_modal_data": {"image": list(self.images)}} if self.images else {})}
+
+
+def sampling(tokens: int = 4, every_row: bool = True, **more: Any) -> Any:
+    """Greedy, with the log-probabilities of the whole vocabulary at every row."""
+    return vllm.SamplingParams(
+        max_tokens=tokens,
+        temperature=0,
+        logprobs=-1,
+        prompt_logprobs=-1 if every_row else None,
+        ignore_eos=True,
+        **more,
+    )
+
+
+def said(output: Any) -> Tensor:
+    """Log-probabilities ``(rows, vocabulary)`` after each row of the prompt, if it was asked for, and the answer."""
+    rows = [*(output.prompt_logprobs or [None])[1:], *output.outputs[0].logprobs]
+    return torch.tensor([[row[k].logprob for k in range(len(row))] for row in rows])
+
+
+@dataclass
+class Reference:
+    """The same checkpoint in transformers.
+
+    Attributes:
+        model: of transformers, float32.
+        visual: token ids of visual rows.
+        inputs: what the model takes beside ``input_ids``, of the pictures and the ids.
+    """
+
+    model: Any
+    visual: frozenset[int]
+    inputs: Any
+
+    def of(self, images: Sequence[Any], prompt: Sequence[int], answer: Sequence[int], schedule: str | None) -> Tensor:
+        """Log-probabilities ``(rows, vocabulary)`` after each row of prompt and answer, by the oracle."""
+        ids = torch.tensor([[*prompt, *answer[:-1]]])
+        mask = torch.isin(ids, torch.tensor(sorted(self.visual)))
+        mask[:, len(prompt) :] = False
+        named = self.inputs(images, ids) if images else {}
+        with torch.no_grad(), oracle(self.model, Schedule.of(schedule or "none"), mask):
+            logits: Tensor = self.model(input_ids=ids, **named).logits[0]
+        return logits.log_softmax(-1)
+
+
+def check(outputs: Sequence[Any], asked: Sequence[Asked], reference: Reference, schedule: str | None) -> int:
+    """Compare every row, and the greedy tokens; returns how many answers the dense model gives differently."""
+    differ = 0
+    for output, one in zip(outputs, asked, strict=True):
+        prompt, answer = list(output.prompt_token_ids), list(output.outputs[0].token_ids)
+        wanted, got = reference.of(one.images, prompt, answer, schedule), said(output)
+        wanted = wanted[-len(got) :]
+        error = float((got - wanted[:, : got.shape[1]]).abs().max() / wanted.abs().max())
+        assert error < BOUND, f"{one.text!r}: {error:.1e} of the largest number"
+        assert wanted[-len(answer) :].argmax(-1).tolist() == answer
+        dense = reference.of(one.images, prompt, answer, None)[-len(answer) :]
+        differ += dense.argmax(-1).tolist() != answer
+    return differ
+
+
+def demo() -> Reference:
+    """The packaged Qwen3-VL."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(DEMO, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(DEMO).image_processor
+    image = model.config.image_token_id
+
+    def inputs(images: Sequence[Any], ids: Tensor) -> dict[str, Any]:
+        return {**processor(images=list(images), return_tensors="pt"), "mm_token_type_ids": (ids == image).long()}
+
+    return Reference(model, frozenset([image]), inputs)
+
+
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"

@@ -1,0 +1,115 @@
+"""What a server does with prompts: every form of it gives the oracle's answer at every row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.vllm.asking import DEMO, IMAGE, Asked, Reference, check, counters, demo, engine, picture, sampling
+
+SCHEDULE = "attend:0,2 transform:1,4 silent:5-7"
+PROMPTS = [
+    Asked(IMAGE + "how many circles are there?", [picture(64, 64, 1)]),
+    Asked(f"is there a {IMAGE} red circle {IMAGE}?", [picture(96, 64, 2), picture(64, 128, 3)]),
+    Asked("what is it?"),
+    Asked(IMAGE, [picture(128, 128, 4)]),
+]
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return demo()
+
+
+@pytest.fixture(scope="module")
+def chunked() -> Iterator[Any]:
+    """Steps of 40 rows, which cut pictures apart, and a cache of prefixes."""
+    with engine(DEMO, SCHEDULE, max_num_batched_tokens=40, enable_prefix_caching=True, block_size=32) as llm:
+        yield llm
+
+
+def test_chunks_and_mixed_batches(chunked: Any, reference: Reference) -> None:
+    outputs = chunked.generate([one.request for one in PROMPTS], sampling(), use_tqdm=False)
+    assert check(outputs, PROMPTS, reference, SCHEDULE) > 0
+    counted = counters(chunked)
+    assert counted.with_images and counted.without
+    assert counted.visual == sum(ids.count(reference.model.config.image_token_id) for ids in _ids(outputs))
+
+
+def test_a_prefix_that_ends_inside_a_picture(chunked: Any, reference: Reference) -> None:
+    """Rows that the cache has are not computed again; those after them read keys of skipped rows."""
+    first = Asked(IMAGE + "how many circles are there?", [picture(64, 64, 5)])
+    again = Asked(IMAGE + "is there a red circle?", first.images)
+    plain = sampling(every_row=False)
+    for asked in (first, again):
+        outputs = chunked.generate([asked.request], plain, use_tqdm=False)
+        check(outputs, [asked], reference, SCHEDULE)
+    ids = list(outputs[0].prompt_token_ids)
+    image = reference.model.config.image_token_id
+    assert ids[outputs[0].num_cached_tokens - 1] == ids[outputs[0].num_cached_tokens] == image
+
+
+def test_requests_that_come_while_others_are_answered(chunked: Any, reference: Reference) -> None:
+    core, outputs = chunked.llm_engine, {}
+    for step in range(200):
+        if step % 3 == 0 and step // 3 < len(PROMPTS):
+            core.add_request(f"late-{step // 3}", PROMPTS[step // 3].request, sampling(8, every_row=False))
+        for output in core.step():
+            if output.finished:
+                outputs[output.request_id.partition("-")[2][:1]] = output
+        if step > 12 and not core.has_unfinished_requests():
+            break
+    check([outputs[str(i)] for i in range(len(PROMPTS))], PROMPTS, reference, SCHEDULE)
+
+
+def test_a_request_that_is_given_up(chunked: Any, reference: Reference) -> None:
+    core = chunked.llm_engine
+    given_up = core.add_request("given-up", PROMPTS[1].request, sampling(50, every_row=False))
+    core.step()
+    core.abort_request([given_up or "given-up"])
+    test_requests_that_come_while_others_are_answered(chunked, reference)
+
+
+def test_an_answer_of_given_words(chunked: Any, reference: Reference) -> None:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    words = StructuredOutputsParams(choice=["red", "blue"])
+    params = sampling(4, every_row=False, structured_outputs=words)
+    params.ignore_eos = False
+    (output,) = chunked.generate([PROMPTS[0].request], params, use_tqdm=False)
+    assert output.outputs[0].text.strip() in ("red", "blue")
+
+
+def test_steps_of_one_row(reference: Reference) -> None:
+    """A chunk of one visual row, which no other graph fits."""
+    with engine(DEMO, SCHEDULE, max_num_batched_tokens=1, max_num_seqs=1) as llm:
+        asked = [Asked(IMAGE, [picture(64, 64, 6)])]
+        check(llm.generate([asked[0].request], sampling(2), use_tqdm=False), asked, reference, SCHEDULE)
+
+
+def test_preemption(reference: Reference) -> None:
+    """So few blocks that requests lose theirs and start again."""
+    few = {"num_gpu_blocks_override": 9, "block_size": 32, "enable_prefix_caching": False, "max_model_len": 256}
+    with engine(DEMO, SCHEDULE, **few) as llm:
+        asked = [Asked(IMAGE + "how many circles are there?", [picture(96, 96, seed)]) for seed in range(4)]
+        outputs = llm.generate([one.request for one in asked], sampling(40, every_row=False), use_tqdm=False)
+        check(outputs, asked, reference, SCHEDULE)
+
+
+def test_by_inductor(reference: Reference) -> None:
+    with engine(DEMO, SCHEDULE, lower="inductor", max_num_batched_tokens=64) as llm:
+        outputs = llm.generate([one.request for one in PROMPTS], sampling(), use_tqdm=False)
+        assert check(outputs, PROMPTS, reference, SCHEDULE) > 0
+
+
+def test_nobody_asked(reference: Reference) -> None:
+    """Without settings of ours vLLM's own model runs."""
+    with engine(DEMO, None) as llm:
+        outputs = llm.generate([one.request for one in PROMPTS], sampling(), use_tqdm=False)
+        check(outputs, PROMPTS, reference, None)
+
+
+def _ids(outputs: Any) -> list[list[int]]:
+    return [list(output.prompt_token_ids) for output in outputs]
