@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -198,33 +199,55 @@ def is_compiled(decoder: nn.Module) -> bool:
     return not getattr(decoder, "do_not_compile", True)
 
 
-def keep_weight(linear: nn.Module) -> None:
-    """On a CPU vLLM packs the weight of a linear layer and drops it: keep it, for a part of it to be multiplied."""
-    weight = getattr(linear, "weight", None)
-    if isinstance(weight, Tensor) and weight.dim() == 2 and weight.device.type == "cpu":
-        linear._opskip_weight = weight.detach().clone()
+def is_projection(module: nn.Module) -> bool:
+    """True for a linear layer that gives queries, keys and values at once."""
+    from vllm.model_executor.layers.linear import QKVParallelLinear
+
+    return isinstance(module, QKVParallelLinear)
+
+
+def keep_parts(linear: Any) -> None:
+    """Keep the product for queries of a packed projection apart from that for keys and values.
+
+    On a CPU vLLM packs the weight and drops it, so this has to be done before; by the same kernel as vLLM's own. On a
+    GPU the weight stays, and a part of it is a view.
+    """
+    from vllm import _custom_ops
+
+    weight: Any = getattr(linear, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.device.type != "cpu" or linear.quant_config:
+        return
+    queries = int(linear.num_heads) * int(linear.head_size)
+    parts = [weight.detach()[:queries], weight.detach()[queries:]]
+    try:
+        handlers = [_custom_ops.create_onednn_mm(part.t(), 32) for part in parts]
+        products = [partial(_custom_ops.onednn_mm, handler) for handler in handlers]
+    except (AttributeError, RuntimeError):  # no oneDNN, or not for this type: vLLM multiplies plainly as well
+        kept = [part.clone() for part in parts]
+        products = [partial(_plain_product, part) for part in kept]
+    linear._opskip_product = _in_parts(queries, *products)
+
+
+def _plain_product(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    return nn.functional.linear(x, weight, bias)
+
+
+def _in_parts(queries: int, first: Callable[..., Tensor], second: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        biases = (None, None) if bias is None else (bias[:queries], bias[queries:])
+        return torch.cat([first(x, biases[0]), second(x, biases[1])], -1)
+
+    return product
 
 
 @contextmanager
-def by_kept_weights(linears: list[nn.Module]) -> Iterator[None]:
-    """Let the linear layers whose weight was kept be plain products."""
-    packed: dict[Any, Any] = {linear: linear.cpu_linear for linear in linears if hasattr(linear, "_opskip_weight")}
-    for linear in packed:
-        linear.cpu_linear = _plain_product(linear._opskip_weight)
+def by_parts(linears: list[nn.Module]) -> Iterator[None]:
+    """Let these packed projections be two products with a ``cat`` behind them, where `keep_parts` has made them."""
+    whole: dict[Any, Any] = {linear: linear.cpu_linear for linear in linears if hasattr(linear, "_opskip_product")}
+    for linear in whole:
+        linear.cpu_linear = linear._opskip_product
     try:
         yield
     finally:
-        for linear, product in packed.items():
+        for linear, product in whole.items():
             linear.cpu_linear = product
-
-
-_PLAIN: dict[int, Callable[..., Tensor]] = {}
-
-
-def _plain_product(kept: Tensor) -> Callable[..., Tensor]:
-    """One function for each weight, so that guards on it go on holding."""
-
-    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return nn.functional.linear(x, kept, bias)
-
-    return _PLAIN.setdefault(id(kept), product)

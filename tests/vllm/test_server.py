@@ -119,7 +119,12 @@ def test_preemption(reference: Reference) -> None:
     with engine(DEMO, SCHEDULE, **few) as llm:
         scheduler, lost = llm.llm_engine.engine_core.engine_core.scheduler, []
         preempt = scheduler._preempt_request
-        scheduler._preempt_request = lambda request, *rest: (lost.append(request), preempt(request, *rest))[1]
+
+        def counting(request: Any, *args: Any, **named: Any) -> Any:
+            lost.append(request)
+            return preempt(request, *args, **named)
+
+        scheduler._preempt_request = counting
         asked = [Asked(IMAGE + "how many circles are there?", [picture(96, 96, seed)]) for seed in range(4)]
         outputs = llm.generate([one.request for one in asked], sampling(80, every_row=False), use_tqdm=False)
         assert lost

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from opskip_compile._compat import serving
 from opskip_compile.errors import OptionError
 
 
@@ -48,7 +49,7 @@ class Decoder:
 
     def projections(self, layer: int) -> list[nn.Module]:
         """The linear layers of one layer that give queries, keys and values at once."""
-        return [child for name, child in self.layers[layer].named_modules() if name.rpartition(".")[2] == "qkv_proj"]
+        return [child for child in self.layers[layer].modules() if serving.is_projection(child)]
 
 
 def _attentions(layer: nn.Module) -> list[tuple[str, nn.Module]]:

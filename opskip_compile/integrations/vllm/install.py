@@ -15,18 +15,18 @@ from opskip_compile.integrations.vllm.skipper import Skipper
 
 def install() -> None:
     """From now on, models are looked at when vLLM loads them. A second call changes nothing."""
-    serving.on_load(_keep_weights, _attach)
+    serving.on_load(_keep_parts, _attach)
 
 
-def _keep_weights(model: nn.Module, config: Any) -> None:
-    """Before vLLM packs the weights: those of which a part is going to be multiplied."""
+def _keep_parts(model: nn.Module, config: Any) -> None:
+    """Before vLLM packs the weights: projections whose queries are going to be fewer than keys and values."""
     settings = asked(config)
     if settings is None:
         return
     decoder = Decoder.of(model)
     for i, state in enumerate(settings.schedule.resolve(len(decoder.layers))):
         for linear in decoder.projections(i) if state.attention is not None else ():
-            serving.keep_weight(linear)
+            serving.keep_parts(linear)
 
 
 def _attach(model: nn.Module, config: Any) -> None:

@@ -107,10 +107,13 @@ def _instead_of_written(node: fx.Node, out: fx.Node, target: Any, args: tuple[An
 
 
 def _queries_apart(attention: fx.Node) -> None:
-    """``split(linear(x, w, b), (q, k, v))`` as a product with the rows of ``w`` for q, and one with the others."""
+    """``split(linear(x, w, b), (q, k, v))`` as a product with the rows of ``w`` for q, and one with the others.
+
+    Where two products were made for it on a CPU, there is a ``cat`` of them already.
+    """
     for parts in _ancestors(attention.args[0]):  # type: ignore[arg-type]
         packed = operand(parts) if op_name(parts) == "split" else None
-        if packed is not None and op_name(packed) == "linear" and len(packed.users) == 1:
+        if packed is not None and op_name(packed) in ("linear", "cat") and len(packed.users) == 1:
             break
     else:
         return
@@ -120,8 +123,13 @@ def _queries_apart(attention: fx.Node) -> None:
         return
     graph, first = packed.graph, sizes[0]
     with graph.inserting_before(parts):
-        queries = _columns(call, slice(None, first), first)
-        others = _columns(call, slice(first, None), sum(sizes[1:]))
+        if call.operation.name == "cat":
+            queries, others = call["tensors"]
+            if shape(queries)[-1] != first:
+                return
+        else:
+            queries = _columns(call, slice(None, first), first)
+            others = _columns(call, slice(first, None), sum(sizes[1:]))
         rest = graph.call_method("split", (others, list(sizes[1:])), {"dim": -1})
         rest.meta = {**parts.meta, "example_value": tuple(parts.meta["example_value"])[1:]}
         for index, user in taken.items():

@@ -106,7 +106,7 @@ class Skipper:
         visual = mask.to(device, non_blocking=True)
         STEPS.now = self._steps.make({"visual": mask}, metadata, device)
         try:
-            with serving.by_kept_weights(self._projections):
+            with serving.by_parts(self._projections):
                 if count == 1:
                     return self._one_row(self.decoder.module, visual, *args, **named)
                 if self.report is None:
