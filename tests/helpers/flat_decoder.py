@@ -133,6 +133,11 @@ def norm(x: Tensor, residual: Tensor | None, weight: Tensor) -> tuple[Tensor, Te
     return (x.to(weight.dtype) * weight).to(kind), stream
 
 
+def heads_normed(x: Tensor) -> Tensor:
+    """Queries with a norm over each head."""
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
 class Layer(nn.Module):
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -150,6 +155,7 @@ class Layer(nn.Module):
     def attention(self, x: Tensor) -> Tensor:
         packed = linear(x, self.qkv, self.bias)
         query, key, value = packed.split([HEADS * SIZE, KEY_HEADS * SIZE, KEY_HEADS * SIZE], dim=-1)
+        query = heads_normed(query.view(*query.shape[:-1], HEADS, SIZE)).view(query.size())
         out = torch.empty(x.shape[0], HEADS * SIZE, dtype=x.dtype)
         query, out = query.view(-1, HEADS, SIZE), out.view(-1, HEADS, SIZE)
         key, value = key.view(-1, KEY_HEADS, SIZE), value.view(-1, KEY_HEADS, SIZE)
@@ -188,7 +194,10 @@ class FlatDecoder(nn.Module):
             packed = linear(norm(h, None, layer.first)[0], layer.qkv, layer.bias)
             query, key, value = packed.split([HEADS * SIZE, KEY_HEADS * SIZE, KEY_HEADS * SIZE], dim=-1)
             out = torch.zeros(len(h), HEADS, SIZE)
-            heads = (query.reshape(-1, HEADS, SIZE), *(x.reshape(-1, KEY_HEADS, SIZE) for x in (key, value)))
+            heads = (
+                heads_normed(query.reshape(-1, HEADS, SIZE)),
+                *(x.reshape(-1, KEY_HEADS, SIZE) for x in (key, value)),
+            )
             paged.write(*heads[1:], layer.name)
             paged.attend(*heads, out, layer.name)
             h = h + _without(linear(out.reshape(len(h), -1), layer.o), visual, state.attention)

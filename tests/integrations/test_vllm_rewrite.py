@@ -72,7 +72,7 @@ def test_steps_of_requests(schedule: str, fresh: None, monkeypatch: pytest.Monke
             torch.testing.assert_close(paged.values[name], plain.values[name], rtol=1e-5, atol=1e-5)
     STEPS.now = None
     report = REPORTS.all()[0]
-    assert not report.misses and not report.stops
+    assert not report.misses and not report.stops and not report.remaining()
     assert len(report.skipped) == sum((s.attention is not None) + (s.ffn is not None) for s in states)
 
 

@@ -56,6 +56,9 @@ def lift(graph: fx.Graph, apart: Collection[int] = ()) -> int:
     for number, node in enumerate(graph.find_nodes(op="call_function", target=PAGED_ATTENTION)):
         if number in apart:
             _queries_apart(node)
+    for node in list(graph.nodes):
+        if op_name(node) in ("view", "reshape"):
+            _write_sizes(node)
     _drop_casts(graph)
     return _Lift(graph).run()
 
@@ -170,6 +173,17 @@ def _ancestors(node: fx.Node) -> Iterator[fx.Node]:
             if other not in seen:
                 seen.add(other)
                 ahead.append(other)
+
+
+def _write_sizes(node: fx.Node) -> None:
+    """``x.view(y.size())`` with its numbers, -1 for the one that is not fixed: it would keep all of ``y`` alive."""
+    given = argument(node, "size")
+    sizes = [-1 if isinstance(size, torch.SymInt) else size for size in shape(node)]
+    if isinstance(given, fx.Node) and op_name(given) == "size" and sizes.count(-1) <= 1:
+        source = operand(node)
+        node.args, node.kwargs = (source, *sizes), {}
+        if not given.users:
+            node.graph.erase_node(given)
 
 
 def _drop_casts(graph: fx.Graph) -> None:

@@ -129,8 +129,12 @@ class Skipper:
             why = reports[0].reason if reports else "no graph was captured"
             raise OptionError(f"opskip: nothing would be skipped in this model: {why}")
         (self.report,) = reports
-        full = self.report.misses or self.report.stops
+        remaining = self.report.remaining()
+        full = self.report.misses or self.report.stops or remaining
         LOG.log(logging.WARNING if full else logging.INFO, "%s", self.report)
+        if remaining:
+            text = ", ".join(f"{count} {name}" for name, count in sorted(remaining.items()))
+            LOG.warning("opskip: skipped operators go on computing these for every row: %s", text)
         return result
 
 
