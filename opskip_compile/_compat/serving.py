@@ -19,12 +19,8 @@ from torch import Tensor, nn
 WINDOW = ("0.32",)
 """Releases of vLLM whose names were read and run, by their first two numbers."""
 
-CACHE_UPDATE, ATTENTION, ONEDNN = (
-    "vllm::unified_kv_cache_update",
-    "vllm::unified_attention_with_output",
-    "_C::onednn_mm",
-)
-"""What vLLM's decoders call in a captured graph: write keys and values, attend, and (on a CPU) multiply."""
+ATTENTION, ONEDNN, EXPERTS = "vllm::unified_attention_with_output", "_C::onednn_mm", "_C::cpu_fused_moe"
+"""What vLLM's decoders call in a captured graph: attend, and on a CPU multiply and ask experts."""
 
 
 def installed() -> str:
@@ -173,6 +169,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, out: Tensor, layer: str, m
 def multiply_packed(x: Tensor, handler: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """Write the product of ``x`` with a weight that oneDNN has packed to ``out``."""
     torch.ops._C.onednn_mm(out, x, bias, handler)
+
+
+def ask_experts(out: Tensor, x: Tensor, *rest: Any) -> None:
+    """Write what the experts of a layer make of each row of ``x`` to ``out``."""
+    torch.ops._C.cpu_fused_moe(out, x, *rest)
 
 
 @contextmanager

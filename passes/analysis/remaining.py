@@ -13,7 +13,7 @@ from torch import fx
 
 from opskip_compile.passes.analysis.dataflow import is_attention_product, queries_keys_values
 from opskip_compile.passes.analysis.operators import Operator
-from opskip_compile.passes.ops import Trait, effects, having, op_name, products
+from opskip_compile.passes.ops import Trait, effects, having, name_of, op_name, operand, products
 
 
 def costly_operations() -> frozenset[str]:
@@ -57,8 +57,8 @@ class Leftover:
                 excused.add(node)
                 stack.extend(other for other in node.all_input_nodes if other in region)
         costly = costly_operations()
-        left = (op_name(node) for node in operator.region if node in alive and node not in excused)
-        return tuple(sorted(name for name in left if name in costly))
+        left = [node for node in operator.region if node in alive and node not in excused]
+        return tuple(sorted(name_of(node) for node in left if op_name(node) in costly or _is_unknown_kernel(node)))
 
 
 def _rows_needed_in_full(operator: Operator) -> tuple[fx.Node, ...]:
@@ -69,7 +69,7 @@ def _rows_needed_in_full(operator: Operator) -> tuple[fx.Node, ...]:
     attentions = [node for node in operator.region if is_attention_product(node)]
     keys_and_values = [operand for node in attentions for operand in queries_keys_values(node)[1:]]
     outputs = [node for node in operator.region if any(user.op == "output" for user in node.users)]
-    writes = [user for node in operator.region for user in node.users if _is_known_to_write(user)]
+    writes = [user for node in operator.region for user in node.users if _is_known_to_write(user) and not _fills(user)]
     return (*(node for node in keys_and_values if node is not None), *outputs, *writes)
 
 
@@ -77,3 +77,20 @@ def _is_known_to_write(node: fx.Node) -> bool:
     """True for a write that is seen, not for one that is only assumed of what nothing is known of."""
     effect = effects(node)
     return bool(effect.written) and not effect.assumed
+
+
+def _fills(node: fx.Node) -> bool:
+    """True for a write into nothing but memory that this graph has just made."""
+    return all(op_name(_origin_of(written)) in having(Trait.FACTORY) for written in effects(node).written)
+
+
+def _origin_of(node: fx.Node) -> fx.Node:
+    """What ``node`` is a view of."""
+    while (source := operand(node)) is not None and source in effects(node).shared:
+        node = source
+    return node
+
+
+def _is_unknown_kernel(node: fx.Node) -> bool:
+    """True for an operation that nothing is known of and that fills memory made for it: a kernel of somebody else's."""
+    return op_name(node) is None and _is_known_to_write(node) and _fills(node)

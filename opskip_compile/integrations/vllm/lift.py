@@ -18,7 +18,7 @@ from torch import fx
 
 from opskip_compile._compat import operations as torch_operations
 from opskip_compile._compat import serving
-from opskip_compile.integrations.vllm.operations import PACKED_LINEAR, PAGED_ATTENTION
+from opskip_compile.integrations.vllm.operations import PACKED_EXPERTS, PACKED_LINEAR, PAGED_ATTENTION
 from opskip_compile.passes.ops import (
     Call,
     Trait,
@@ -53,6 +53,9 @@ def lift(graph: fx.Graph, apart: Collection[int] = ()) -> int:
             _product(node)
         elif name == serving.ATTENTION:
             _attention(node)
+        elif name == serving.EXPERTS and not node.kwargs:
+            out, *rest = node.args
+            _instead_of_written(node, out, PACKED_EXPERTS, tuple(rest))
     for number, node in enumerate(graph.find_nodes(op="call_function", target=PAGED_ATTENTION)):
         if number in apart:
             _queries_apart(node)

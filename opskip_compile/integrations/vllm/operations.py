@@ -1,4 +1,4 @@
-"""Two operations that stand for vLLM's in a graph: attention over the paged cache, and a product with a packed weight.
+"""Operations that stand for vLLM's in a graph: attention over the paged cache, products with packed weights, experts.
 
 vLLM writes their results into memory that it made before. Written as functions of their operands they are operations
 like any other, and have entries in the table of operations.
@@ -72,6 +72,31 @@ def _(x: Tensor, handler: Tensor, bias: Tensor | None, features: int) -> Tensor:
     return x.new_empty(x.shape[0], features)
 
 
+@torch.library.custom_op("opskip::packed_experts", mutates_args=())
+def packed_experts(
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    bias_up: Tensor | None,
+    bias_down: Tensor | None,
+    weights: Tensor,
+    experts: Tensor,
+    skip_weighted: bool,
+    activation: str,
+    kernel: str,
+) -> Tensor:
+    """``(rows, width)`` of the same: each row asks its ``experts`` ``(rows, chosen)``, summed by ``weights``."""
+    out = torch.empty_like(x)
+    packed = (gate_up, down, bias_up, bias_down)
+    serving.ask_experts(out, x, *packed, weights, experts, skip_weighted, activation, kernel)
+    return out
+
+
+@packed_experts.register_fake
+def _(x: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
 def _queries(call: Call, dim: int) -> Dims | Refusal:
     """A query row needs its own row, and all keys and values."""
     return {call.operand("query"): 0} if dim == 0 and not call["rows"] else declined("the rows are heads or features")
@@ -89,6 +114,12 @@ def _flops(call: Call, shape_of: ShapeOf) -> int | None:
     """Scores and the product with the values, for the keys of this step: those before it are not in the graph."""
     query, key, out = shape_of(call["query"]), shape_of(call["key"]), shape_of(call.node)
     return None if not query or not key or not out else 2 * (prod(query) + prod(out)) * key[0]
+
+
+def _flops_of_experts(call: Call, shape_of: ShapeOf) -> int | None:
+    """Of each row the chosen experts: a multiply-add for each of their weights."""
+    chosen, up, down = (shape_of(call[name]) for name in ("experts", "gate_up", "down"))
+    return None if not chosen or not up or not down else 2 * prod(chosen) * (prod(up) + prod(down)) // up[0]
 
 
 def _row_by_row(call: Call, dim: int) -> Dims | Refusal:
@@ -117,6 +148,18 @@ declare(
         flops=flops_of_product("input"),
     ),
     functions=[PACKED_LINEAR],
+)
+PACKED_EXPERTS = torch.ops.opskip.packed_experts.default
+_EXPERTS = "input, gate_up, down, bias_up, bias_down, weights, experts, skip_weighted, activation, kernel"
+declare(
+    Operation(
+        "opskip::packed_experts",
+        (_EXPERTS,),
+        rows=by_broadcasting("input", "weights", "experts"),
+        product=True,
+        flops=_flops_of_experts,
+    ),
+    functions=[PACKED_EXPERTS],
 )
 # A sum over the ranks of a tensor-parallel group, which all have the same rows. vLLM registers it.
 declare(

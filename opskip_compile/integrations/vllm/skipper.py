@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,7 @@ class Skipper:
         if options["lower"] == "inductor":
             options = {**_known(config.compilation_config.inductor_compile_config), **options}
         forward = serving.plain_forward(decoder.module)
+        self._parameters = list(inspect.signature(forward).parameters)[1:]
         options["in_place"] = True
         self._compiled = _compiled(_naming_rows(forward), options)
         self._one_row = _compiled(_naming_rows(forward), {**options, "lower": "eager"}, dynamic=False)
@@ -95,6 +97,7 @@ class Skipper:
             yield
 
     def _run(self, mask: Tensor | None, metadata: Mapping[str, Any], *args: Any, **named: Any) -> Any:
+        named |= dict(zip(self._parameters, args, strict=False))
         embedded = named.get("inputs_embeds")
         if embedded is None:
             raise OptionError("opskip: vLLM's decoder was called without the embedded rows")
@@ -108,14 +111,14 @@ class Skipper:
         try:
             with serving.by_parts(self._projections):
                 if count == 1:
-                    return self._one_row(self.decoder.module, visual, *args, **named)
+                    return self._one_row(self.decoder.module, visual, **named)
                 if self.report is None:
-                    return self._compile(visual, *args, **named)
-                return self._compiled(self.decoder.module, visual, *args, **named)
+                    return self._compile(visual, **named)
+                return self._compiled(self.decoder.module, visual, **named)
         finally:
             STEPS.now = None
 
-    def _compile(self, visual: Tensor, *args: Any, **named: Any) -> Any:
+    def _compile(self, visual: Tensor, **named: Any) -> Any:
         """The first step, for any number of rows.
 
         Raises:
@@ -123,7 +126,7 @@ class Skipper:
         """
         before = REPORTS.count
         _mark_rows({**named, "visual": visual})
-        result = self._compiled(self.decoder.module, visual, *args, **named)
+        result = self._compiled(self.decoder.module, visual, **named)
         reports = REPORTS.since(before)
         if len(reports) != 1 or not reports[0].rewritten:
             why = reports[0].reason if reports else "no graph was captured"
@@ -148,9 +151,9 @@ def _compiled(forward: Callable[..., Any], options: Mapping[str, Any], **more: A
 def _naming_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A decoder's own forward, with its visual rows named; code of its own, so that nobody else's is taken for it."""
 
-    def run(decoder: nn.Module, visual: Tensor, *args: Any, **named: Any) -> Any:
+    def run(decoder: nn.Module, visual: Tensor, **named: Any) -> Any:
         embedded = mark_visual(named.pop("inputs_embeds").unsqueeze(0), visual.unsqueeze(0)).squeeze(0)
-        return forward(decoder, *args, inputs_embeds=embedded, **named)
+        return forward(decoder, inputs_embeds=embedded, **named)
 
     return _compat.with_own_code(run)
 
