@@ -20,6 +20,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from opskip_compile._compat import with_own_code
+from opskip_compile.backend.reports import REPORTS
 from opskip_compile.output.environment import environment
 from opskip_compile.passes.levels import taken
 from opskip_compile.passes.rewrite.row_sets import RowSets
@@ -75,8 +77,13 @@ def main() -> None:
     def dense(embeds: Tensor) -> Any:
         return model(inputs_embeds=embeds, attention_mask=ones, use_cache=True)
 
-    def skipping(embeds: Tensor) -> Any:
-        return dense(mark_visual(embeds, mask))
+    def skipping() -> Callable[[Tensor], Any]:
+        """Code of its own each time: Dynamo would take what it has compiled for the other."""
+
+        def call(embeds: Tensor) -> Any:
+            return dense(mark_visual(embeds, mask))
+
+        return with_own_code(call)
 
     options: Any = {"schedule": schedule, "strict": True}
     calls: dict[str, Callable[[Tensor], Any]] = {INDUCTOR: torch.compile(dense, dynamic=False)}
@@ -84,9 +91,11 @@ def main() -> None:
     with torch.no_grad():
         calls[INDUCTOR](hidden)
         for name in (PACKED, FILLED):
-            calls[name] = torch.compile(skipping, backend="opskip", options=options, dynamic=False)
+            calls[name] = torch.compile(skipping(), backend="opskip", options=options, dynamic=False)
             with mock.patch.object(RowSets, "_packs", RowSets._packs if name == PACKED else lambda *_: False):
+                before = REPORTS.count
                 calls[name](hidden)
+                assert REPORTS.count == before + 1
             assert taken(schedule.digest) == (0, *[1] * (given.batch - 1))
         for turn in range(given.rounds + 1):
             for name, call in calls.items():

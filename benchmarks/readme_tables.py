@@ -52,6 +52,41 @@ def prefill(file: str) -> str:
     )
 
 
+def mixed_levels() -> str:
+    """A batch whose prompts take different levels."""
+    found = read("mixed_levels")
+    names = ("one list for all", "filled up")
+    return table(
+        ("FFNs take the kept rows of a batch", "to Inductor (from - to)", "FLOPs: ideal", "peak memory"),
+        (
+            (
+                name,
+                f"{found[name]['to_inductor']:.2f}x ({found[name]['spread'][0]:.2f} - {found[name]['spread'][1]:.2f})",
+                f"{found['ideal']:.2f}x",
+                f"{found[name]['peak_to_inductor']:.2f}x",
+            )
+            for name in names
+        ),
+    )
+
+
+def vllm_prefill() -> str:
+    """The decoder that skips in vLLM against vLLM's own."""
+    found = read("vllm_prefill")["found"]
+    return table(
+        ("schedule", "FLOPs: ideal", "measured", "of the ideal"),
+        (
+            (
+                f"`{row['schedule']}`",
+                f"{row['ideal']:.2f}x",
+                f"{row['speedup']:.2f}x ({row['spread'][0]:.2f} - {row['spread'][1]:.2f})",
+                f"{row['speedup'] / row['ideal']:.0%}",
+            )
+            for row in found
+        ),
+    )
+
+
 def same_kernels() -> str:
     """A few decoders of real widths against the dense decoder that has its linear layers in oneDNN, too."""
 
@@ -328,6 +363,7 @@ RESULTS_PAGE: dict[str, Callable[[], str]] = {
     "profile": profile,
     "shares": lambda: prefill("prefill_cpu_shares"),
     "shares, 8B": lambda: prefill("prefill_cpu_shares_8b"),
+    "mixed levels": mixed_levels,
     "signals": signals,
     "compile": compile_time,
     "passes": passes,
@@ -335,7 +371,7 @@ RESULTS_PAGE: dict[str, Callable[[], str]] = {
     "calibration samples": calibration_samples,
     "evaluation": lambda: evaluation("eval_demo"),
     "ten tasks, Qwen3-VL": lambda: evaluation("vqa_qwen3_vl"),
-    "levels, Qwen3-VL": lambda: evaluation("vqa_levels_qwen3_vl", "vqa_levels_qwen3_vl_65"),
+    "levels, Qwen3-VL": lambda: evaluation("vqa_levels_qwen3_vl"),
     "levels, LLaVA": lambda: evaluation("vqa_levels_llava", "vqa_dropping_llava"),
     "levels, InternVL": lambda: evaluation("vqa_levels_internvl", "vqa_dropping_internvl"),
     "ten tasks, LLaVA": lambda: evaluation("vqa_llava"),
@@ -346,6 +382,7 @@ RESULTS_PAGE: dict[str, Callable[[], str]] = {
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"same kernels": same_kernels},
     "docs/results.md": RESULTS_PAGE,
+    "docs/serving.md": {"vllm prefill": vllm_prefill},
     "docs/support.md": {"releases": releases, "transformers' own tests": transformers_suite},
 }
 

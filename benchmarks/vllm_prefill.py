@@ -125,14 +125,15 @@ def main() -> None:
             for each in (dense, skipping):
                 each.prefill(0)
             pairs = [(dense.prefill(seed), skipping.prefill(seed)) for seed in range(1, given.rounds + 1)]
-            ratio = statistics.median(a / b for a, b in pairs)
+            ratios = [a / b for a, b in pairs]
+            ratio = statistics.median(ratios)
             rows = {"visual_tokens": SIDE**2, "text_tokens": dense.rows - SIDE**2}
             counted = count_flops(geometry, schedule=Schedule.of(schedule), **rows)
             ideal = counted.ideal_speedup
             times = [statistics.median(times) * 1e3 for times in zip(*pairs, strict=True)]
-            found.append(
-                {"schedule": schedule, **rows, "speedup": ratio, "ideal": ideal, "ms": [round(t, 2) for t in times]}
-            )
+            measured = {"speedup": round(ratio, 4), "spread": [round(min(ratios), 4), round(max(ratios), 4)]}
+            ms = {"ms": [round(each, 2) for each in times]}
+            found.append({"schedule": schedule, **rows, **measured, "ideal": round(ideal, 4), **ms})
             console.print(
                 f"{schedule:16} {times[0]:8.1f} -> {times[1]:8.1f} ms  {ratio:.2f}x, ideal {ideal:.2f}x, "
                 f"{(ratio - 1) / (ideal - 1):.0%} of what is to be won"

@@ -38,6 +38,22 @@ def is_known(release: str) -> bool:
     return ".".join(release.split(".")[:2]) in WINDOW
 
 
+def audio_tokens(config: Any) -> list[int]:
+    """Ids of tokens that stand for sound: their rows come the same way as visual ones."""
+    whole = config.model_config.hf_config
+    parts = (whole, getattr(whole, "thinker_config", None))
+    ids = (getattr(part, name, None) for part in parts for name in ("audio_token_id", "audio_token_index"))
+    return sorted({each for each in ids if isinstance(each, int)})
+
+
+def replays_whole_steps(config: Any) -> bool:
+    """True if vLLM may replay a CUDA graph of a whole forward, past the model's own code."""
+    from vllm.platforms import current_platform
+
+    mode = config.compilation_config.cudagraph_mode
+    return not current_platform.is_cpu() and mode is not None and mode.has_full_cudagraphs()
+
+
 def on_load(before: Callable[[nn.Module, Any], None], after: Callable[[nn.Module, Any], None]) -> None:
     """Call ``before(model, config)`` when a target model has its weights, and ``after`` when they are processed.
 

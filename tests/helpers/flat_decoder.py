@@ -25,6 +25,8 @@ if find_spec("vllm") is None:
         "unified_attention_with_output(Tensor query, Tensor key, Tensor value, Tensor(a!) output, str layer_name, "
         "Tensor? output_scale=None, Tensor? output_block_scale=None, Tensor? kv_cache_dummy_dep=None) -> ()"
     )
+    _LIBRARY.define("somebodys_experts(Tensor(a!) out, Tensor x) -> ()")
+    torch.library.register_fake("vllm::somebodys_experts", lambda out, x: None)
     torch.library.register_fake("vllm::unified_kv_cache_update", lambda key, value, layer_name: key.new_empty(0))
     torch.library.register_fake("vllm::unified_attention_with_output", lambda *args, **named: None)
 
@@ -169,10 +171,15 @@ class Layer(nn.Module):
 
 
 class FlatDecoder(nn.Module):
-    """``forward(inputs_embeds (rows, width), deepstack (rows, width)) -> (rows, width)``."""
+    """``forward(inputs_embeds (rows, width), deepstack (rows, width)) -> (rows, width)``.
 
-    def __init__(self) -> None:
+    Args:
+        unknown: FFNs end in a kernel that nothing is known of, which fills memory that was made for it.
+    """
+
+    def __init__(self, unknown: bool = False) -> None:
         super().__init__()
+        self.unknown = unknown
         torch.manual_seed(0)
         self.layers = nn.ModuleList(Layer(i) for i in range(LAYERS))
         self.last = nn.Parameter(torch.rand(WIDTH))
@@ -183,6 +190,10 @@ class FlatDecoder(nn.Module):
             x, residual = norm(x, residual, layer.first)
             x, residual = norm(layer.attention(x), residual, layer.second)
             x = layer.ffn(x)
+            if self.unknown:
+                out = torch.empty_like(x)
+                torch.ops.vllm.somebodys_experts(out, x)
+                x = out
             if i == 0:
                 x = x + deepstack
         return norm(x, residual, self.last)[0]

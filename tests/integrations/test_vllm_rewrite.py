@@ -19,6 +19,7 @@ from opskip_compile.schedule.schedule import Schedule
 from tests.helpers.flat_decoder import LAYERS, WIDTH, FlatDecoder, Paged
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM registers the operators itself")
+EAGER = {"lower": "eager"}
 STEPS_OF = [  # lengths of the requests, rows before the step, visual rows by request
     ([7, 5, 1], [0, 0, 9], [[2, 3, 4], [], []]),
     ([6, 8], [4, 0], [[0, 1, 2], [0, 1, 4, 5, 6, 7]]),
@@ -83,7 +84,7 @@ def test_queries_of_kept_rows_alone_are_multiplied(fresh: None) -> None:
 
     def backend(gm: torch.fx.GraphModule, inputs: Any, **named: Any) -> Any:
         seen.append(gm)
-        rewrite_decoder(gm, inputs, options={"schedule": Schedule.of("transform:1"), "num_layers": LAYERS})
+        rewrite_decoder(gm, inputs, options={"schedule": Schedule.of("transform:1"), "num_layers": LAYERS, **EAGER})
         raise _Seen
 
     def run(embeds: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
@@ -97,6 +98,23 @@ def test_queries_of_kept_rows_alone_are_multiplied(fresh: None) -> None:
 
 class _Seen(Exception):
     pass
+
+
+def test_a_kernel_that_nothing_is_known_of_is_named(fresh: None) -> None:
+    """It runs on every row, as the product before it: never silently."""
+
+    def backend(gm: torch.fx.GraphModule, inputs: Any, **named: Any) -> Any:
+        rewrite_decoder(gm, inputs, options={"schedule": Schedule.of("attend:1"), "num_layers": LAYERS, **EAGER})
+        raise _Seen
+
+    def run(embeds: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
+        return model(mark_visual(embeds.unsqueeze(0), visual.unsqueeze(0)).squeeze(0), embeds)
+
+    model = FlatDecoder(unknown=True)
+    with pytest.raises(Exception, match="_Seen"):
+        torch.compile(run, backend=backend)(torch.randn(6, WIDTH), torch.arange(6) < 3)
+    (report,) = REPORTS.all()
+    assert report.remaining()["somebodys_experts"] == 1
 
 
 def test_runs_are_neighbours_of_one_request() -> None:

@@ -21,14 +21,20 @@ from tests.helpers.leveled import leveled
 @pytest.fixture(autouse=True)
 def known_release(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "installed", lambda: "0.32.0")
+    monkeypatch.setattr(serving, "replays_whole_steps", lambda config: False)
     monkeypatch.delenv("OPSKIP_SCHEDULE", raising=False)
 
 
 def config(opskip: Any = None, **changed: Any) -> Any:
     """vLLM's configuration as far as it is read; ``part__field`` changes a field of a part."""
     parts: dict[str, Any] = {
-        "model_config": SimpleNamespace(enforce_eager=False, is_multimodal_model=True, is_mm_prefix_lm=False),
-        "parallel_config": SimpleNamespace(pipeline_parallel_size=1, enable_dbo=False),
+        "model_config": SimpleNamespace(
+            enforce_eager=False, is_multimodal_model=True, is_mm_prefix_lm=False, is_moe=True, is_encoder_decoder=False
+        ),
+        "parallel_config": SimpleNamespace(
+            pipeline_parallel_size=1, enable_dbo=False, enable_expert_parallel=False, data_parallel_size=1
+        ),
+        "speculative_config": None,
         "lora_config": None,
         "kv_transfer_config": None,
         "additional_config": {} if opskip is None else {"opskip": opskip},
@@ -95,6 +101,10 @@ def test_levels_are_refused(tmp_path: Path) -> None:
         ({"model_config__is_multimodal_model": False}, "a model without images"),
         ({"model_config__is_mm_prefix_lm": True}, "both directions"),
         ({"lora_config": object()}, "enable_lora"),
+        ({"parallel_config__enable_expert_parallel": True}, "enable_expert_parallel"),
+        ({"parallel_config__data_parallel_size": 2}, "data_parallel_size"),
+        ({"speculative_config": SimpleNamespace(method="eagle")}, "speculative_config"),
+        ({"model_config__is_encoder_decoder": True}, "encoder-decoder"),
         ({"kv_transfer_config": object()}, "kv_transfer_config"),
     ],
 )
@@ -103,6 +113,18 @@ def test_settings_of_vllm_that_skipping_does_not_work_with(changed: dict[str, An
         asked(config({"schedule": "late:0.5"}, **changed))
     assert "\n" not in str(caught.value)
     assert asked(config(**changed)) is None
+
+
+def test_graphs_of_whole_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "replays_whole_steps", lambda config: True)
+    with pytest.raises(OptionError, match=r"cudagraph_mode.*PIECEWISE"):
+        asked(config({"schedule": "late:0.5"}))
+
+
+def test_what_goes_with_it() -> None:
+    assert asked(config({"schedule": "late:0.5"}, speculative_config=SimpleNamespace(method="ngram")))
+    other = config({"schedule": "late:0.5"}, parallel_config__data_parallel_size=2, model_config__is_moe=False)
+    assert asked(other)
 
 
 @pytest.mark.parametrize("release", ["", "0.31.2", "0.33.0", "1.0"])

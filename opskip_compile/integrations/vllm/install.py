@@ -48,7 +48,7 @@ class _Skipping:
 
     def embed_input_ids(self, input_ids: Any, multimodal_embeddings: Any = None, *args: Any, **named: Any) -> Any:
         """Takes the visual rows of the step."""
-        self.opskip.note(named.get("is_multimodal"))
+        self.opskip.note(input_ids, named.get("is_multimodal"))
         return super().embed_input_ids(input_ids, multimodal_embeddings, *args, **named)  # type: ignore[misc]
 
     def forward(self, *args: Any, **named: Any) -> Any:

@@ -78,12 +78,24 @@ def refuse(config: Any, schedule: Schedule) -> None:
             config.kv_transfer_config is not None
         ),
         "enable_dbo: a step is cut into two": parallel.enable_dbo,
+        "enable_expert_parallel or data_parallel_size: experts of one rank wait for rows of the others": (
+            parallel.enable_expert_parallel or (model.is_moe and parallel.data_parallel_size > 1)
+        ),
+        "speculative_config.method: a drafting model embeds rows of its own; use ngram": _drafts(config),
+        "compilation_config.cudagraph_mode: a graph of a whole step replays the dense model; use PIECEWISE": (
+            serving.replays_whole_steps(config)
+        ),
+        "an encoder-decoder": bool(model.is_encoder_decoder),
         "a model without images": not model.is_multimodal_model,
         "attention of images in both directions": bool(model.is_mm_prefix_lm),
     }
     for problem, holds in problems.items():
         if holds:
             raise OptionError(f"opskip can't skip with {problem}")
+
+
+def _drafts(config: Any) -> bool:
+    return config.speculative_config is not None and config.speculative_config.method != "ngram"
 
 
 def _keeps(schedule: Schedule) -> bool:

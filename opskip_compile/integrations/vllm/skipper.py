@@ -49,10 +49,11 @@ class Skipper:
     def __init__(self, decoder: Decoder, asked: Asked, config: Any) -> None:
         states = asked.schedule.resolve(len(decoder.layers))
         self.decoder, self.asked, self.counters = decoder, asked, Counters(states)
-        names = {name: layer for layers in decoder.attentions for name, layer in layers.items()}
+        skipping = [i for i, state in enumerate(states) if state.attention is not None]
+        names = {name: layer for i in skipping for name, layer in decoder.attentions[i].items()}
         serving.remember_metadata(names)
         self._steps = StepMaker(config, frozenset(names))
-        skipping = [i for i, state in enumerate(states) if state.attention is not None]
+        self._sounds = serving.audio_tokens(config)
         self._projections = [linear for i in skipping for linear in decoder.projections(i)]
         options = {"lower": "inductor", **asked.options, "schedule": asked.schedule, "num_layers": len(decoder.layers)}
         if options["lower"] == "inductor":
@@ -65,8 +66,15 @@ class Skipper:
         self._mask: Tensor | None = None
         self.report: Report | None = None
 
-    def note(self, mask: Tensor | None) -> None:
-        """Take the visual rows of the step that comes, bool ``(rows,)`` on the CPU, from where vLLM embeds them."""
+    def note(self, ids: Tensor, mask: Tensor | None) -> None:
+        """Take the visual rows of the step that comes, from where vLLM embeds them.
+
+        Args:
+            ids: of the step's tokens, ``(rows,)``.
+            mask: bool ``(rows,)`` on the CPU: rows of images, videos and sounds.
+        """
+        if mask is not None and self._sounds:
+            mask = mask & ~torch.isin(ids.cpu(), torch.tensor(self._sounds))
         self._mask = None if mask is None else mask.detach().cpu()
 
     @contextmanager
@@ -82,6 +90,7 @@ class Skipper:
         elif not isinstance(metadata, dict):
             raise OptionError("opskip: a step that vLLM cuts into parts is not known")
         else:
+            self._steps.check(mask, metadata)
             self.counters.skipped(len(mask), int(mask.sum()))
             with serving.instead_of(self.decoder.module, partial(self._run, mask, metadata)):
                 yield

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from opskip_compile._compat import serving
+from opskip_compile.errors import OpSkipError
 from opskip_compile.integrations.vllm.runs import Runs, runs_of
 
 
@@ -68,9 +69,27 @@ class StepMaker:
                 if id(own) not in built:
                     built[id(own)] = self._of_rows(mask.numpy(), own)
             step.metadata[name] = {layer: built[id(own)] for layer, own in mine.items()}
-            kept = torch.from_numpy(np.flatnonzero(~mask.numpy()[: _asked(metadata, mask)]))
+            kept = torch.from_numpy(np.flatnonzero(~mask.numpy()[: self._asked(metadata, len(mask))]))
             step.rows[name] = kept.to(device, non_blocking=True)
         return step
+
+    def check(self, mask: Tensor, metadata: Mapping[str, Any]) -> None:
+        """Make sure that these visual rows are those of this step.
+
+        Raises:
+            OpSkipError: it has another number of rows.
+        """
+        asked = self._asked(metadata, len(mask))
+        if asked != len(mask):
+            raise OpSkipError(f"opskip: visual rows of another step: {len(mask)} rows, and {asked} are asked")
+
+    def _asked(self, metadata: Mapping[str, Any], known: int) -> int:
+        """Rows of the step without padding; ``known`` where no metadata says it."""
+        for layer, own in metadata.items():
+            if layer in self._layers:
+                common = serving.built_from(own)[1]
+                return int(common.query_start_loc_cpu[common.num_reqs])
+        return known
 
     def _of_rows(self, left_out: Any, metadata: Any) -> Any:
         builder, common = serving.built_from(metadata)
@@ -84,11 +103,3 @@ class StepMaker:
         if id(builder) not in self._builders:
             self._builders[id(builder)] = serving.another_builder(builder, self._config)
         return self._builders[id(builder)].build(0, fewer)
-
-
-def _asked(metadata: Mapping[str, Any], mask: Tensor) -> int:
-    """Rows of the step without padding."""
-    for own in metadata.values():
-        common = serving.built_from(own)[1]
-        return int(common.query_start_loc_cpu[common.num_reqs])
-    return len(mask)

@@ -16,6 +16,8 @@ SIZES = {"S": 7, "W": 8, "H": 2, "D": 4, "V": 9, "K": 5}
 # Rows between images, an element with one kept row, an element that ends in visual rows.
 VISUAL = torch.tensor([[0, 1, 1, 0, 0, 1, 0], [1, 1, 1, 1, 1, 1, 0], [0, 0, 1, 0, 1, 1, 1]]).bool()
 ONE_KEPT = VISUAL[1:2]
+ELSEWHERE = ("vllm::", "opskip::paged_", "opskip::packed_linear", "opskip::packed_experts")
+"""Beginnings of names that the plug-in of vLLM declares: `tests/integrations/test_vllm_rewrite.py`."""
 
 
 def make(shape: str, batch: int, dynamic: bool = False) -> Tensor:
@@ -90,5 +92,6 @@ def test_rule_declines_with_its_reason(case: Case, batch: int) -> None:
 def test_every_rule_has_a_positive_and_a_negative_case() -> None:
     pushed = {name for case in PUSHED for name in case.names.split() if case.batches}
     declined = {name for case in DECLINED for name in case.names.split() if case.batches}
-    assert set(known_operations()) - pushed == set()
-    assert set(known_operations()) - declined == set()
+    known = {name for name in known_operations() if not name.startswith(ELSEWHERE)}
+    assert known - pushed == set()
+    assert known - declined == set()
