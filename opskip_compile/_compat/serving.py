@@ -109,6 +109,11 @@ def remember_metadata(layers: Mapping[str, Any]) -> None:
             builder.build = build
 
 
+def is_remembered(metadata: Any) -> bool:
+    """True if `built_from` knows of it."""
+    return hasattr(metadata, "_opskip")
+
+
 def built_from(metadata: Any) -> tuple[Any, Any]:
     """The builder of a metadata and the description of the step that it was built from."""
     builder, common = metadata._opskip
@@ -221,6 +226,15 @@ def is_projection(module: nn.Module) -> bool:
     from vllm.model_executor.layers.linear import QKVParallelLinear
 
     return isinstance(module, QKVParallelLinear)
+
+
+def is_cold(decoder: nn.Module) -> bool:
+    """True as long as vLLM has not compiled this decoder: it does so once, for the sizes that it then sees.
+
+    A first step of one row would be taken for all: later ones write past the end of memory. Warmed up, as every server
+    is, vLLM starts with many rows.
+    """
+    return not (getattr(decoder, "compiled", True) or getattr(decoder, "aot_compiled_fn", None) is not None)
 
 
 def keep_parts(linear: Any) -> None:

@@ -113,6 +113,15 @@ def test_steps_of_one_row(reference: Reference) -> None:
         check(llm.generate([asked[0].request], sampling(2), use_tqdm=False), asked, reference, SCHEDULE)
 
 
+def test_a_server_that_was_not_warmed_up(reference: Reference) -> None:
+    """Its first step that skips nothing has one row: what vLLM compiles for it would not fit the next ones."""
+    with engine(DEMO, "attend:all") as llm:
+        for count in (1, 2, 3):
+            asked = [Asked(IMAGE + "how many circles are there?", [picture(64, 64, seed)]) for seed in range(count)]
+            outputs = llm.generate([one.request for one in asked], sampling(8, every_row=False), use_tqdm=False)
+            check(outputs, asked, reference, "attend:all")
+
+
 def test_preemption(reference: Reference) -> None:
     """So few blocks that requests lose theirs and start again."""
     few = {"num_gpu_blocks_override": 9, "block_size": 32, "enable_prefix_caching": False, "max_model_len": 256}

@@ -50,9 +50,8 @@ class Skipper:
         states = asked.schedule.resolve(len(decoder.layers))
         self.decoder, self.asked, self.counters = decoder, asked, Counters(states)
         skipping = [i for i, state in enumerate(states) if state.attention is not None]
-        names = {name: layer for i in skipping for name, layer in decoder.attentions[i].items()}
-        serving.remember_metadata(names)
-        self._steps = StepMaker(config, frozenset(names))
+        serving.remember_metadata({name: layer for own in decoder.attentions for name, layer in own.items()})
+        self._steps = StepMaker(config, frozenset(name for i in skipping for name in decoder.attentions[i]))
         self._sounds = serving.audio_tokens(config)
         self._projections = [linear for i in skipping for linear in decoder.projections(i)]
         options = {"lower": "inductor", **asked.options, "schedule": asked.schedule, "num_layers": len(decoder.layers)}
@@ -86,7 +85,12 @@ class Skipper:
             yield
         elif mask is None or not bool(mask.any()):
             self.counters.dense()
-            yield
+            module = self.decoder.module
+            if serving.is_cold(module) and self._steps.rows_of(metadata) == 1:
+                with serving.instead_of(module, partial(serving.plain_forward(module), module)):
+                    yield
+            else:
+                yield
         elif not isinstance(metadata, dict):
             raise OptionError("opskip: a step that vLLM cuts into parts is not known")
         else:

@@ -69,7 +69,7 @@ class StepMaker:
                 if id(own) not in built:
                     built[id(own)] = self._of_rows(mask.numpy(), own)
             step.metadata[name] = {layer: built[id(own)] for layer, own in mine.items()}
-            kept = torch.from_numpy(np.flatnonzero(~mask.numpy()[: self._asked(metadata, len(mask))]))
+            kept = torch.from_numpy(np.flatnonzero(~mask.numpy()[: self.rows_of(metadata)]))
             step.rows[name] = kept.to(device, non_blocking=True)
         return step
 
@@ -79,17 +79,17 @@ class StepMaker:
         Raises:
             OpSkipError: it has another number of rows.
         """
-        asked = self._asked(metadata, len(mask))
-        if asked != len(mask):
+        asked = self.rows_of(metadata)
+        if asked not in (None, len(mask)):
             raise OpSkipError(f"opskip: visual rows of another step: {len(mask)} rows, and {asked} are asked")
 
-    def _asked(self, metadata: Mapping[str, Any], known: int) -> int:
-        """Rows of the step without padding; ``known`` where no metadata says it."""
-        for layer, own in metadata.items():
-            if layer in self._layers:
+    def rows_of(self, metadata: Mapping[str, Any]) -> int | None:
+        """Rows of the step without padding; None where no metadata says it."""
+        for own in metadata.values():
+            if serving.is_remembered(own):
                 common = serving.built_from(own)[1]
                 return int(common.query_start_loc_cpu[common.num_reqs])
-        return known
+        return None
 
     def _of_rows(self, left_out: Any, metadata: Any) -> Any:
         builder, common = serving.built_from(metadata)
