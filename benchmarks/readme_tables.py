@@ -371,7 +371,7 @@ RESULTS_PAGE: dict[str, Callable[[], str]] = {
     "calibration samples": calibration_samples,
     "evaluation": lambda: evaluation("eval_demo"),
     "ten tasks, Qwen3-VL": lambda: evaluation("vqa_qwen3_vl"),
-    "levels, Qwen3-VL": lambda: evaluation("vqa_levels_qwen3_vl"),
+    "levels, Qwen3-VL": lambda: evaluation("vqa_levels_qwen3_vl", "vqa_dropping_qwen3_vl"),
     "levels, LLaVA": lambda: evaluation("vqa_levels_llava", "vqa_dropping_llava"),
     "levels, InternVL": lambda: evaluation("vqa_levels_internvl", "vqa_dropping_internvl"),
     "ten tasks, LLaVA": lambda: evaluation("vqa_llava"),
