@@ -262,3 +262,10 @@ def test_the_search_looks_at_some_samples_only() -> None:
     assert sum(result.levels.calibration.counts) == 12
     assert result.chosen.calibration is not None
     assert result.chosen.calibration.samples == 4
+
+
+def test_of_levels_that_are_worth_the_same_the_deepest_is_taken() -> None:
+    """In the graph and where the price is found alike, so that the cut that was promised is the cut."""
+    gains = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64)
+    assert levels_of(torch.tensor([[-2000.0, 0.0, 0.0]], dtype=torch.float64), gains, 10.0).tolist() == [2]
+    assert leveling._at_price(torch.tensor([[0.0, 1.0, 1.0]], dtype=torch.float64), gains, 1.0).tolist() == [2]

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import opskip_compile as opskip
 from opskip_compile.passes.analysis.flops import count_by_operator
-from opskip_compile.passes.graph.sizes import Sizes
+from opskip_compile.passes.graph.sizes import PACKED, Prompt, Sizes
 from tests.helpers.families import FAMILIES, ONE_IMAGE, UNEVEN
 from tests.helpers.grabbed import Grabbed, grab
 from tests.helpers.graphs import capture
@@ -134,3 +134,12 @@ def test_what_can_not_be_counted_is_not_guessed(equation: str) -> None:
     graph = capture(lambda *x: torch.einsum(equation, *x), *operands).graph
     owners = {node.name: "it" for node in graph.nodes}
     assert count_by_operator(graph, owners, Sizes.of(graph, None)) is None
+
+
+def test_kept_rows_of_a_batch() -> None:
+    """Of 10 rows 4 and 6 are visual: the most demanding element decides, unless all are in one list."""
+    prompt = Prompt(2, 10, (4, 6), (5, 8))
+    assert prompt.kept("visual") == 6 and prompt.kept("through_visual") == 5
+    assert prompt.kept("visual,keep=0.5") == 8
+    assert prompt.kept(f"{PACKED}visual,keep=0.5") == 8 + 7
+    assert prompt.kept(f"{PACKED}visual") == 6 + 4
