@@ -69,7 +69,7 @@ def on_load(before: Callable[[nn.Module, Any], None], after: Callable[[nn.Module
     loading: list[Any] = []
 
     def processing(model: nn.Module, config: Any, *rest: Any) -> Any:
-        if loading and config is loading[-1].model_config:
+        if loading and loading[-1] is not None:
             before(model, loading[-1])
         return process(model, config, *rest)
 

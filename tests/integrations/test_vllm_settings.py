@@ -67,6 +67,14 @@ def test_a_schedule_in_three_places(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dict(found.options) == {"strict": True, "lower": "eager"}
 
 
+def test_a_model_of_text_under_the_variable(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """It is set for everything that runs; a field of the configuration is meant for this model, and refused."""
+    monkeypatch.setenv("OPSKIP_SCHEDULE", "late:0.5")
+    with caplog.at_level(logging.WARNING, "vllm.opskip"):
+        assert asked(config(model_config__is_multimodal_model=False)) is None
+    assert "no images" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [

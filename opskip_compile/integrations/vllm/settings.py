@@ -41,6 +41,9 @@ def asked(vllm_config: Any) -> Asked | None:
         text = os.environ.get(ENVIRONMENT)
         if not text:
             return None
+        if not vllm_config.model_config.is_multimodal_model:
+            LOG.warning("%s is set, but this model has no images: nothing is skipped in it", ENVIRONMENT)
+            return None
         given = {"schedule": text}
     if isinstance(given, str):
         given = {"schedule": given}
