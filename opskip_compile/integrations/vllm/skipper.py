@@ -48,7 +48,8 @@ class Skipper:
 
     def __init__(self, decoder: Decoder, asked: Asked, config: Any) -> None:
         states = asked.schedule.resolve(len(decoder.layers))
-        self.decoder, self.asked, self.counters = decoder, asked, Counters(states)
+        self.decoder, self.asked = decoder, asked
+        self.counters = Counters(states, serving.is_first_rank())
         skipping = [i for i, state in enumerate(states) if state.attention is not None]
         serving.remember_metadata({name: layer for own in decoder.attentions for name, layer in own.items()})
         self._steps = StepMaker(config, frozenset(name for i in skipping for name in decoder.attentions[i]))
