@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from opskip_compile._compat import operations as torch_operations
 from opskip_compile.passes.analysis.dataflow import is_attention_product, queries_keys_values
 from opskip_compile.passes.analysis.operators import Operator
 from opskip_compile.passes.ops import Trait, effects, having, name_of, op_name, operand, products
@@ -69,7 +70,8 @@ def _rows_needed_in_full(operator: Operator) -> tuple[fx.Node, ...]:
     attentions = [node for node in operator.region if is_attention_product(node)]
     keys_and_values = [operand for node in attentions for operand in queries_keys_values(node)[1:]]
     outputs = [node for node in operator.region if any(user.op == "output" for user in node.users)]
-    writes = [user for node in operator.region for user in node.users if _is_known_to_write(user) and not _fills(user)]
+    written = [user for node in operator.region for user in node.users if _is_known_to_write(user)]
+    writes = [user for user in written if not _is_unknown_kernel(user)]
     return (*(node for node in keys_and_values if node is not None), *outputs, *writes)
 
 
@@ -92,5 +94,8 @@ def _origin_of(node: fx.Node) -> fx.Node:
 
 
 def _is_unknown_kernel(node: fx.Node) -> bool:
-    """True for an operation that nothing is known of and that fills memory made for it: a kernel of somebody else's."""
-    return op_name(node) is None and _is_known_to_write(node) and _fills(node)
+    """True for an operator of another library that nothing is known of and that fills memory made for it."""
+    target = node.target
+    if op_name(node) is not None or not (torch_operations.is_overload(target) or torch_operations.is_packet(target)):
+        return False
+    return torch_operations.qualified_name(target)[0] != "aten" and _is_known_to_write(node) and _fills(node)

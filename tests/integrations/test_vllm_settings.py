@@ -12,7 +12,7 @@ from torch import nn
 
 from opskip_compile._compat import serving
 from opskip_compile.errors import OptionError, ScheduleError
-from opskip_compile.integrations.vllm.decoder import Decoder
+from opskip_compile.integrations.vllm.decoder import ServedDecoder
 from opskip_compile.integrations.vllm.settings import asked
 from opskip_compile.schedule.schedule import Schedule
 from tests.helpers.leveled import leveled
@@ -165,9 +165,9 @@ class Model(nn.Module):
 
 def test_the_decoder_is_the_one_list_of_layers() -> None:
     model = Model(1)
-    assert Decoder.of(model).module is model.language["0"]
+    assert ServedDecoder.of(model).module is model.language["0"]
     for other in (Model(0), Model(2)):
         with pytest.raises(OptionError, match="lists of decoder layers"):
-            Decoder.of(other)
+            ServedDecoder.of(other)
     with pytest.raises(OptionError, match="no language model"):
-        Decoder.of(nn.Linear(1, 1))
+        ServedDecoder.of(nn.Linear(1, 1))

@@ -12,7 +12,7 @@ from opskip_compile.errors import OptionError
 
 
 @dataclass(frozen=True)
-class Decoder:
+class ServedDecoder:
     """What is skipped in.
 
     Attributes:
@@ -26,7 +26,7 @@ class Decoder:
     attentions: tuple[dict[str, nn.Module], ...]
 
     @classmethod
-    def of(cls, model: nn.Module) -> Decoder:
+    def of(cls, model: nn.Module) -> ServedDecoder:
         """The decoder of a multimodal model.
 
         Raises:

@@ -8,7 +8,7 @@ from torch import nn
 
 from opskip_compile._compat import serving
 from opskip_compile.errors import OptionError
-from opskip_compile.integrations.vllm.decoder import Decoder
+from opskip_compile.integrations.vllm.decoder import ServedDecoder
 from opskip_compile.integrations.vllm.settings import asked
 from opskip_compile.integrations.vllm.skipper import Skipper
 
@@ -23,7 +23,7 @@ def _keep_parts(model: nn.Module, config: Any) -> None:
     settings = asked(config)
     if settings is None:
         return
-    decoder = Decoder.of(model)
+    decoder = ServedDecoder.of(model)
     for i, state in enumerate(settings.schedule.resolve(len(decoder.layers))):
         for linear in decoder.projections(i) if state.attention is not None else ():
             serving.keep_parts(linear)
@@ -33,7 +33,7 @@ def _attach(model: nn.Module, config: Any) -> None:
     settings = asked(config)
     if settings is None:
         return
-    decoder = Decoder.of(model)
+    decoder = ServedDecoder.of(model)
     if not serving.is_compiled(decoder.module):
         raise OptionError("opskip can't skip without vLLM's compiled mode; leave compilation_config.mode as it is")
     model.__dict__["opskip"] = Skipper(decoder, settings, config)

@@ -19,7 +19,7 @@ from opskip_compile.backend.reports import REPORTS
 from opskip_compile.errors import OptionError
 from opskip_compile.integrations.vllm import LOG
 from opskip_compile.integrations.vllm.counters import Counters
-from opskip_compile.integrations.vllm.decoder import Decoder
+from opskip_compile.integrations.vllm.decoder import ServedDecoder
 from opskip_compile.integrations.vllm.lift import lift
 from opskip_compile.integrations.vllm.settings import Asked
 from opskip_compile.integrations.vllm.step import STEPS, StepMaker
@@ -46,7 +46,7 @@ class Skipper:
         config: vLLM's configuration.
     """
 
-    def __init__(self, decoder: Decoder, asked: Asked, config: Any) -> None:
+    def __init__(self, decoder: ServedDecoder, asked: Asked, config: Any) -> None:
         states = asked.schedule.resolve(len(decoder.layers))
         self.decoder, self.asked = decoder, asked
         self.counters = Counters(states, serving.is_first_rank())

@@ -16,7 +16,7 @@ from opskip_compile.integrations.vllm.runs import Runs, runs_of
 
 
 @dataclass
-class Step:
+class ServedStep:
     """What the attention of one forward has to know of its row sets.
 
     Attributes:
@@ -35,14 +35,14 @@ class Step:
 class Steps:
     """The step that runs. A compiled graph can be told no object, so its operations look here."""
 
-    now: Step | None = None
+    now: ServedStep | None = None
 
 
 STEPS = Steps()
 
 
 class StepMaker:
-    """Makes the `Step` of a forward.
+    """Makes the `ServedStep` of a forward.
 
     Args:
         config: vLLM's configuration.
@@ -53,7 +53,7 @@ class StepMaker:
         self._config, self._layers = config, layers
         self._builders: dict[int, Any] = {}
 
-    def make(self, left_out: Mapping[str, Tensor], metadata: Mapping[str, Any], device: torch.device) -> Step:
+    def make(self, left_out: Mapping[str, Tensor], metadata: Mapping[str, Any], device: torch.device) -> ServedStep:
         """The step of a forward with these rows left out.
 
         Args:
@@ -61,7 +61,7 @@ class StepMaker:
             metadata: vLLM's own, by attention layer; empty in a run that only warms up.
             device: of the model.
         """
-        step = Step()
+        step = ServedStep()
         for name, mask in left_out.items():
             mine = {layer: own for layer, own in metadata.items() if layer in self._layers}
             built: dict[int, Any] = {}
