@@ -25,7 +25,10 @@ def reference() -> Reference:
 
 @pytest.fixture(scope="module")
 def chunked() -> Iterator[Any]:
-    """Steps of 40 rows, which cut pictures apart, and a cache of prefixes."""
+    """Steps of 40 rows, which cut pictures apart, and a cache of prefixes.
+
+    The tests with it come first: another engine that ends takes down what vLLM has one of in a process.
+    """
     with engine(DEMO, SCHEDULE, max_num_batched_tokens=40, enable_prefix_caching=True, block_size=32) as llm:
         yield llm
 
@@ -49,30 +52,6 @@ def test_a_prefix_that_ends_inside_a_picture(chunked: Any, reference: Reference)
     ids = list(outputs[0].prompt_token_ids)
     image = reference.model.config.image_token_id
     assert ids[outputs[0].num_cached_tokens - 1] == ids[outputs[0].num_cached_tokens] == image
-
-
-def test_a_video_with_text_between_its_frames(reference: Reference) -> None:
-    import torch
-    from transformers import AutoProcessor
-
-    frames = torch.randint(0, 255, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
-    about = {"fps": 2.0, "duration": 2.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}
-    video = (frames.permute(0, 2, 3, 1).numpy(), {**about, "video_backend": "opencv", "do_sample_frames": False})
-    asked = Asked(IMAGE.replace("image", "video") + "what is it?", [frames])
-    request = {"prompt": asked.text, "multi_modal_data": {"video": [video]}}
-    token = reference.model.config.video_token_id
-    take = AutoProcessor.from_pretrained(DEMO).video_processor
-
-    def inputs(videos: Any, ids: torch.Tensor) -> dict[str, Any]:
-        taken = take(videos=videos, return_tensors="pt", do_sample_frames=False)
-        named = {name: taken[name] for name in ("pixel_values_videos", "video_grid_thw")}
-        return {**named, "mm_token_type_ids": (ids == token).long() * 2}
-
-    cut = {"max_num_batched_tokens": 128, "limit_mm_per_prompt": {"image": 1, "video": 1}}
-    with engine(DEMO, SCHEDULE, **cut) as llm:
-        outputs = llm.generate([request], sampling(), use_tqdm=False)
-    assert list(outputs[0].prompt_token_ids).count(token) == 128 < len(outputs[0].prompt_token_ids)
-    check(outputs, [asked], Reference(reference.model, frozenset([token]), inputs), SCHEDULE)
 
 
 def test_requests_that_come_while_others_are_answered(chunked: Any, reference: Reference) -> None:
@@ -104,6 +83,30 @@ def test_an_answer_of_given_words(chunked: Any, reference: Reference) -> None:
     params.ignore_eos = False
     (output,) = chunked.generate([PROMPTS[0].request], params, use_tqdm=False)
     assert output.outputs[0].text.strip() in ("red", "blue")
+
+
+def test_a_video_with_text_between_its_frames(reference: Reference) -> None:
+    import torch
+    from transformers import AutoProcessor
+
+    frames = torch.randint(0, 255, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
+    about = {"fps": 2.0, "duration": 2.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}
+    video = (frames.permute(0, 2, 3, 1).numpy(), {**about, "video_backend": "opencv", "do_sample_frames": False})
+    asked = Asked(IMAGE.replace("image", "video") + "what is it?", [frames])
+    request = {"prompt": asked.text, "multi_modal_data": {"video": [video]}}
+    token = reference.model.config.video_token_id
+    take = AutoProcessor.from_pretrained(DEMO).video_processor
+
+    def inputs(videos: Any, ids: torch.Tensor) -> dict[str, Any]:
+        taken = take(videos=videos, return_tensors="pt", do_sample_frames=False)
+        named = {name: taken[name] for name in ("pixel_values_videos", "video_grid_thw")}
+        return {**named, "mm_token_type_ids": (ids == token).long() * 2}
+
+    cut = {"max_num_batched_tokens": 128, "limit_mm_per_prompt": {"image": 1, "video": 1}}
+    with engine(DEMO, SCHEDULE, **cut) as llm:
+        outputs = llm.generate([request], sampling(), use_tqdm=False)
+    assert list(outputs[0].prompt_token_ids).count(token) == 128 < len(outputs[0].prompt_token_ids)
+    check(outputs, [asked], Reference(reference.model, frozenset([token]), inputs), SCHEDULE)
 
 
 def test_steps_of_one_row(reference: Reference) -> None:
