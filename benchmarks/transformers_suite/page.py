@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from benchmarks.readme_tables import table
+from benchmarks.tables.figures import table
 from benchmarks.transformers_suite.differences import EXPLANATIONS, Difference, Explanation, differences, explained
 from benchmarks.transformers_suite.outcomes import Outcome, Suite, family_of
 from benchmarks.transformers_suite.selection import FAMILIES, LEFT_OUT, RUNS

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import readme_tables
-from benchmarks.readme_tables import PAGES, ROOT, filled
+from benchmarks.readme_tables import PAGES, filled
+from benchmarks.tables import figures, speed
+from benchmarks.tables.figures import ROOT
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -29,14 +30,14 @@ def test_a_figure_that_changes_shows(page: str, file: str, change: object, monke
             change(found)
         return found
 
-    real = readme_tables.read
+    real = figures.read
     text = (ROOT / page).read_text(encoding="utf-8")
-    monkeypatch.setattr(readme_tables, "read", read)
+    monkeypatch.setattr(figures, "read", read)
     assert filled(page, text) != text
 
 
 def test_the_front_page_has_five_rows_at_most() -> None:
-    assert len(readme_tables.same_kernels().splitlines()) <= 2 + 5
+    assert len(speed.same_kernels().splitlines()) <= 2 + 5
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,0 +1,196 @@
+"""Tables of times: prefill, compiling, passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.tables import figures
+
+
+def prefill(file: str) -> str:
+    """One decoder, every contender."""
+    (case,) = figures.read(file)["cases"]
+    layers = case["layers"]
+    return figures.table(
+        ("", "FLOPs cut", "ideal", "to Inductor (from - to)", "realised", "same kernels", "to eager", "peak memory"),
+        (
+            (
+                figures.named(row["name"], layers),
+                f"{row['flops_cut']:.1%}",
+                f"{row['ideal']:.2f}x",
+                figures.times(row["measured"], row["spread"]),
+                f"{row['realised']:.0%}",
+                f"{row['realised_alike']:.0%}" if "realised_alike" in row else "",
+                f"{eager(case) / row['milliseconds']:.2f}x",
+                f"{row['peak_to_inductor']:.2f}x",
+            )
+            for row in case["results"]
+            if row["name"] != "Inductor"
+        ),
+    )
+
+
+def mixed_levels() -> str:
+    """A batch whose prompts take different levels."""
+    found = figures.read("mixed_levels")
+    names = ("one list for all", "filled up")
+    return figures.table(
+        ("FFNs take the kept rows of a batch", "to Inductor (from - to)", "FLOPs: ideal", "peak memory"),
+        (
+            (
+                name,
+                figures.times(found[name]["to_inductor"], found[name]["spread"]),
+                f"{found['ideal']:.2f}x",
+                f"{found[name]['peak_to_inductor']:.2f}x",
+            )
+            for name in names
+        ),
+    )
+
+
+def vllm_prefill() -> str:
+    """The decoder that skips in vLLM against vLLM's own."""
+    found = figures.read("vllm_prefill")["found"]
+    return figures.table(
+        ("schedule", "FLOPs: ideal", "measured", "of the ideal"),
+        (
+            (
+                f"`{row['schedule']}`",
+                f"{row['ideal']:.2f}x",
+                figures.times(row["speedup"], row["spread"]),
+                f"{row['speedup'] / row['ideal']:.0%}",
+            )
+            for row in found
+        ),
+    )
+
+
+def same_kernels() -> str:
+    """A few decoders of real widths against the dense decoder that has its linear layers in oneDNN, too."""
+
+    def row(file: str, name: str) -> tuple[str, ...]:
+        (case,) = figures.read(file)["cases"]
+        (result,) = (each for each in case["results"] if each["name"] == name)
+        return (
+            f"{case['model']}, {case['layers']} of {case['full_layers']} layers",
+            f"{case['visual']:,}",
+            figures.named(name, case["layers"] if case["layers"] < case["full_layers"] else None),
+            f"{result['flops_cut']:.1%}",
+            f"{result['ideal']:.2f}x",
+            f"{result['realised_alike'] * result['ideal']:.2f}x",
+        )
+
+    header = ("decoder", "visual rows", "what is left out", "FLOPs cut", "ideal", "same kernels")
+    return figures.table(header, (row(*each) for each in FRONT))
+
+
+FRONT = (
+    ("prefill_cpu_4b_36", "qwen3-vl-8b/20"),
+    ("prefill_cpu_4b_36", "qwen3-vl-8b/28"),
+    ("prefill_cpu_8b_4096", "late:0.33"),
+    ("prefill_cpu_llava", "llava-1.5-7b/32"),
+    ("prefill_cpu_llava", "FastV-like, layer 1"),
+)
+
+
+def widths() -> str:
+    """Speed-up and realised share over the real widths and numbers of rows."""
+    cases = [case for name in WIDTHS for case in figures.read(name)["cases"]]
+    names = [row["name"] for row in cases[0]["results"] if row["kind"] == "schedule"]
+
+    def cell(case: Any, name: str) -> str:
+        found = [row for row in case["results"] if row["name"] == name]
+        if not found:
+            return ""
+        row = found[0]
+        shares = [f"{row[key]:.0%}" for key in ("realised", "realised_alike") if key in row and row["kind"] != "dense"]
+        return f"{row['measured']:.2f}x" + (f" ({', '.join(shares)})" if shares else "")
+
+    return figures.table(
+        ("decoder, visual rows", *(figures.named(name, None) for name in names), "dense in oneDNN", "eager"),
+        (
+            (
+                f"{case['model']}, {case['layers']} layers, {case['visual']:,}",
+                *(cell(case, name) for name in (*names, "Inductor, oneDNN", "eager")),
+            )
+            for case in cases
+        ),
+    )
+
+
+WIDTHS = tuple(f"prefill_cpu_{case}" for case in ("8b", "4b_36", "2b", "others", "256", "4096", "8b_4096", "16384"))
+
+
+def profile() -> str:
+    """What the time of one call goes to, at the largest width."""
+    (case,) = figures.read("prefill_cpu_8b")["cases"]
+    kinds = list(case["results"][0]["seconds_by_kind"])
+    (whole,) = (sum(row["seconds_by_kind"].values()) for row in case["results"] if row["name"] == "Inductor")
+
+    def cell(seconds: float) -> str:
+        return f"{seconds * 1e3:,.0f} ms ({seconds / whole:.1%})"
+
+    return figures.table(
+        ("", *("matrix products" if kind == "products" else kind for kind in kinds), "all"),
+        (
+            (
+                "plain Inductor, dense" if row["name"] == "Inductor" else figures.named(row["name"], case["layers"]),
+                *(cell(row["seconds_by_kind"][kind]) for kind in kinds),
+                cell(sum(row["seconds_by_kind"].values())),
+            )
+            for row in case["results"]
+        ),
+    )
+
+
+def compile_time() -> str:
+    """Parts of the first call."""
+    found = figures.read("compile_cpu")["results"]
+    parts = list(found[0]["parts"])
+    return figures.table(
+        ("layers, caches", "", *parts, "all", "to dense", "without the probe", "kernels"),
+        (
+            (
+                f"{row['layers']}, {row['cache']}",
+                row["contender"] if row["contender"] == "dense" else f"`{row['contender']}`",
+                *(f"{row['parts'][part]:.2f}" for part in parts),
+                f"{row['seconds']:.1f} s",
+                f"{row['to_dense']:.2f}x",
+                f"{row['to_dense_without_probe']:.2f}x",
+                str(row["kernels"]),
+            )
+            for row in found
+        ),
+    )
+
+
+def passes() -> str:
+    """Passes and matchers against depth."""
+    found = figures.read("passes_cpu")["results"]
+    matchers = list(found[0]["matchers"])
+    return figures.table(
+        (
+            "layers",
+            "nodes",
+            "to the compiler",
+            "all passes",
+            "a layer",
+            *(f"find operators: {name}" for name in matchers),
+        ),
+        (
+            (
+                str(row["layers"]),
+                f"{row['nodes']:,}",
+                f"{row['nodes_after']:,}",
+                f"{row['milliseconds']:.0f} ms",
+                f"{row['milliseconds'] / row['layers']:.1f} ms",
+                *(f"{each['milliseconds']:.0f} ms ({each['found']})" for each in row["matchers"].values()),
+            )
+            for row in found
+        ),
+    )
+
+
+def eager(case: Any) -> float:
+    """Milliseconds of eager transformers."""
+    return next(row["milliseconds"] for row in case["results"] if row["name"] == "eager")
