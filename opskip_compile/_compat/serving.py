@@ -1,7 +1,7 @@
 """Every name of vLLM that its documentation does not promise, as of vLLM 0.32.
 
-vLLM is an optional dependency, so it is imported when a function is called. `check` says whether the release that is
-installed is one of these.
+vLLM is an optional dependency, so it is imported when a function is called. `is_known` says whether a release is
+one of these.
 """
 
 from __future__ import annotations
@@ -57,15 +57,14 @@ def replays_whole_steps(config: Any) -> bool:
 def on_load(before: Callable[[nn.Module, Any], None], after: Callable[[nn.Module, Any], None]) -> None:
     """Call ``before(model, config)`` when a target model has its weights, and ``after`` when they are processed.
 
-    Drafts of speculative decoding are no target. A second call changes nothing.
+    Some loaders process weights on their own, and ``before`` is not called. Drafts of speculative decoding are no
+    target. A second call changes nothing.
     """
     from vllm.model_executor.model_loader import base_loader
 
-    loader = base_loader.BaseModelLoader
-    if hasattr(loader, "_opskip_load_model"):
+    if hasattr(base_loader, "_opskip_process"):
         return
-    plain, process = loader.load_model, base_loader.process_weights_after_loading
-    loader._opskip_load_model = plain
+    base_loader._opskip_process = process = base_loader.process_weights_after_loading
     loading: list[Any] = []
 
     def processing(model: nn.Module, config: Any, *rest: Any) -> Any:
@@ -73,19 +72,31 @@ def on_load(before: Callable[[nn.Module, Any], None], after: Callable[[nn.Module
             before(model, loading[-1])
         return process(model, config, *rest)
 
-    def load_model(self: Any, vllm_config: Any, model_config: Any, *rest: Any, **named: Any) -> nn.Module:
-        is_target = model_config is vllm_config.model_config
-        loading.append(vllm_config if is_target else None)
-        try:
-            model: nn.Module = plain(self, vllm_config, model_config, *rest, **named)
-        finally:
-            loading.pop()
-        if is_target:
-            after(model, vllm_config)
-        return model
+    def telling(plain: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        def load_model(self: Any, vllm_config: Any, model_config: Any, *rest: Any, **named: Any) -> nn.Module:
+            is_outer = not any(each is vllm_config for each in loading)  # some loaders call another one
+            is_target = is_outer and model_config is vllm_config.model_config
+            loading.append(vllm_config if is_target or not is_outer else None)
+            try:
+                model = plain(self, vllm_config, model_config, *rest, **named)
+            finally:
+                loading.pop()
+            if is_target:
+                after(model, vllm_config)
+            return model
+
+        return load_model
 
     base_loader.process_weights_after_loading = processing
-    loader.load_model = load_model
+    for loader in _with_subclasses(base_loader.BaseModelLoader):
+        if "load_model" in vars(loader):
+            loader.load_model = telling(loader.load_model)
+
+
+def _with_subclasses(kind: Any) -> Iterator[Any]:
+    yield kind
+    for other in kind.__subclasses__():
+        yield from _with_subclasses(other)
 
 
 def is_first_rank() -> bool:

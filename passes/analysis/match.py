@@ -311,4 +311,4 @@ def _kind(region: tuple[fx.Node, ...]) -> str | None:
 
 def _mixes_rows(node: fx.Node) -> bool:
     """True for attention products and for short convolutions, by which hybrid decoders mix rows."""
-    return is_attention_product(node) or op_name(node) == "conv1d"
+    return is_attention_product(node) or op_name(node) in having(Trait.CONVOLUTION)

@@ -32,7 +32,11 @@ def base_loader(monkeypatch: pytest.MonkeyPatch) -> Any:
             found.process_weights_after_loading(model, model_config, "cpu")
             return model
 
-    found.BaseModelLoader = BaseModelLoader
+    class LoaderOfItsOwn(BaseModelLoader):
+        def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> nn.Module:
+            return super().load_model(vllm_config, model_config, prefix) if prefix == "super" else nn.Linear(2, 2)
+
+    found.BaseModelLoader, found.LoaderOfItsOwn = BaseModelLoader, LoaderOfItsOwn
     found.process_weights_after_loading = lambda model, config, device: found.processed.append(model)
     found.processed = []
     for name, module in modules.items():
@@ -51,6 +55,17 @@ def test_targets_and_drafts(base_loader: Any) -> None:
     other = loader.load_model(config, draft, "draft")
     assert before == after == [model]
     assert base_loader.processed == [model, other]
+
+
+def test_a_loader_of_its_own(base_loader: Any) -> None:
+    """Not silently dense: it is heard too, and once where it calls the base class."""
+    before, after = list[Any](), list[Any]()
+    serving.on_load(lambda model, config: before.append(model), lambda model, config: after.append(model))
+    config = SimpleNamespace(model_config=SimpleNamespace())
+    own = base_loader.LoaderOfItsOwn().load_model(config, config.model_config)
+    assert (before, after) == ([], [own])
+    other = base_loader.LoaderOfItsOwn().load_model(config, config.model_config, "super")
+    assert (before, after) == ([other], [own, other])
 
 
 def test_a_model_that_fails_to_load(base_loader: Any) -> None:

@@ -66,7 +66,7 @@ def test_steps_of_requests(schedule: str, fresh: None, monkeypatch: pytest.Monke
         monkeypatch.setattr(serving, "write_keys_and_values", paged.write)
         monkeypatch.setattr(serving, "attend", paged.attend)
         metadata = dict.fromkeys(names, paged.step(lengths, before))
-        STEPS.now = makes.make({"visual": visual}, metadata, torch.device("cpu"))
+        STEPS.now = makes.make(visual, metadata, torch.device("cpu"))
         torch.testing.assert_close(skipping(embeds, deepstack, visual), wanted, rtol=1e-5, atol=1e-5)
         for name in names:  # keys and values of every row, those of skipped ones too
             torch.testing.assert_close(paged.keys[name], plain.keys[name], rtol=1e-5, atol=1e-5)

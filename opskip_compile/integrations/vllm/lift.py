@@ -36,16 +36,13 @@ from opskip_compile.passes.ops.streams import summands
 from opskip_compile.passes.runtime import NAMES_ROWS
 
 
-def lift(graph: fx.Graph, apart: Collection[int] = ()) -> int:
+def lift(graph: fx.Graph, apart: Collection[int] = ()) -> None:
     """Change ``graph`` in place, from a captured graph of a decoder of vLLM.
 
     Args:
         graph: it has the embedded rows named by `mark_visual`.
         apart: numbers of the attentions whose queries are going to be fewer than keys and values: the packed product
             that gives all three is written as two.
-
-    Returns:
-        How many sums of the residual stream were lifted.
     """
     for node in list(graph.nodes):
         name = _name(node)
@@ -63,7 +60,7 @@ def lift(graph: fx.Graph, apart: Collection[int] = ()) -> int:
         if op_name(node) in ("view", "reshape"):
             _write_sizes(node)
     _drop_casts(graph)
-    return _Lift(graph).run()
+    _Lift(graph).run()
 
 
 def _name(node: fx.Node) -> str:
@@ -90,7 +87,7 @@ def _attention(node: fx.Node) -> None:
         return
     assert isinstance(out, fx.Node)
     writes = isinstance(update, fx.Node)
-    given = (query, key, value, name, shape(out)[-1], writes, "")
+    given = (query, key, value, name, shape(out)[-1], writes, False)
     _instead_of_written(node, out, PAGED_ATTENTION, given)
     if isinstance(update, fx.Node) and not update.users:
         node.graph.erase_node(update)
@@ -208,9 +205,9 @@ class _Lift:
     """Gives every value of the residual stream a twin of shape ``(1, rows, width)``, from where its rows are named."""
 
     def __init__(self, graph: fx.Graph) -> None:
-        self._graph, self._twins, self._sums = graph, dict[fx.Node, fx.Node](), 0
+        self._graph, self._twins = graph, dict[fx.Node, fx.Node]()
 
-    def run(self) -> int:
+    def run(self) -> None:
         for node in list(self._graph.nodes):
             x = operand(node)
             if op_name(node) == "squeeze" and x is not None and x.target in NAMES_ROWS:
@@ -219,8 +216,6 @@ class _Lift:
                 self._take(node, self._cast(node, self._twins[x]))
             elif self._is_sum(node):
                 self._take(node, self._sum(node))
-                self._sums += 1
-        return self._sums
 
     def _is_sum(self, node: fx.Node) -> bool:
         terms = summands(node)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from opskip_compile._compat import serving
+from opskip_compile.errors import OpSkipError
 from opskip_compile.integrations.vllm.step import STEPS
 from opskip_compile.passes.ops import Call, Dims, Operation, declare
 from opskip_compile.passes.ops.attention import flops_of_product
@@ -24,38 +25,43 @@ from opskip_compile.passes.runtime import KEPT_ROWS
 
 @torch.library.custom_op("opskip::paged_attention", mutates_args=())
 def paged_attention(
-    query: Tensor, key: Tensor, value: Tensor, layer: str, width: int, writes: bool, rows: str
+    query: Tensor, key: Tensor, value: Tensor, layer: str, width: int, writes: bool, kept: bool
 ) -> Tensor:
     """Write keys and values of every row of the step to the paged cache, and attend from some rows or from all.
 
     Args:
-        query: ``(n, heads, size)``; the rows of the set ``rows`` in order, then such as are not live.
+        query: ``(n, heads, size)``; if ``kept``, the kept rows of the step in order, then such as are not live.
         key, value: ``(rows of the step, key heads, size)``, of every row.
         layer: vLLM's name of the attention layer.
         width: size of a head of the values.
         writes: False where the layer reads the cache of another one.
-        rows: name of a row set of this step; empty for all rows.
+        kept: False for queries of all rows.
 
     Returns:
         ``(n, heads, width)``; zeros for rows that are not live.
+
+    Raises:
+        OpSkipError: there is no step that says which rows are kept.
     """
     if writes:
         serving.write_keys_and_values(key, value, layer)
     out = query.new_zeros(query.shape[0], query.shape[1], width)
-    step = STEPS.now if rows else None
-    if step is None:
+    if not kept:
         serving.attend(query, key, value, out, layer)
         return out
-    live, metadata = step.rows[rows], step.metadata_of(rows, layer)
+    step = STEPS.now
+    if step is None:
+        raise OpSkipError(f"opskip: {layer} is asked for kept rows outside of a step that has some")
+    metadata = step.metadata.get(layer)
     if metadata is not None:
-        count = live.shape[0]
-        part = (query[:count], key.index_select(0, live), value.index_select(0, live), out[:count])
+        count = step.rows.shape[0]
+        part = (query[:count], key.index_select(0, step.rows), value.index_select(0, step.rows), out[:count])
         serving.attend(*part, layer, metadata)
     return out
 
 
 @paged_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, layer: str, width: int, writes: bool, rows: str) -> Tensor:
+def _(query: Tensor, key: Tensor, value: Tensor, layer: str, width: int, writes: bool, kept: bool) -> Tensor:
     return query.new_empty(query.shape[0], query.shape[1], width)
 
 
@@ -99,15 +105,15 @@ def _(x: Tensor, *rest: Any) -> Tensor:
 
 def _queries(call: Call, dim: int) -> Dims | Refusal:
     """A query row needs its own row, and all keys and values."""
-    return {call.operand("query"): 0} if dim == 0 and not call["rows"] else declined("the rows are heads or features")
+    return {call.operand("query"): 0} if dim == 0 and not call["kept"] else declined("the rows are heads or features")
 
 
 def _of_rows(call: Call, dim: int, n: fx.Node) -> Arguments:
-    """The same with the name of the row set: its metadata is made before the step, from the mask that names it."""
+    """The same for kept rows: their metadata is made before the step, from the mask that the graph has."""
     made = getattr(getattr(n.args[0], "args", [None])[0], "target", None)
-    if made is not KEPT_ROWS:
+    if made is not KEPT_ROWS or n.args[0].args[0].args[1]:  # type: ignore[union-attr]
         raise Refused(Refusal(Why.ARGUMENTS, "vLLM's attention is asked for rows that are not known before the step"))
-    return call.replaced("rows", "through_visual" if n.args[0].args[0].args[1] else "visual")  # type: ignore[union-attr]
+    return call.replaced("kept", True)
 
 
 def _flops(call: Call, shape_of: ShapeOf) -> int | None:
@@ -132,7 +138,7 @@ _ATTENTION: dict[str, Any] = {"rows": _queries, "resize": _of_rows, "flops": _fl
 declare(
     Operation(
         "opskip::paged_attention",
-        ("query, key, value, layer, width, writes, rows",),
+        ("query, key, value, layer, width, writes, kept",),
         product=True,
         mixes_rows=True,
         **_ATTENTION,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from opskip_compile._compat import serving
@@ -14,6 +15,12 @@ from opskip_compile.schedule.schedule import Schedule
 
 KEY, ENVIRONMENT = "opskip", "OPSKIP_SCHEDULE"
 OPTIONS = ("schedule", "strict", "lower", "dump")
+
+
+@cache
+def _warn(text: str) -> None:
+    """Once in a process: the configuration is read before and after a model's weights are processed."""
+    LOG.warning("opskip: %s", text)
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ def asked(vllm_config: Any) -> Asked | None:
         if not text:
             return None
         if not vllm_config.model_config.is_multimodal_model:
-            LOG.warning("%s is set, but this model has no images: nothing is skipped in it", ENVIRONMENT)
+            _warn(f"{ENVIRONMENT} is set, but this model has no images: nothing is skipped in it")
             return None
         given = {"schedule": text}
     if isinstance(given, str):
@@ -67,10 +74,11 @@ def refuse(config: Any, schedule: Schedule) -> None:
     Raises:
         OptionError: names the setting.
     """
-    model, parallel = config.model_config, config.parallel_config
     release = serving.installed()
+    if not serving.is_known(release):  # nothing below is known of another one
+        raise OptionError(f"opskip can't skip with vLLM {release}: opskip knows {', '.join(serving.WINDOW)}")
+    model, parallel = config.model_config, config.parallel_config
     problems = {
-        f"vLLM {release}: opskip knows {', '.join(serving.WINDOW)}": not serving.is_known(release),
         "levels: a level is chosen from the whole prompt, which a step may see in parts": bool(schedule.levels),
         "keep shares: they are chosen by attention weights, which a paged kernel does not give": _keeps(schedule),
         "pipeline_parallel_size: visual rows are known on the first rank only; use 1": parallel.pipeline_parallel_size
@@ -114,6 +122,6 @@ def _of_visual_rows(schedule: Schedule) -> Schedule:
     late = schedule.late
     if all(rule.rows == "visual" for rule in schedule.rules) and (late is None or late.rows == "visual"):
         return schedule
-    LOG.warning("the schedule leaves out text before the last image in some layers (through_visual); vLLM keeps text")
+    _warn("the schedule leaves out text before the last image in some layers (through_visual); in vLLM it is kept")
     rules = tuple(replace(rule, rows="visual") for rule in schedule.rules)
     return replace(schedule, rules=rules, late=late and replace(late, rows="visual"))

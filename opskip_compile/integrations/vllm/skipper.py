@@ -73,9 +73,9 @@ class Skipper:
             ids: of the step's tokens, ``(rows,)``.
             mask: bool ``(rows,)`` on the CPU: rows of images, videos and sounds.
         """
-        if mask is not None and self._sounds:
-            mask = mask & ~torch.isin(ids.cpu(), torch.tensor(self._sounds))
         self._mask = None if mask is None else mask.detach().cpu()
+        if self._mask is not None and self._sounds:
+            self._mask = self._mask & ~torch.isin(ids.cpu(), torch.tensor(self._sounds))
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -121,7 +121,7 @@ class Skipper:
         if len(mask) < count:  # vLLM fills a step up to a size that it has a graph for
             mask = torch.cat([mask, mask.new_zeros(count - len(mask))])
         visual = mask.to(device, non_blocking=True)
-        STEPS.now = self._steps.make({"visual": mask}, metadata, device)
+        STEPS.now = self._steps.make(mask, metadata, device)
         try:
             with serving.by_parts(self._projections):
                 if count == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,21 +15,17 @@ from opskip_compile.errors import OpSkipError
 from opskip_compile.integrations.vllm.runs import Runs, runs_of
 
 
-@dataclass
+@dataclass(frozen=True)
 class ServedStep:
-    """What the attention of one forward has to know of its row sets.
+    """What the attention of one forward has to know of the rows that are kept.
 
     Attributes:
-        rows: by row set the live rows, int64 ``(kept,)``, on the device of the model.
-        metadata: by row set and attention layer what its kept queries attend by; None where no row is kept.
+        rows: the live ones, int64 ``(kept,)``, on the device of the model.
+        metadata: by attention layer what their queries attend by; None where no row is kept.
     """
 
-    rows: dict[str, Tensor] = field(default_factory=dict)
-    metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def metadata_of(self, rows: str, layer: str) -> Any:
-        """The metadata of one attention layer for the kept rows of a set."""
-        return self.metadata[rows].get(layer)
+    rows: Tensor
+    metadata: Mapping[str, Any]
 
 
 class Steps:
@@ -46,32 +42,26 @@ class StepMaker:
 
     Args:
         config: vLLM's configuration.
-        layers: names of the attention layers of the decoder.
+        layers: names of the attention layers that keep fewer queries.
     """
 
     def __init__(self, config: Any, layers: frozenset[str]) -> None:
         self._config, self._layers = config, layers
-        self._builders: dict[int, Any] = {}
+        self._builders: dict[int, tuple[Any, Any]] = {}  # by the id of vLLM's: itself, and ours
 
-    def make(self, left_out: Mapping[str, Tensor], metadata: Mapping[str, Any], device: torch.device) -> ServedStep:
+    def make(self, left_out: Tensor, metadata: Mapping[str, Any], device: torch.device) -> ServedStep:
         """The step of a forward with these rows left out.
 
         Args:
-            left_out: by row set, bool ``(rows,)`` on the CPU.
+            left_out: bool ``(rows,)`` on the CPU.
             metadata: vLLM's own, by attention layer; empty in a run that only warms up.
             device: of the model.
         """
-        step = ServedStep()
-        for name, mask in left_out.items():
-            mine = {layer: own for layer, own in metadata.items() if layer in self._layers}
-            built: dict[int, Any] = {}
-            for own in mine.values():
-                if id(own) not in built:
-                    built[id(own)] = self._of_rows(mask.numpy(), own)
-            step.metadata[name] = {layer: built[id(own)] for layer, own in mine.items()}
-            kept = torch.from_numpy(np.flatnonzero(~mask.numpy()[: self.rows_of(metadata)]))
-            step.rows[name] = kept.to(device, non_blocking=True)
-        return step
+        mine = {layer: own for layer, own in metadata.items() if layer in self._layers}
+        mask = left_out.numpy()
+        built = {id(own): self._of_rows(mask, own) for own in {id(own): own for own in mine.values()}.values()}
+        kept = torch.from_numpy(np.flatnonzero(~mask[: self.rows_of(metadata)]))
+        return ServedStep(kept.to(device, non_blocking=True), {layer: built[id(own)] for layer, own in mine.items()})
 
     def check(self, mask: Tensor, metadata: Mapping[str, Any]) -> None:
         """Make sure that these visual rows are those of this step.
@@ -101,5 +91,5 @@ class StepMaker:
         )
         fewer = serving.virtual_requests(common, *tensors)
         if id(builder) not in self._builders:
-            self._builders[id(builder)] = serving.another_builder(builder, self._config)
-        return self._builders[id(builder)].build(0, fewer)
+            self._builders[id(builder)] = (builder, serving.another_builder(builder, self._config))
+        return self._builders[id(builder)][1].build(0, fewer)
