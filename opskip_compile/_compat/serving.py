@@ -19,8 +19,9 @@ from torch import Tensor, nn
 WINDOW = ("0.32",)
 """Releases of vLLM whose names were read and run, by their first two numbers."""
 
-ATTENTION, ONEDNN, EXPERTS = "vllm::unified_attention_with_output", "_C::onednn_mm", "_C::cpu_fused_moe"
-"""What vLLM's decoders call in a captured graph: attend, and on a CPU multiply and ask experts."""
+ATTENTION = "vllm::unified_attention_with_output"
+ONEDNN, EXPERTS, ALL_REDUCE = "_C::onednn_mm", "_C::cpu_fused_moe", "_C::shm_allreduce"
+"""What vLLM's decoders call in a captured graph: attend; and on a CPU multiply, ask experts, and sum over ranks."""
 
 
 def installed() -> str:
@@ -208,6 +209,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, out: Tensor, layer: str, m
 def multiply_packed(x: Tensor, handler: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """Write the product of ``x`` with a weight that oneDNN has packed to ``out``."""
     torch.ops._C.onednn_mm(out, x, bias, handler)
+
+
+def sum_over_ranks(handle: int, x: Tensor) -> None:
+    """Add up ``x`` of all ranks of a tensor-parallel group on a CPU, in place."""
+    torch.ops._C.shm_allreduce(handle, x)
 
 
 def ask_experts(out: Tensor, x: Tensor, *rest: Any) -> None:

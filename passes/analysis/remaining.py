@@ -81,11 +81,6 @@ def _is_known_to_write(node: fx.Node) -> bool:
     return bool(effect.written) and not effect.assumed
 
 
-def _fills(node: fx.Node) -> bool:
-    """True for a write into nothing but memory that this graph has just made."""
-    return all(op_name(_origin_of(written)) in having(Trait.FACTORY) for written in effects(node).written)
-
-
 def _origin_of(node: fx.Node) -> fx.Node:
     """What ``node`` is a view of."""
     while (source := operand(node)) is not None and source in effects(node).shared:
@@ -94,8 +89,11 @@ def _origin_of(node: fx.Node) -> fx.Node:
 
 
 def _is_unknown_kernel(node: fx.Node) -> bool:
-    """True for an operator of another library that nothing is known of and that fills memory made for it."""
+    """True for an operator of another library that nothing is known of and that writes to values of this graph alone:
+    part of what is computed, not of what is kept."""
     target = node.target
     if op_name(node) is not None or not (torch_operations.is_overload(target) or torch_operations.is_packet(target)):
         return False
-    return torch_operations.qualified_name(target)[0] != "aten" and _is_known_to_write(node) and _fills(node)
+    if torch_operations.qualified_name(target)[0] == "aten" or not _is_known_to_write(node):
+        return False
+    return not any(_origin_of(written).op in ("placeholder", "get_attr") for written in effects(node).written)

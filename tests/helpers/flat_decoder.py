@@ -26,6 +26,8 @@ if find_spec("vllm") is None:
         "Tensor? output_scale=None, Tensor? output_block_scale=None, Tensor? kv_cache_dummy_dep=None) -> ()"
     )
     _LIBRARY.define("somebodys_experts(Tensor(a!) out, Tensor x) -> ()")
+    _LIBRARY.define("somebodys_sum(Tensor(a!) x) -> ()")
+    torch.library.register_fake("vllm::somebodys_sum", lambda x: None)
     torch.library.register_fake("vllm::somebodys_experts", lambda out, x: None)
     torch.library.register_fake("vllm::unified_kv_cache_update", lambda key, value, layer_name: key.new_empty(0))
     torch.library.register_fake("vllm::unified_attention_with_output", lambda *args, **named: None)
@@ -174,10 +176,11 @@ class FlatDecoder(nn.Module):
     """``forward(inputs_embeds (rows, width), deepstack (rows, width)) -> (rows, width)``.
 
     Args:
-        unknown: FFNs end in a kernel that nothing is known of, which fills memory that was made for it.
+        unknown: a kernel that nothing is known of and that FFNs end in: ``"experts"`` fill memory that was made for
+            them, ``"sum"`` writes in place.
     """
 
-    def __init__(self, unknown: bool = False) -> None:
+    def __init__(self, unknown: str = "") -> None:
         super().__init__()
         self.unknown = unknown
         torch.manual_seed(0)
@@ -190,7 +193,9 @@ class FlatDecoder(nn.Module):
             x, residual = norm(x, residual, layer.first)
             x, residual = norm(layer.attention(x), residual, layer.second)
             x = layer.ffn(x)
-            if self.unknown:
+            if self.unknown == "sum":
+                torch.ops.vllm.somebodys_sum(x)
+            elif self.unknown:
                 out = torch.empty_like(x)
                 torch.ops.vllm.somebodys_experts(out, x)
                 x = out

@@ -100,8 +100,9 @@ class _Seen(Exception):
     pass
 
 
-def test_a_kernel_that_nothing_is_known_of_is_named(fresh: None) -> None:
-    """It runs on every row, as the product before it: never silently."""
+@pytest.mark.parametrize("kernel", ["experts", "sum"])
+def test_a_kernel_that_nothing_is_known_of_is_named(kernel: str, fresh: None) -> None:
+    """It runs on every row, as the products before it: never silently."""
 
     def backend(gm: torch.fx.GraphModule, inputs: Any, **named: Any) -> Any:
         rewrite_decoder(gm, inputs, options={"schedule": Schedule.of("attend:1"), "num_layers": LAYERS, **EAGER})
@@ -110,11 +111,13 @@ def test_a_kernel_that_nothing_is_known_of_is_named(fresh: None) -> None:
     def run(embeds: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
         return model(mark_visual(embeds.unsqueeze(0), visual.unsqueeze(0)).squeeze(0), embeds)
 
-    model = FlatDecoder(unknown=True)
+    model = FlatDecoder(kernel)
     with pytest.raises(Exception, match="_Seen"):
         torch.compile(run, backend=backend)(torch.randn(6, WIDTH), torch.arange(6) < 3)
     (report,) = REPORTS.all()
-    assert report.remaining()["somebodys_experts"] == 1
+    remaining = report.remaining()
+    assert remaining[f"somebodys_{kernel}"] == 1
+    assert remaining["linear"] == 2
 
 
 def test_runs_are_neighbours_of_one_request() -> None:

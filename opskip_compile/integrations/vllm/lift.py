@@ -18,7 +18,7 @@ from torch import fx
 
 from opskip_compile._compat import operations as torch_operations
 from opskip_compile._compat import serving
-from opskip_compile.integrations.vllm.operations import PACKED_EXPERTS, PACKED_LINEAR, PAGED_ATTENTION
+from opskip_compile.integrations.vllm.operations import PACKED_EXPERTS, PACKED_LINEAR, PAGED_ATTENTION, SUM_OVER_RANKS
 from opskip_compile.passes.ops import (
     Call,
     Trait,
@@ -53,6 +53,9 @@ def lift(graph: fx.Graph, apart: Collection[int] = ()) -> None:
         elif name == serving.EXPERTS and not node.kwargs:
             out, *rest = node.args
             _instead_of_written(node, out, PACKED_EXPERTS, tuple(rest))
+        elif name == serving.ALL_REDUCE and not node.kwargs:
+            handle, x = node.args
+            _instead_of_written(node, x, SUM_OVER_RANKS, (x, handle))
     for number, node in enumerate(graph.find_nodes(op="call_function", target=PAGED_ATTENTION)):
         if number in apart:
             _queries_apart(node)

@@ -1,4 +1,4 @@
-"""Operations that stand for vLLM's in a graph: attention over the paged cache, products with packed weights, experts.
+"""Operations that stand for vLLM's in a graph: attention to the paged cache, packed products, experts, sums over ranks.
 
 vLLM writes their results into memory that it made before. Written as functions of their operands they are operations
 like any other, and have entries in the table of operations.
@@ -103,6 +103,19 @@ def _(x: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(x)
 
 
+@torch.library.custom_op("opskip::sum_over_ranks", mutates_args=())
+def sum_over_ranks(x: Tensor, handle: int) -> Tensor:
+    """``x`` of all ranks of a tensor-parallel group, which have the same rows, added up."""
+    out = x.clone()
+    serving.sum_over_ranks(handle, out)
+    return out
+
+
+@sum_over_ranks.register_fake
+def _(x: Tensor, handle: int) -> Tensor:
+    return torch.empty_like(x)
+
+
 def _queries(call: Call, dim: int) -> Dims | Refusal:
     """A query row needs its own row, and all keys and values."""
     return {call.operand("query"): 0} if dim == 0 and not call["kept"] else declined("the rows are heads or features")
@@ -167,7 +180,11 @@ declare(
     ),
     functions=[PACKED_EXPERTS],
 )
-# A sum over the ranks of a tensor-parallel group, which all have the same rows. vLLM registers it.
+SUM_OVER_RANKS = torch.ops.opskip.sum_over_ranks.default
+declare(
+    Operation("opskip::sum_over_ranks", ("input, handle",), rows=by_broadcasting("input")), functions=[SUM_OVER_RANKS]
+)
+# The same on a GPU, where vLLM has a function of it.
 declare(
     Operation("vllm::all_reduce", ("input, group_name",), renamed={"tensor": "input"}, rows=by_broadcasting("input")),
 )
