@@ -20,6 +20,7 @@ from opskip_compile.schedule.schedule import Schedule
 vllm = pytest.importorskip("vllm", reason="vLLM is not in this environment: make test-vllm has one with it")
 
 DEMO = Path(__file__).parents[2] / "opskip_compile/models/packaged/checkpoint"
+SMALL = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 8, "limit_mm_per_prompt": {"image": 2, "video": 0}}
 BOUND = 1e-4
 """Of the largest log-probability in size: DESIGN, section 2, for float32."""
 
@@ -30,11 +31,16 @@ def engine(folder: Path, schedule: str | None, lower: str = "eager", **settings:
     asked = {} if schedule is None else {"opskip": {"schedule": schedule, "lower": lower}}
     llm = vllm.LLM(
         str(folder),
-        dtype="float32",
         additional_config=asked,
         skip_mm_profiling=True,
         max_logprobs=-1,
-        **{"max_model_len": 512, "max_num_seqs": 8, "limit_mm_per_prompt": {"image": 2, "video": 0}, **settings},
+        **{
+            "max_model_len": 512,
+            "dtype": "float32",
+            "max_num_seqs": 8,
+            "limit_mm_per_prompt": {"image": 2, "video": 0},
+            **settings,
+        },
     )
     try:
         yield llm
@@ -118,18 +124,26 @@ class Reference:
         return logits.log_softmax(-1)
 
 
+def distances(output: Any, one: Asked, reference: Reference, schedule: str | None) -> Tensor:
+    """What vLLM says less what the oracle says, ``(rows, vocabulary)``, in parts of the largest number."""
+    got = said(output)
+    wanted = reference.of(one.images, output.prompt_token_ids, output.outputs[0].token_ids, schedule)[-len(got) :]
+    return (got - wanted[:, : got.shape[1]]) / wanted.abs().max()
+
+
 def check(outputs: Sequence[Any], asked: Sequence[Asked], reference: Reference, schedule: str | None) -> int:
     """Compare every row, and the greedy tokens; returns how many answers the dense model gives differently."""
     differ = 0
     for output, one in zip(outputs, asked, strict=True):
-        prompt, answer = list(output.prompt_token_ids), list(output.outputs[0].token_ids)
-        wanted, got = reference.of(one.images, prompt, answer, schedule), said(output)
-        wanted = wanted[-len(got) :]
-        error = float((got - wanted[:, : got.shape[1]]).abs().max() / wanted.abs().max())
+        error = float(distances(output, one, reference, schedule).abs().max())
         assert error < BOUND, f"{one.text!r}: {error:.1e} of the largest number"
-        assert wanted[-len(answer) :].argmax(-1).tolist() == answer
-        dense = reference.of(one.images, prompt, answer, None)[-len(answer) :]
-        differ += dense.argmax(-1).tolist() != answer
+        prompt, answer = output.prompt_token_ids, list(output.outputs[0].token_ids)
+        wanted, dense = (
+            reference.of(one.images, prompt, answer, each)[-len(answer) :].argmax(-1).tolist()
+            for each in (schedule, None)
+        )
+        assert wanted == answer
+        differ += dense != answer
     return differ
 
 
