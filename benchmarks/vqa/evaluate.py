@@ -173,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = given.model or [name for name in known if (given.models / name).is_dir()]
     if missing := [name for name in asked or known if not (given.models / name).is_dir()]:
         parser.error(f"{given.models} has no folder {' or '.join(missing)}")
+    given.results.mkdir(parents=True, exist_ok=True)  # before the hour, not after it
     for name in asked:
         print(table(name, given).markdown())
 

@@ -178,6 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("vqa_long"), help="folder for the model, data and answers")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     given = parser.parse_args(arguments)
+    given.results.mkdir(parents=True, exist_ok=True)  # before the hour, not after it
     model, encoder = load_trained(given.model)
     taught = given.work / f"{given.model}_{given.steps}.pt"
     if taught.exists():

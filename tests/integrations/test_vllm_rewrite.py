@@ -11,12 +11,13 @@ import torch
 
 from opskip_compile._compat import serving
 from opskip_compile.backend.reports import REPORTS
+from opskip_compile.errors import OpSkipError
 from opskip_compile.integrations.vllm.runs import runs_of
 from opskip_compile.integrations.vllm.skipper import rewrite_decoder
 from opskip_compile.integrations.vllm.step import STEPS, StepMaker
 from opskip_compile.passes.runtime import mark_visual
 from opskip_compile.schedule.schedule import Schedule
-from tests.helpers.flat_decoder import LAYERS, WIDTH, FlatDecoder, Paged
+from tests.helpers.flat_decoder import HEADS, KEY_HEADS, LAYERS, SIZE, WIDTH, FlatDecoder, Paged
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM registers the operators itself")
 EAGER = {"lower": "eager"}
@@ -139,3 +140,12 @@ def test_runs_are_neighbours_of_one_request() -> None:
             is_end = own[-1] + 1 == starts[owner + 1] or left_out[own[-1] + 1]
             assert is_end and (own[0] == starts[owner] or left_out[own[0] - 1])
         assert covered == kept
+
+
+def test_kept_rows_outside_of_a_step_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never attention of other rows than those that were asked."""
+    monkeypatch.setattr(serving, "write_keys_and_values", lambda *args: None)
+    monkeypatch.setattr(STEPS, "now", None)
+    query, key = torch.zeros(2, HEADS, SIZE), torch.zeros(6, KEY_HEADS, SIZE)
+    with pytest.raises(OpSkipError, match=r"layers\.0\.attn is asked for kept rows outside of a step"):
+        torch.ops.opskip.paged_attention(query, key, key, "layers.0.attn", SIZE, True, True)
