@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
+import vllm
 from torch import Tensor
 
 from opskip_compile.models.oracle import oracle
 from opskip_compile.schedule.schedule import Schedule
-
-vllm = pytest.importorskip("vllm", reason="vLLM is not in this environment: make test-vllm has one with it")
 
 DEMO = Path(__file__).parents[2] / "opskip_compile/models/packaged/checkpoint"
 SMALL = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 8, "limit_mm_per_prompt": {"image": 2, "video": 0}}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
+
+import pytest
 
 for name, value in {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -13,3 +16,9 @@ for name, value in {
     "VLLM_NO_USAGE_STATS": "1",
 }.items():
     os.environ.setdefault(name, value)
+
+
+def pytest_pycollect_makemodule() -> None:
+    """Without vLLM no file here is imported: also those that import it by way of others."""
+    if find_spec("vllm") is None:
+        pytest.skip("vLLM is not in this environment: make test-vllm has one with it", allow_module_level=True)
