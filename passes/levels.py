@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from opskip_compile._compat import known_at_least, unbacked_size
-from opskip_compile.passes.scores import live_rows, text_rows
+from opskip_compile.passes.scores import count_rows, counts_like, text_rows
 from opskip_compile.schedule.chooser import BUCKETS, MOST_GUESS, sign
 
 _TAKEN: dict[str, Tensor] = {}
@@ -103,24 +102,20 @@ def features(hidden: Tensor, visual: Tensor, text: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("opskip::kept_by_level", mutates_args=())
-def kept_by_level(visual: Tensor, through: bool, shares: Sequence[float], level: Tensor) -> Tensor:
+def kept_by_level(visual: Tensor, through: bool, shares: Sequence[float], level: Tensor) -> tuple[Tensor, Tensor]:
     """As `kept_count`, with the share of each element's level.
 
     Args:
         visual, through: as for `kept_rows`.
         shares: of the left-out rows that are kept, for each level.
         level: int64 ``(batch,)``.
-
-    Returns:
-        ``live``, bool ``(batch, n)``: of each element as many True as rows are updated.
     """
-    return live_rows(visual, through, torch.tensor(shares, dtype=torch.float64, device=visual.device)[level])
+    return count_rows(visual, through, torch.tensor(shares, dtype=torch.float64, device=visual.device)[level])
 
 
 @kept_by_level.register_fake
-def _(visual: Tensor, through: bool, shares: Sequence[float], level: Tensor) -> Tensor:
-    n = unbacked_size(2 if known_at_least(visual.shape[1], 2) else 1)
-    return visual.new_empty((visual.shape[0], n))
+def _(visual: Tensor, through: bool, shares: Sequence[float], level: Tensor) -> tuple[Tensor, Tensor]:
+    return counts_like(visual)
 
 
 CHOOSE_LEVEL = torch.ops.opskip.choose_level.default

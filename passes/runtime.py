@@ -16,9 +16,18 @@ from opskip_compile._compat import known_at_least, unbacked_size
 from opskip_compile.passes.marks import MARKS
 
 
+class Given:
+    """The rows up to the last visual one, where the mask does not tell: a server has parts of several prompts in one
+    element. Whoever runs a graph for one puts ``(1, sequence)`` here, bool, for as long as it runs."""
+
+    through: Tensor | None = None
+
+
 def left_out_rows(visual: Tensor, through: bool) -> Tensor:
     """The rows of a set, bool ``(batch, sequence)``: the visual ones, or all up to an element's last visual one."""
-    return visual.flip(1).cumsum(1).flip(1) > 0 if through else visual
+    if not through:
+        return visual
+    return visual.flip(1).cumsum(1).flip(1) > 0 if Given.through is None else Given.through
 
 
 @torch.library.custom_op("opskip::kept_rows", mutates_args=())
@@ -80,49 +89,34 @@ def _(hidden_states: Tensor, visual_mask: Tensor) -> Tensor:
 visual_rows.register_autograd(lambda ctx, gradient: (gradient, None))
 
 
-@torch.library.custom_op("opskip::packed_count", mutates_args=())
-def packed_count(live: Tensor) -> Tensor:
-    """How many rows a batch updates in all, without the filling of elements that update fewer than others.
-
-    Args:
-        live: bool ``(batch, n)`` as of `kept_rows`.
-
-    Returns:
-        bool ``(1, m)``: as many True as ``live`` has, filled up to 2 rows with False where there are 2.
-    """
-    count = int(live.sum())
-    return (torch.arange(max(count, min(2, live.numel())), device=live.device) < count)[None]
-
-
-@packed_count.register_fake
-def _(live: Tensor) -> Tensor:
-    return live.new_empty((1, unbacked_size(2 if known_at_least(live.shape[1], 2) else 1)))
-
-
 @torch.library.custom_op("opskip::packed_rows", mutates_args=())
-def packed_rows(rows: Tensor, live: Tensor, packed: Tensor) -> Tensor:
-    """The rows that a batch updates, one list for all its elements.
+def packed_rows(rows: Tensor, live: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that a batch updates, one list for all its elements, without the filling of those that update fewer.
 
     Args:
         rows, live: int64 and bool ``(batch, n)`` as of `kept_rows`.
-        packed: what `packed_count` gave.
+        most: int64 ``(2,)`` on the CPU; the second number says how many are live.
 
     Returns:
-        int64 ``(2, m)``: element and row of each, in order; then rows that are not live. None stands twice.
+        ``places`` int64 ``(2, m)``: element and row of each, in order, then rows that are not live, so that there are
+        2 where the batch has 2; none stands twice. ``live`` bool ``(1, m)``.
     """
-    first = (~live).flatten().to(torch.uint8).argsort(stable=True)[: packed.shape[1]]
-    return torch.stack([first // max(1, rows.shape[1]), rows.flatten()[first]])
+    count = int(most[1])
+    m = max(count, min(2, live.numel()))
+    first = (~live).flatten().to(torch.uint8).argsort(stable=True)[:m]
+    places = torch.stack([first // max(1, rows.shape[1]), rows.flatten()[first]])
+    return places, (torch.arange(m, device=live.device) < count)[None]
 
 
 @packed_rows.register_fake
-def _(rows: Tensor, live: Tensor, packed: Tensor) -> Tensor:
-    return rows.new_empty((2, packed.shape[1]))
+def _(rows: Tensor, live: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
+    m = unbacked_size(2 if known_at_least(live.shape[1], 2) else 1)
+    return rows.new_empty((2, m)), live.new_empty((1, m))
 
 
 VISUAL_ROWS = torch.ops.opskip.visual_rows.default
 SHARED = torch.ops.opskip.shared.default
 KEPT_ROWS = torch.ops.opskip.kept_rows.default
-PACKED_COUNT = torch.ops.opskip.packed_count.default
 PACKED_ROWS = torch.ops.opskip.packed_rows.default
 
 

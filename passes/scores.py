@@ -136,7 +136,7 @@ row_scores.register_autograd(lambda ctx, gradient: (None,) * 9)
 
 
 @torch.library.custom_op("opskip::kept_count", mutates_args=())
-def kept_count(visual: Tensor, through: bool, keep: float) -> Tensor:
+def kept_count(visual: Tensor, through: bool, keep: float) -> tuple[Tensor, Tensor]:
     """How many rows an operator with a keep share updates, which no score changes.
 
     Args:
@@ -144,48 +144,55 @@ def kept_count(visual: Tensor, through: bool, keep: float) -> Tensor:
         keep: the share of the left-out rows that are kept, 0 to 1.
 
     Returns:
-        ``live``, bool ``(batch, n)`` as of `kept_rows`: of each element as many True as rows are updated.
+        ``count`` int64 ``(batch,)``, of each element; ``most`` int64 ``(2,)`` on the CPU: the most of one element, and
+        those of all. Whoever makes a size of it in each layer then waits for no device there.
     """
-    return live_rows(visual, through, keep)
+    return count_rows(visual, through, keep)
 
 
-def live_rows(visual: Tensor, through: bool, keep: float | Tensor) -> Tensor:
+def count_rows(visual: Tensor, through: bool, keep: float | Tensor) -> tuple[Tensor, Tensor]:
     """What `kept_count` gives, for one share or for float64 ``(batch,)``, that of each element."""
     left_out = left_out_rows(visual, through).sum(1)
     # A share has six decimals, so that nothing but rounding is within 1e-9 of a whole number.
-    kept = visual.shape[1] - left_out + (left_out.double() * keep - 10.0 ** -(DECIMALS + 3)).ceil().long()
-    n = 2 if visual.shape[1] > 1 else 1
-    n = max(int(kept.max()), n) if visual.numel() else n
-    return torch.arange(n, device=visual.device) < kept[:, None]
+    count = visual.shape[1] - left_out + (left_out.double() * keep - 10.0 ** -(DECIMALS + 3)).ceil().long()
+    most = count.max() if len(count) else count.sum()
+    return count, torch.stack([most, count.sum()]).cpu()
 
 
 @kept_count.register_fake
-def _(visual: Tensor, through: bool, keep: float) -> Tensor:
-    n = unbacked_size(2 if known_at_least(visual.shape[1], 2) else 1)
-    return visual.new_empty((visual.shape[0], n))
+def _(visual: Tensor, through: bool, keep: float) -> tuple[Tensor, Tensor]:
+    return counts_like(visual)
+
+
+def counts_like(visual: Tensor) -> tuple[Tensor, Tensor]:
+    """Tensors of the form that `kept_count` gives."""
+    return visual.new_empty((visual.shape[0],), dtype=torch.int64), torch.empty(2, dtype=torch.int64)
 
 
 @torch.library.custom_op("opskip::critical_rows", mutates_args=())
-def critical_rows(visual: Tensor, through: bool, scores: Tensor, live: Tensor) -> Tensor:
+def critical_rows(visual: Tensor, through: bool, scores: Tensor, count: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
     """Indices of the rows that an operator with a keep share updates.
 
     Args:
         visual, through: as for `kept_rows`.
         scores: float32 ``(batch, sequence)``; of left-out rows those with the highest are kept, the first of equals.
-        live: what `kept_count` gave.
+        count, most: what `kept_count` gave.
 
     Returns:
-        int64 ``(batch, n)``, as of `kept_rows`: kept rows in order, then left-out ones that are not live.
+        ``rows`` int64 and ``live`` bool, ``(batch, n)`` as of `kept_rows`: kept rows in order, then left-out ones.
     """
+    n = max(int(most[0]), 2 if visual.shape[1] > 1 else 1)
+    live = torch.arange(n, device=visual.device) < count[:, None]
     first = scores.masked_fill(~left_out_rows(visual, through), float("inf"))
-    best = first.argsort(dim=1, descending=True, stable=True)[:, : live.shape[1]]
+    best = first.argsort(dim=1, descending=True, stable=True)[:, :n]
     dropped = torch.ones_like(visual).scatter(1, best, ~live)
-    return dropped.to(torch.uint8).argsort(dim=1, stable=True)[:, : live.shape[1]].contiguous()
+    return dropped.to(torch.uint8).argsort(dim=1, stable=True)[:, :n].contiguous(), live
 
 
 @critical_rows.register_fake
-def _(visual: Tensor, through: bool, scores: Tensor, live: Tensor) -> Tensor:
-    return live.new_empty(live.shape, dtype=torch.int64)
+def _(visual: Tensor, through: bool, scores: Tensor, count: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (visual.shape[0], unbacked_size(2 if known_at_least(visual.shape[1], 2) else 1))
+    return visual.new_empty(shape, dtype=torch.int64), visual.new_empty(shape)
 
 
 def _of_rows(by_key: Tensor, rows: int, columns: Tensor | None) -> Tensor:

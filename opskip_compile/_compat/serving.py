@@ -6,7 +6,7 @@ one of these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -137,6 +137,67 @@ def built_from(metadata: Any) -> tuple[Any, Any]:
     """The builder of a metadata and the description of the step that it was built from."""
     builder, common = metadata._opskip
     return builder, common
+
+
+def requests_of(common: Any) -> tuple[Any, Any]:
+    """Where each request of a step begins among its rows, and how many rows each of them reads, as arrays."""
+    upper = common.seq_lens_cpu_upper_bound
+    keys = (common.seq_lens.cpu() if upper is None else upper)[: common.num_reqs]
+    return common.query_start_loc_cpu[: common.num_reqs + 1].numpy(), keys.long().numpy()
+
+
+def on_rows(told: Callable[[Any, Tensor], None]) -> None:
+    """Call ``told(model, through)`` before vLLM embeds the rows of a step of a model.
+
+    ``through``, bool ``(rows,)``, says which rows stand up to the last visual one of their prompt, which may come in a
+    later step. A second call changes nothing.
+    """
+    from vllm.v1.worker.gpu.mm.encoder_runner import EncoderRunner
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    if hasattr(GPUModelRunner, "_opskip_gather"):
+        return
+    GPUModelRunner._opskip_gather = first = GPUModelRunner._gather_mm_embeddings
+    EncoderRunner._opskip_gather = second = EncoderRunner.gather_mm_embeddings
+
+    def gather(self: Any, scheduled: Any, shift: int = 0) -> Any:
+        if not shift:
+            counts = scheduled.num_scheduled_tokens
+            requests = [(self.requests[name], counts[name]) for name in self.input_batch.req_ids]
+            told(self.model, _through((r.num_computed_tokens, count, r.mm_features) for r, count in requests))
+        return first(self, scheduled, shift)
+
+    def gather_second(
+        self: Any, names: Any, total: int, counts: Any, starts: Any, lens: Any, computed: Any, draft_lookahead: int = 0
+    ) -> Any:
+        if not draft_lookahead:
+            features = (self.encoder_cache.mm_features[name] for name in names)
+            told(self.model, _through(zip(computed.tolist(), counts.tolist(), features, strict=False)))
+        return second(self, names, total, counts, starts, lens, computed, draft_lookahead)
+
+    GPUModelRunner._gather_mm_embeddings = gather
+    EncoderRunner.gather_mm_embeddings = gather_second
+
+
+def _through(requests: Iterable[tuple[int, int, Any]]) -> Tensor:
+    """Of the first row, the number of rows and the images of each request of a step."""
+    parts = [torch.arange(first, first + count) <= _last_visual(features) for first, count, features in requests]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
+
+
+def _last_visual(features: Any) -> int:
+    last = -1
+    for feature in features or ():
+        if feature.modality != "audio":
+            place, own = feature.mm_position, feature.mm_position.is_embed
+            rows = int(own.nonzero().max()) if own is not None and bool(own.any()) else place.length - 1
+            last = max(last, place.offset + rows)
+    return last
+
+
+def caches_prefixes(config: Any) -> bool:
+    """True if rows that one request has left in the cache may be read by another."""
+    return bool(config.cache_config.enable_prefix_caching)
 
 
 def another_builder(builder: Any, config: Any) -> Any:

@@ -63,9 +63,13 @@ class Geometry:
         return cls(**known, gated=kind not in _PLAIN_FFN)
 
     def attention(self, query_rows: int, key_rows: int) -> int:
-        heads, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        projections = 4 * self.hidden_size * (query_rows * heads + key_rows * kv)
-        return projections + 4 * query_rows * key_rows * heads
+        kv = self.num_kv_heads * self.head_dim
+        return 4 * self.hidden_size * key_rows * kv + self.queries(query_rows, query_rows * key_rows)
+
+    def queries(self, query_rows: int, pairs: int) -> int:
+        """Of an attention what a skipped row does without: its query and output, and its part of the ``pairs`` of query
+        and key."""
+        return 4 * self.num_heads * self.head_dim * (query_rows * self.hidden_size + pairs)
 
     def scores(self, asked: int, key_rows: int, *, queries: bool) -> int:
         """What it costs to ask ``asked`` rows for their attention to every key; with ``queries``, these as well."""

@@ -10,7 +10,6 @@ from opskip_compile.passes.ops.operation import Call, ShapeOf
 from opskip_compile.passes.ops.table import declare
 from opskip_compile.passes.runtime import (
     KEPT_ROWS,
-    PACKED_COUNT,
     PACKED_ROWS,
     SHARED,
     VISUAL_ROWS,
@@ -26,8 +25,7 @@ from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT, PROBE_ROWS, 
 declare(plain("opskip::kept_rows", "visual, through"), functions=[KEPT_ROWS])
 declare(plain("opskip::select_rows", "input, rows, dim"), functions=[select_rows, select_packed])
 declare(plain("opskip::scatter_rows", "input, rows, update"), functions=[scatter_rows, scatter_packed])
-declare(plain("opskip::packed_count", "live"), functions=[PACKED_COUNT])
-declare(plain("opskip::packed_rows", "rows, live, packed"), functions=[PACKED_ROWS])
+declare(plain("opskip::packed_rows", "rows, live, most"), functions=[PACKED_ROWS])
 declare(plain("opskip::causal_mask", "rows, key"), functions=[causal_mask])
 declare(plain("opskip::shared", "input"), functions=[SHARED])
 declare(plain("opskip::probe_rows", "visual, mask, columns"), functions=[PROBE_ROWS])
@@ -36,7 +34,7 @@ declare(plain("opskip::kept_count", "visual, through, keep"), functions=[KEPT_CO
 declare(plain("opskip::kept_by_level", "visual, through, shares, level"), functions=[KEPT_BY_LEVEL])
 _CHOICE = "hidden, visual, mask, columns, weights, bias, gains, threshold, digest"
 declare(plain("opskip::choose_level", _CHOICE), functions=[CHOOSE_LEVEL])
-declare(plain("opskip::critical_rows", "visual, through, scores, live"), functions=[CRITICAL_ROWS])
+declare(plain("opskip::critical_rows", "visual, through, scores, count, most"), functions=[CRITICAL_ROWS])
 
 
 def flops_of_scores(call: Call, shape_of: ShapeOf) -> int | None:

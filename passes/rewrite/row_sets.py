@@ -17,8 +17,8 @@ from opskip_compile.passes.graph.sizes import PACKED, PROBED
 from opskip_compile.passes.levels import CHOOSE_LEVEL, KEPT_BY_LEVEL
 from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.rewrite.selection import RowSet
-from opskip_compile.passes.runtime import KEPT_ROWS, PACKED_COUNT, PACKED_ROWS, select_rows
-from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT, PROBE_ROWS, ROW_SCORES, SPREAD_SCORES
+from opskip_compile.passes.runtime import KEPT_ROWS, PACKED_ROWS, select_rows
+from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT, PROBE_ROWS, ROW_SCORES, SPREAD_SCORES, counts_like
 from opskip_compile.schedule.left_out import LeftOut
 
 
@@ -26,7 +26,8 @@ class RowSets:
     """Makes the row sets of a plan.
 
     Rows that no score chooses are known at the start of the graph, and are one set for all operators. Critical rows are
-    chosen in the layer of their operator, so that layers stay alike; how many they are is known at the start.
+    chosen in the layer of their operator, and so is their number made a size there: layers stay alike, whatever they
+    keep.
 
     Args:
         graph: gets their nodes.
@@ -46,7 +47,6 @@ class RowSets:
         keeping = [skip for skip in plan.skips if skip.left_out.chooses]
         self._level = self._choose(plan) if any(skip.left_out.shares for skip in keeping) else None
         self._counts = {left_out: self._count(left_out) for left_out in sorted({skip.left_out for skip in keeping})}
-        self._packed = {each: self._pack(*counted) for each, counted in self._counts.items() if self._packs(each)}
         self._scores: list[tuple[int, fx.Node]] = []  # from the layer on
         if keeping:
             self._score(plan, max(last_scored(skip.operator) for skip in keeping))
@@ -66,21 +66,23 @@ class RowSets:
         return RowSet(name, rows, live, self._call("size", rows, 1, name=f"kept_{name}"))
 
     def _count(self, left_out: LeftOut) -> tuple[fx.Node, fx.Node]:
+        """How many rows each element updates, and the sizes that follow."""
         through = left_out.rows == "through_visual"
         if left_out.shares:
-            flags = self._call(KEPT_BY_LEVEL, self._mask, through, list(left_out.shares), self._level)
+            both = self._call(KEPT_BY_LEVEL, self._mask, through, list(left_out.shares), self._level)
         else:
-            flags = self._call(KEPT_COUNT, self._mask, through, left_out.keep)
-        return flags, self._call("unsqueeze", flags, -1, name=f"live_{left_out}")
+            both = self._call(KEPT_COUNT, self._mask, through, left_out.keep)
+        count = self._call(op.getitem, both, 0, name=f"count_{left_out}")
+        most = self._call(op.getitem, both, 1, name=f"most_{left_out}")
+        if self._stream is not None:  # all of them have one form, and layers with them too
+            like = self._stream.new_empty(self._stream.shape[:2], dtype=torch.bool)
+            count.meta["example_value"], most.meta["example_value"] = counts_like(like)
+        return count, most
 
     def _packs(self, left_out: LeftOut) -> bool:
         """True if elements of a batch may keep different shares: then the rows of an FFN are one list for all of them,
         so that no element pays for the level of another."""
         return bool(left_out.shares) and not (self._stream is not None and same_size(self._stream.shape[0], 1))
-
-    def _pack(self, flags: fx.Node, live: fx.Node) -> tuple[fx.Node, fx.Node]:
-        packed = self._call(PACKED_COUNT, flags)
-        return packed, self._call("unsqueeze", packed, -1, name=f"{live.name}_packed")
 
     def _choose(self, plan: Plan) -> fx.Node:
         """The level of each element, before the first layer."""
@@ -128,16 +130,21 @@ class RowSets:
         return self._call(ROW_SCORES, *operands, *rest, name=name, origin=Origin(at), example=torch.float32)
 
     def _critical(self, left_out: LeftOut, skip: Skip) -> RowSet:
-        operator, (flags, live) = skip.operator, self._counts[left_out]
+        operator, (count, most) = skip.operator, self._counts[left_out]
         scores = self._last = [node for layer, node in self._scores if layer <= last_scored(operator)][-1]
         made = Origin(operator.branch.name, rows=str(left_out))
         name = f"{left_out}_{operator.name}"
-        through = left_out.rows == "through_visual"
-        rows = self._call(CRITICAL_ROWS, self._mask, through, scores, flags, name=f"rows_{name}", origin=made)
-        packed = left_out in self._packed and operator.kind == "ffn"
+        packed = operator.kind == "ffn" and self._packs(left_out)
+
+        def parts(of: Any, *args: Any) -> tuple[fx.Node, fx.Node]:
+            both = self._call(of, *args, origin=made)
+            rows = self._call(op.getitem, both, 0, name=f"rows_{name}", origin=made)
+            return rows, self._call(op.getitem, both, 1, origin=made)
+
+        rows, live = parts(CRITICAL_ROWS, self._mask, left_out.rows == "through_visual", scores, count, most)
         if packed:
-            count, live = self._packed[left_out]
-            rows = self._call(PACKED_ROWS, rows, flags, count, name=f"packed_{name}", origin=made)
+            rows, live = parts(PACKED_ROWS, rows, live, most)
+        live = self._call("unsqueeze", live, -1, name=f"live_{name}", origin=made)
         n = self._call("size", rows, 1, name=f"kept_{name}", origin=made)
         return RowSet(PACKED * packed + str(left_out), rows, live, n, packed)
 

@@ -19,16 +19,17 @@ from torch.fx.node import map_arg
 from opskip_compile._compat import REGION, invoke_region, is_subclass, keep_dynamo, memory_of
 from opskip_compile.passes.analysis.operators import Match
 from opskip_compile.passes.graph.origin import captured_place, origin
+from opskip_compile.passes.graph.sizes import PROBED
 from opskip_compile.passes.ops import is_inplace, mutated_nodes, tensor
 from opskip_compile.passes.ops.state import keeps_its_place
 from opskip_compile.passes.runtime import SELECTING, SHARED
-from opskip_compile.passes.scores import CRITICAL_ROWS, SPREAD_SCORES
+from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT, SPREAD_SCORES
+from opskip_compile.schedule.left_out import ROWS
 
 OUTSIDE = -1.0
 _GIVEN = ("placeholder", "get_attr")
 _KEPT = (torch.where, *SELECTING)
-# What is made of an earlier layer's stream or scores for one layer, and the argument that it is made of.
-_SELECTING: dict[Any, int] = {**dict.fromkeys(SELECTING, 0), CRITICAL_ROWS: 2}
+_OF_ALL = (*ROWS, PROBED)  # the row sets that stand before the layers
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ def share_regions(gm: fx.GraphModule, graph: fx.Graph, layers: Layers) -> tuple[
     for node in graph.nodes:
         if level[node] != OUTSIDE:
             parts[level[node]].nodes.append(node)
+    for part in parts.values():
+        part.nodes = _in_order_of_use(part.nodes)
     kinds: dict[object, int] = {}
     alike: dict[int, list[_Part]] = {}
     for n, part in parts.items():
@@ -112,8 +115,8 @@ def _levels(graph: fx.Graph, layers: Layers) -> dict[fx.Node, float]:
     """The layer of each node, so that no node reads one of a later layer.
 
     What does not depend on the stream goes along with the layer that it serves, or stays outside if it serves several.
-    A selection from the stream of earlier layers stands by itself before its layer, which then is like the next one; so
-    do the rows that are chosen by the scores of earlier layers.
+    A selection from the stream of earlier layers stands by itself before its layer, which then is like the next one,
+    unless its rows are chosen in the layer: they count as made of the stream in the first one, too.
     """
     level: dict[fx.Node, float] = {}
     stream: set[fx.Node] = set()
@@ -122,7 +125,7 @@ def _levels(graph: fx.Graph, layers: Layers) -> dict[fx.Node, float]:
         place = captured_place(node)
         if place == layers.entry:
             stream.add(node)
-        elif not stream.isdisjoint(node.all_input_nodes) and node.op != "output":
+        elif node.target is CRITICAL_ROWS or (node.op != "output" and not stream.isdisjoint(node.all_input_nodes)):
             stream.add(node)
             levels: list[float] = [layers.number.get(place, OUTSIDE), *(level[read] for read in node.all_input_nodes)]
             for read in node.all_input_nodes:
@@ -130,12 +133,12 @@ def _levels(graph: fx.Graph, layers: Layers) -> dict[fx.Node, float]:
                 if exit_ in layers.exits and exit_ != place and read.target not in SELECTING:
                     levels.append(layers.exits[exit_] + 1)
             level[node] = float(math.ceil(max(levels)))
-            read = _SELECTING.get(node.target)
-            if read is not None and level[node.args[read]] < level[node]:
+            if node.target in SELECTING and all(level[read] < level[node] for read in node.all_input_nodes):
                 level[node] -= 0.5
     for node in reversed(graph.nodes):
-        # The first scores go to the first layer as those of a layer go to the next.
-        if node not in stream and node.op not in (*_GIVEN, "output") and node.target is not SPREAD_SCORES:
+        # The first scores go to the first layer as those of a layer go to the next, and so do numbers of kept rows.
+        made = node.args[0].target if node.target is operator.getitem else node.target
+        if node not in stream and node.op not in (*_GIVEN, "output") and made not in (SPREAD_SCORES, KEPT_COUNT):
             users = {level[user] for user in node.users}
             if len(users) == 1:
                 level[node] = users.pop()
@@ -151,6 +154,23 @@ def _writes_come_first(graph: fx.Graph, level: Mapping[fx.Node, float]) -> bool:
             return False
         read |= level[node] != OUTSIDE and not mutated.isdisjoint(node.all_input_nodes)
     return True
+
+
+def _in_order_of_use(nodes: list[fx.Node]) -> list[fx.Node]:
+    """The same nodes, each after what it reads and as late as the first one that reads it allows.
+
+    Nodes that do not read one another stand in the graph as passes have put them there, in one layer this way and in
+    another that way. They are functions: nothing in a layer is written in place.
+    """
+    inside, order = set(nodes), dict[fx.Node, None]()
+    todo = [node for node in reversed(nodes) if inside.isdisjoint(node.users)]
+    while todo:
+        reads = [read for read in todo[-1].all_input_nodes if read in inside and read not in order]
+        if reads:
+            todo += reversed(reads)
+        else:
+            order[todo.pop()] = None
+    return list(order)
 
 
 def _describe(part: _Part, level: Mapping[fx.Node, float], layers: Layers) -> object:
@@ -197,10 +217,10 @@ def _form(node: fx.Node, layers: Layers, outside: bool) -> object:
     if outside:
         return "itself", node.name
     source = origin(node)
-    if source is not None and node.target is CRITICAL_ROWS:
-        return "rows", source.rows
     like = None if source is None else layers.examples.get(source.like)
     if source is None or source.dim is None or node.target not in _KEPT or not isinstance(like, torch.Tensor):
+        return None
+    if source.rows not in _OF_ALL:  # as many as its operator chooses, whose number no other layer knows
         return None
     shape = [str(size) for size in like.shape]
     shape[source.dim] = source.rows

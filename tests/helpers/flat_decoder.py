@@ -6,7 +6,7 @@ no kernel. So what the plug-in does to such a decoder is tested where vLLM is no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -203,8 +203,13 @@ class FlatDecoder(nn.Module):
                 x = x + deepstack
         return norm(x, residual, self.last)[0]
 
-    def oracle(self, embeds: Tensor, deepstack: Tensor, visual: Tensor, states: Sequence[Any], paged: Paged) -> Tensor:
-        """The same with the visual rows of skipped operators dropped before they reach the stream, by plain code."""
+    def oracle(
+        self, embeds: Tensor, deepstack: Tensor, left_out: Mapping[str, Tensor], states: Sequence[Any], paged: Paged
+    ) -> Tensor:
+        """The same with the rows of skipped operators dropped before they reach the stream, by plain code.
+
+        ``left_out`` has them by row set, bool ``(rows,)``.
+        """
         h = embeds
         for i, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
             packed = linear(norm(h, None, layer.first)[0], layer.qkv, layer.bias)
@@ -216,11 +221,11 @@ class FlatDecoder(nn.Module):
             )
             paged.write(*heads[1:], layer.name)
             paged.attend(*heads, out, layer.name)
-            h = h + _without(linear(out.reshape(len(h), -1), layer.o), visual, state.attention)
-            h = h + _without(layer.ffn(norm(h, None, layer.second)[0]), visual, state.ffn)
+            h = h + _without(linear(out.reshape(len(h), -1), layer.o), left_out, state.attention)
+            h = h + _without(layer.ffn(norm(h, None, layer.second)[0]), left_out, state.ffn)
             h = h + deepstack if i == 0 else h
         return norm(h, None, self.last)[0]
 
 
-def _without(update: Tensor, visual: Tensor, skip: Any) -> Tensor:
-    return update if skip is None else update.masked_fill(visual[:, None], 0.0)
+def _without(update: Tensor, left_out: Mapping[str, Tensor], skip: Any) -> Tensor:
+    return update if skip is None else update.masked_fill(left_out[skip.rows][:, None], 0.0)

@@ -15,7 +15,7 @@ from opskip_compile.errors import OpSkipError
 from opskip_compile.integrations.vllm.runs import runs_of
 from opskip_compile.integrations.vllm.skipper import rewrite_decoder
 from opskip_compile.integrations.vllm.step import STEPS, StepMaker
-from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.passes.runtime import Given, mark_visual
 from opskip_compile.schedule.schedule import Schedule
 from tests.helpers.flat_decoder import HEADS, KEY_HEADS, LAYERS, SIZE, WIDTH, FlatDecoder, Paged
 
@@ -40,11 +40,22 @@ def compiled(model: FlatDecoder, schedule: str) -> Any:
     return torch.compile(run, backend=rewrite_decoder, fullgraph=True, dynamic=True, options=options)
 
 
-@pytest.mark.parametrize("schedule", ["attend:0 transform:1 silent:2-3", "transform:all", "attend:all", "silent:all"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        "attend:0 transform:1 silent:2-3",
+        "transform:all",
+        "attend:all",
+        "silent:all",
+        "silent@through_visual:1,3 transform:0 attend:2",
+        "silent@through_visual:all",
+    ],
+)
 def test_steps_of_requests(schedule: str, fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     model, states = FlatDecoder(), Schedule.of(schedule).resolve(LAYERS)
     names = [layer.name for layer in model.layers]
-    skipping, makes = compiled(model, schedule), StepMaker(None, frozenset(names))
+    rows_of = [state.attention.rows if state.attention else "visual" for state in states]
+    skipping, makes = compiled(model, schedule), StepMaker(None, dict(zip(names, rows_of, strict=True)))
     for number, (lengths, before, where) in enumerate(STEPS_OF):
         torch.manual_seed(number)
         paged, plain = Paged(len(lengths)), Paged(len(lengths))
@@ -56,18 +67,29 @@ def test_steps_of_requests(schedule: str, fresh: None, monkeypatch: pytest.Monke
             if rows:  # what earlier steps have left in the cache
                 cache.step(before, [0] * len(before))
                 earlier = torch.randn(rows, WIDTH)
-                model.oracle(earlier, torch.zeros(rows, WIDTH), nothing, Schedule().resolve(LAYERS), cache)
+                model.oracle(earlier, torch.zeros(rows, WIDTH), {"visual": nothing}, Schedule().resolve(LAYERS), cache)
         rows = sum(lengths)
         visual = torch.zeros(rows, dtype=torch.bool)
         for start, own in zip(np.cumsum([0, *lengths]), where, strict=False):
             visual[[int(start) + row for row in own]] = True
+        through = torch.zeros(rows, dtype=torch.bool)
+        for number_of, (start, count, own) in enumerate(zip(np.cumsum([0, *lengths]), lengths, where, strict=False)):
+            # the first request has an image in a later step, too
+            through[int(start) : int(start) + (count if number_of == 0 else max(own, default=-1) + 1)] = True
+        left_out = {"visual": visual, "through_visual": through}
         embeds, deepstack = torch.randn(rows, WIDTH), torch.randn(rows, WIDTH) * visual[:, None]
         plain.step(lengths, before)
-        wanted = model.oracle(embeds, deepstack, visual, states, plain)
+        wanted = model.oracle(embeds, deepstack, left_out, states, plain)
         monkeypatch.setattr(serving, "write_keys_and_values", paged.write)
         monkeypatch.setattr(serving, "attend", paged.attend)
         metadata = dict.fromkeys(names, paged.step(lengths, before))
-        STEPS.now = makes.make(visual, metadata, torch.device("cpu"))
+        STEPS.now = makes.make(left_out, metadata, torch.device("cpu"))
+        monkeypatch.setattr(Given, "through", through[None])
+        counted = makes.by_request(left_out, metadata)
+        assert counted is not None
+        assert counted.left_out["visual"].tolist() == [len(own) for own in where]
+        assert counted.left_out["through_visual"][0] == lengths[0]
+        assert counted.keys.tolist() == [a + b for a, b in zip(lengths, before, strict=True)]
         torch.testing.assert_close(skipping(embeds, deepstack, visual), wanted, rtol=1e-5, atol=1e-5)
         for name in names:  # keys and values of every row, those of skipped ones too
             torch.testing.assert_close(paged.keys[name], plain.keys[name], rtol=1e-5, atol=1e-5)
@@ -148,4 +170,4 @@ def test_kept_rows_outside_of_a_step_are_an_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(STEPS, "now", None)
     query, key = torch.zeros(2, HEADS, SIZE), torch.zeros(6, KEY_HEADS, SIZE)
     with pytest.raises(OpSkipError, match=r"layers\.0\.attn is asked for kept rows outside of a step"):
-        torch.ops.opskip.paged_attention(query, key, key, "layers.0.attn", SIZE, True, True)
+        torch.ops.opskip.paged_attention(query, key, key, "layers.0.attn", SIZE, True, "visual")

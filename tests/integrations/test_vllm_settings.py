@@ -39,6 +39,7 @@ def config(opskip: Any = None, **changed: Any) -> Any:
         "speculative_config": None,
         "lora_config": None,
         "kv_transfer_config": None,
+        "cache_config": SimpleNamespace(enable_prefix_caching=True),
         "additional_config": {} if opskip is None else {"opskip": opskip},
     }
     for name, value in changed.items():
@@ -147,11 +148,15 @@ def test_other_releases(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_text_before_an_image_stays(caplog: pytest.LogCaptureFixture) -> None:
-    """Presets leave it out; in a server it is kept, and that is said."""
+    """Presets leave it out; where prompts share prefixes in the cache it is kept, and that is said."""
     with caplog.at_level(logging.WARNING, "vllm.opskip"):
         found = asked(config({"schedule": "silent@through_visual:2 attend:0"}))
         assert asked(config({"schedule": "silent@through_visual:2 attend:0"})) == found
     assert found is not None and found.schedule == Schedule.of("silent:2 attend:0")
+    assert caplog.text.count("through_visual") == 1
+    assert "--no-enable-prefix-caching" in caplog.text
+    whole = asked(config({"schedule": "silent@through_visual:2 attend:0"}, cache_config__enable_prefix_caching=False))
+    assert whole is not None and whole.schedule == Schedule.of("silent@through_visual:2 attend:0")
     assert caplog.text.count("through_visual") == 1
 
 

@@ -61,13 +61,13 @@ def test_padding_may_hold_anything() -> None:
 def test_as_many_rows_as_the_share_of_the_level_says(visual: Tensor, through: bool) -> None:
     shares = [1.0, 0.5, 0.29, 0.0]
     level = torch.arange(len(visual)) % 4
-    live = kept_by_level(visual, through, shares, level)
-    for element, at in enumerate(level.tolist()):
-        alone = kept_count(visual[element : element + 1], through, shares[at])
-        assert int(live[element].sum()) == int(alone.sum())
+    count, most = kept_by_level(visual, through, shares, level)
+    alone = [kept_count(visual[i : i + 1], through, shares[at])[0].item() for i, at in enumerate(level.tolist())]
+    assert count.tolist() == alone
+    assert most.tolist() == [max(alone), sum(alone)]
     for at, share in enumerate(shares):
-        same = kept_by_level(visual, through, shares, torch.full((len(visual),), at))
-        assert torch.equal(same, kept_count(visual, through, share))
+        same, _ = kept_by_level(visual, through, shares, torch.full((len(visual),), at))
+        assert torch.equal(same, kept_count(visual, through, share)[0])
 
 
 def test_what_the_operators_promise() -> None:

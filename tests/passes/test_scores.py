@@ -31,8 +31,7 @@ from tests.passes.test_runtime import EVERY, LAYOUTS, mask
 @EVERY
 def test_as_many_rows_as_the_share_says(visual: Tensor, through: bool, keep: float) -> None:
     left_out = visual.flip(1).cumsum(1).flip(1) > 0 if through else visual
-    live = kept_count(visual, through, keep)
-    rows = critical_rows(visual, through, torch.rand(visual.shape), live)
+    rows, live = critical_rows(visual, through, torch.rand(visual.shape), *kept_count(visual, through, keep))
     for element, out in enumerate(left_out.tolist()):
         kept = rows[element][live[element]].tolist()
         assert len(kept) == out.count(False) + math.ceil(Fraction(repr(keep)) * sum(out))
@@ -45,21 +44,21 @@ def test_the_count_is_exact_for_every_share_of_two_decimals() -> None:
     for percent in range(101):
         keep = percent / 100
         for count in (1, 7, 25, 64, 100, 576):
-            live = kept_count(torch.ones(1, count, dtype=torch.bool), False, keep)
-            assert int(live.sum()) == LeftOut(keep=keep).critical(count) == -(-percent * count // 100)
+            kept, most = kept_count(torch.ones(1, count, dtype=torch.bool), False, keep)
+            assert most.tolist() == [kept.item()] * 2
+            assert kept.item() == LeftOut(keep=keep).critical(count) == -(-percent * count // 100)
 
 
 def test_the_highest_scores_are_kept_and_the_first_of_equals() -> None:
     visual = mask(".vvvv.", "vvvv..")
     scores = torch.tensor([[9.0, 1, 3, 2, 3, 9], [5, 5, 5, 6, 0, 0]])
-    live = kept_count(visual, False, 0.5)
-    assert critical_rows(visual, False, scores, live).tolist() == [[0, 2, 4, 5], [0, 3, 4, 5]]
+    rows, _ = critical_rows(visual, False, scores, *kept_count(visual, False, 0.5))
+    assert rows.tolist() == [[0, 2, 4, 5], [0, 3, 4, 5]]
 
 
 def test_elements_keep_shares_of_their_own_rows() -> None:
     visual = mask("vvvv....", "v.......", "........")
-    live = kept_count(visual, False, 0.5)
-    rows = critical_rows(visual, False, torch.zeros(visual.shape), live)
+    rows, live = critical_rows(visual, False, torch.zeros(visual.shape), *kept_count(visual, False, 0.5))
     assert [rows[i][live[i]].tolist() for i in range(3)] == [[0, 1, 4, 5, 6, 7], [*range(8)], [*range(8)]]
 
 
@@ -71,8 +70,8 @@ def test_before_the_first_attention_rows_are_spread_over_the_image() -> None:
     assert scores.max() < 1e-5
     kept: set[int] = set()
     for count, widest in ((8, 16), (16, 8), (32, 4)):
-        live = kept_count(visual, False, count / 64)
-        rows = [row for row in critical_rows(visual, False, scores, live)[0].tolist() if visual[0, row]]
+        of_all, _ = critical_rows(visual, False, scores, *kept_count(visual, False, count / 64))
+        rows = [row for row in of_all[0].tolist() if visual[0, row]]
         gaps = [b - a for a, b in zip([2, *rows], [*rows, 67], strict=True)]
         assert len(rows) == count
         assert max(gaps) <= widest
@@ -143,7 +142,7 @@ def test_operators_are_registered_properly(name: str) -> None:
     visual = LAYOUTS[name]
     batch, length = visual.shape
     scores = torch.rand(visual.shape)
-    live = kept_count(visual, False, 0.5)
+    count, most = kept_count(visual, True, 0.5)
     query = torch.randn(batch, 4, 3, 8, requires_grad=True)
     rows = torch.zeros(batch, 3, dtype=torch.int64)
     alive = torch.ones(batch, 3, 1, dtype=torch.bool)
@@ -151,7 +150,7 @@ def test_operators_are_registered_properly(name: str) -> None:
     torch.library.opcheck(PROBE_ROWS, (visual, allowed, None))
     torch.library.opcheck(SPREAD_SCORES, (visual,))
     torch.library.opcheck(KEPT_COUNT, (visual, False, 0.5))
-    torch.library.opcheck(CRITICAL_ROWS, (visual, True, scores, live))
+    torch.library.opcheck(CRITICAL_ROWS, (visual, True, scores, count, most))
     torch.library.opcheck(
         ROW_SCORES,
         (query, torch.randn(batch, 2, length, 8), None, rows, alive, scores, None, None, True),

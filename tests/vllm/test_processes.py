@@ -48,5 +48,6 @@ def test_a_server_counts_what_it_skips(tmp_path: Path, monkeypatch: pytest.Monke
         server.process.wait(60)
     values = {name: float(value) for name, _, value in lines if name.startswith("opskip:")}
     assert values["opskip:rows_left_out_total"] == 64 * 10
-    assert values['opskip:steps_total{kind="skipping"}'] == 1
-    assert values['opskip:steps_total{kind="dense"}'] == TOKENS - 1
+    assert values["opskip:flops_saved_total"] > 0
+    assert values['opskip:steps_total{kind="skipping",reason=""}'] == 1
+    assert values['opskip:steps_total{kind="dense",reason="no visual rows"}'] == TOKENS - 1

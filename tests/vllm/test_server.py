@@ -26,6 +26,7 @@ from tests.vllm.asking import (
 )
 
 SCHEDULE = "attend:0,2 transform:1,4 silent:5-7"
+THROUGH = "silent@through_visual:5-7 transform@through_visual:1 attend:0,2 transform:4"
 PROMPTS = [
     Asked(IMAGE + "how many circles are there?", [picture(64, 64, 1)]),
     Asked(f"is there a {IMAGE} red circle {IMAGE}?", [picture(96, 64, 2), picture(64, 128, 3)]),
@@ -55,9 +56,25 @@ def test_chunks_and_mixed_batches(chunked: Any, reference: Reference) -> None:
     outputs = chunked.generate([one.request for one in PROMPTS], sampling(), use_tqdm=False)
     assert check(outputs, PROMPTS, reference, SCHEDULE) > 0
     counted = counters(chunked)
-    assert counted.with_images > 1 and counted.without
+    assert counted.skipping > 1 and counted.dense
     assert REPORTS.count - before <= 1
-    assert counted.visual == sum(ids.count(reference.model.config.image_token_id) for ids in _ids(outputs))
+    visual = [ids.count(reference.model.config.image_token_id) for ids in _ids(outputs)]
+    assert counted.left_out == sum(visual) * 10
+
+
+def test_the_flops_that_are_saved(chunked: Any, reference: Reference) -> None:
+    """Of one prompt alone, in chunks of 40 rows: what each skipped row does without (`count_flops` has the formula)."""
+    before = counters(chunked).flops
+    alone = Asked(IMAGE + "how many?", [picture(128, 128, 14)])
+    (output,) = chunked.generate([alone.request], sampling(every_row=False), use_tqdm=False)
+    ids, size = list(output.prompt_token_ids), reference.model.config.text_config
+    heads, saved = size.num_attention_heads * size.head_dim, 0
+    for row, token in enumerate(ids):
+        if token == reference.model.config.image_token_id:
+            keys = min(len(ids), (row // 40 + 1) * 40)
+            saved += 5 * 6 * size.hidden_size * size.intermediate_size  # FFNs of layers 0, 2, 5, 6 and 7
+            saved += 5 * 4 * heads * (size.hidden_size + keys)  # attentions of layers 1, 4, 5, 6 and 7
+    assert counters(chunked).flops - before == saved
 
 
 def test_a_prefix_that_ends_inside_a_picture(chunked: Any, reference: Reference) -> None:
@@ -109,6 +126,18 @@ def test_an_answer_of_given_words(chunked: Any, reference: Reference) -> None:
     assert all(float((row - row[0]).abs().max()) < BOUND for row in left)
 
 
+@pytest.mark.parametrize("rows", [40, 2048])
+def test_text_before_an_image_is_left_out_too(rows: int, reference: Reference) -> None:
+    """Also in steps that end before the image begins, and beside requests that have none."""
+    late = Asked(f"is there a red circle or a blue one or a green one? {IMAGE * 2} why?", PROMPTS[1].images)
+    prompts = [*PROMPTS, late]
+    with engine(DEMO, THROUGH, max_num_batched_tokens=rows, enable_prefix_caching=False) as llm:
+        outputs = llm.generate([one.request for one in prompts], sampling(), use_tqdm=False)
+        assert check(outputs, prompts, reference, THROUGH) > 0
+        error = distances(outputs[-1], late, reference, THROUGH.replace("@through_visual", "")).abs().max()
+        assert error > BOUND  # the text before makes a difference
+
+
 def test_a_video_with_text_between_its_frames(reference: Reference) -> None:
     from transformers import AutoProcessor
 
@@ -126,17 +155,17 @@ def test_a_video_with_text_between_its_frames(reference: Reference) -> None:
         return {**named, "mm_token_type_ids": (ids == token).long() * 2}
 
     cut = {"max_num_batched_tokens": 128, "limit_mm_per_prompt": {"image": 1, "video": 1}}
-    with engine(DEMO, SCHEDULE, **cut) as llm:
+    with engine(DEMO, THROUGH, enable_prefix_caching=False, **cut) as llm:
         outputs = llm.generate([request], sampling(), use_tqdm=False)
     assert list(outputs[0].prompt_token_ids).count(token) == 128 < len(outputs[0].prompt_token_ids)
-    check(outputs, [asked], Reference(reference.model, frozenset([token]), inputs), SCHEDULE)
+    check(outputs, [asked], Reference(reference.model, frozenset([token]), inputs), THROUGH)
 
 
 def test_steps_of_one_row(reference: Reference) -> None:
     """A chunk of one visual row, which no other graph fits."""
-    with engine(DEMO, SCHEDULE, max_num_batched_tokens=1, max_num_seqs=1) as llm:
-        asked = [Asked(IMAGE, [picture(64, 64, 6)])]
-        check(llm.generate([asked[0].request], sampling(2), use_tqdm=False), asked, reference, SCHEDULE)
+    with engine(DEMO, THROUGH, max_num_batched_tokens=1, max_num_seqs=1, enable_prefix_caching=False) as llm:
+        asked = [Asked(f"is it {IMAGE}", [picture(64, 64, 6)])]
+        check(llm.generate([asked[0].request], sampling(2), use_tqdm=False), asked, reference, THROUGH)
 
 
 def test_a_server_that_was_not_warmed_up(reference: Reference) -> None:
@@ -151,7 +180,7 @@ def test_a_server_that_was_not_warmed_up(reference: Reference) -> None:
 def test_preemption(reference: Reference) -> None:
     """So few blocks that requests lose theirs and start again."""
     few = {"num_gpu_blocks_override": 9, "block_size": 32, "enable_prefix_caching": False, "max_model_len": 256}
-    with engine(DEMO, SCHEDULE, **few) as llm:
+    with engine(DEMO, THROUGH, **few) as llm:
         scheduler, lost = llm.llm_engine.engine_core.engine_core.scheduler, []
         preempt = scheduler._preempt_request
 
@@ -163,13 +192,13 @@ def test_preemption(reference: Reference) -> None:
         asked = [Asked(IMAGE + "how many circles are there?", [picture(96, 96, seed)]) for seed in range(4)]
         outputs = llm.generate([one.request for one in asked], sampling(80, every_row=False), use_tqdm=False)
         assert lost
-        check(outputs, asked, reference, SCHEDULE)
+        check(outputs, asked, reference, THROUGH)
 
 
 def test_by_inductor(reference: Reference) -> None:
-    with engine(DEMO, SCHEDULE, lower="inductor", max_num_batched_tokens=64) as llm:
+    with engine(DEMO, THROUGH, lower="inductor", max_num_batched_tokens=64, enable_prefix_caching=False) as llm:
         outputs = llm.generate([one.request for one in PROMPTS], sampling(), use_tqdm=False)
-        assert check(outputs, PROMPTS, reference, SCHEDULE) > 0
+        assert check(outputs, PROMPTS, reference, THROUGH) > 0
 
 
 def test_bfloat16(reference: Reference) -> None:

@@ -13,72 +13,90 @@ from functools import cache
 from typing import Any
 
 from opskip_compile.integrations.vllm import LOG
+from opskip_compile.integrations.vllm.runs import Requests
+from opskip_compile.schedule.geometry import Geometry
 
 EVERY = 10.0  # seconds between two lines in the log
 
 
+NO_ROWS = "no visual rows"  # why a step was dense: what else would make it so is an error
+
+
 @cache
-def exported() -> tuple[Any, Any]:
-    """Of this process: steps by kind, and rows that operators left out."""
+def exported() -> tuple[Any, Any, Any]:
+    """Of this process: steps by kind, rows that operators left out, and the FLOPs of them."""
     from prometheus_client import Counter
 
-    steps = Counter("opskip:steps", "Steps of the decoder, by whether they had visual rows", ["kind"])
-    return steps, Counter("opskip:rows_left_out", "Rows that skipped operators left out")
+    steps = Counter("opskip:steps", "Steps of the decoder, by whether they skipped, and why not", ["kind", "reason"])
+    rows = Counter("opskip:rows_left_out", "Rows that skipped operators left out")
+    return steps, rows, Counter("opskip:flops_saved", "FLOPs of the rows that skipped operators left out")
 
 
 @dataclass
 class Counters:
-    """Steps and rows. One row of one operator is one piece of work.
+    """Steps, rows and FLOPs. One row of one operator is one piece of work.
 
     Attributes:
         states: the schedule, a state for each layer.
+        geometry: of the decoder, or None if the formula does not describe it: then FLOPs are not counted.
         counts: False in ranks after the first, which do the same.
-        with_images, without: steps that skipped, and those that had no visual rows.
-        rows, visual: of the steps that skipped.
+        skipping, dense: steps that skipped, and others.
+        rows: of the steps that skipped.
+        left_out: rows that operators left out in them.
+        flops: that they saved (`Geometry`: all rows that a request has so far count as keys).
     """
 
     states: Sequence[Any]
+    geometry: Geometry | None = None
     counts: bool = True
-    with_images: int = 0
-    without: int = 0
+    skipping: int = 0
+    dense: int = 0
     rows: int = 0
-    visual: int = 0
+    left_out: int = 0
+    flops: int = 0
     _said: float = field(default_factory=time.monotonic)
 
-    def dense(self) -> None:
-        """A step without visual rows ran as vLLM has it."""
-        self.without += 1
+    def without(self) -> None:
+        """A step without rows to leave out ran as vLLM has it."""
+        self.dense += 1
         if self.counts:
-            exported()[0].labels("dense").inc()
+            exported()[0].labels("dense", NO_ROWS).inc()
 
-    def skipped(self, rows: int, visual: int) -> None:
-        """A step with ``visual`` of ``rows`` rows skipped."""
-        self.with_images += 1
+    def skipped(self, rows: int, requests: Requests | None) -> None:
+        """A step of so many rows skipped those of ``requests``."""
+        left_out, flops = (0, 0) if requests is None else self._work(requests)
+        self.skipping += 1
         self.rows += rows
-        self.visual += visual
+        self.left_out += left_out
+        self.flops += flops
         if self.counts:
-            steps, rows_left_out = exported()
-            steps.labels("skipping").inc()
-            rows_left_out.inc(visual * self.operators)
+            steps, rows_left_out, saved = exported()
+            steps.labels("skipping", "").inc()
+            rows_left_out.inc(left_out)
+            saved.inc(flops)
         now = time.monotonic()
         if now - self._said > EVERY:
             self._said = now
             LOG.info("opskip: %s", self.summary())
 
-    @property
-    def operators(self) -> int:
-        """How many operators skip."""
-        return sum((state.attention is not None) + (state.ffn is not None) for state in self.states)
-
-    @property
-    def left_out(self) -> int:
-        """Rows that operators left out."""
-        return self.visual * self.operators
+    def _work(self, requests: Requests) -> tuple[int, int]:
+        left_out = flops = 0
+        totals = {name: int(rows.sum()) for name, rows in requests.left_out.items()}
+        read = {name: int(rows @ requests.keys) for name, rows in requests.left_out.items()}
+        for state in self.states:
+            for kind, of in (("attention", state.attention), ("ffn", state.ffn)):
+                if of is not None:
+                    left_out += totals[of.rows]
+                    if self.geometry is not None and kind == "ffn":
+                        flops += self.geometry.ffn(totals[of.rows])
+                    elif self.geometry is not None:
+                        flops += self.geometry.queries(totals[of.rows], read[of.rows])
+        return left_out, flops
 
     def summary(self) -> str:
         """One line."""
         share = self.left_out / max(1, self.rows * 2 * len(self.states))
         return (
-            f"{self.with_images} steps with images left out {self.left_out} rows of operators ({share:.1%} of theirs); "
-            f"{self.without} steps without images"
+            f"{self.skipping} steps with images left out {self.left_out} rows of operators ({share:.1%} of theirs); "
+            f"{self.dense} steps without images"
         )

@@ -21,21 +21,22 @@ from opskip_compile.passes.ops.families import by_broadcasting
 from opskip_compile.passes.ops.operation import Arguments, ShapeOf, declined
 from opskip_compile.passes.refusal import Refusal, Refused, Why
 from opskip_compile.passes.runtime import KEPT_ROWS
+from opskip_compile.schedule.left_out import ROWS
 
 
 @torch.library.custom_op("opskip::paged_attention", mutates_args=())
 def paged_attention(
-    query: Tensor, key: Tensor, value: Tensor, layer: str, width: int, writes: bool, kept: bool
+    query: Tensor, key: Tensor, value: Tensor, layer: str, width: int, writes: bool, kept: str
 ) -> Tensor:
     """Write keys and values of every row of the step to the paged cache, and attend from some rows or from all.
 
     Args:
-        query: ``(n, heads, size)``; if ``kept``, the kept rows of the step in order, then such as are not live.
+        query: ``(n, heads, size)``; with ``kept``, the kept rows of the step in order, then such as are not live.
         key, value: ``(rows of the step, key heads, size)``, of every row.
         layer: vLLM's name of the attention layer.
         width: size of a head of the values.
         writes: False where the layer reads the cache of another one.
-        kept: False for queries of all rows.
+        kept: the row set that is left out of the queries; empty for queries of all rows.
 
     Returns:
         ``(n, heads, width)``; zeros for rows that are not live.
@@ -54,14 +55,15 @@ def paged_attention(
         raise OpSkipError(f"opskip: {layer} is asked for kept rows outside of a step that has some")
     metadata = step.metadata.get(layer)
     if metadata is not None:
-        count = step.rows.shape[0]
-        part = (query[:count], key.index_select(0, step.rows), value.index_select(0, step.rows), out[:count])
+        rows = step.kept[kept]
+        count = rows.shape[0]
+        part = (query[:count], key.index_select(0, rows), value.index_select(0, rows), out[:count])
         serving.attend(*part, layer, metadata)
     return out
 
 
 @paged_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, layer: str, width: int, writes: bool, kept: bool) -> Tensor:
+def _(query: Tensor, key: Tensor, value: Tensor, layer: str, width: int, writes: bool, kept: str) -> Tensor:
     return query.new_empty(query.shape[0], query.shape[1], width)
 
 
@@ -124,9 +126,9 @@ def _queries(call: Call, dim: int) -> Dims | Refusal:
 def _of_rows(call: Call, dim: int, n: fx.Node) -> Arguments:
     """The same for kept rows: their metadata is made before the step, from the mask that the graph has."""
     made = getattr(getattr(n.args[0], "args", [None])[0], "target", None)
-    if made is not KEPT_ROWS or n.args[0].args[0].args[1]:  # type: ignore[union-attr]
+    if made is not KEPT_ROWS:
         raise Refused(Refusal(Why.ARGUMENTS, "vLLM's attention is asked for rows that are not known before the step"))
-    return call.replaced("kept", True)
+    return call.replaced("kept", ROWS[bool(n.args[0].args[0].args[1])])  # type: ignore[union-attr]
 
 
 def _flops(call: Call, shape_of: ShapeOf) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,19 @@ class Runs:
     owners: Array
     starts: Array
     after: Array
+
+
+@dataclass(frozen=True)
+class Requests:
+    """The requests of a step.
+
+    Attributes:
+        left_out: by row set how many rows of each are left out, int64 ``(requests,)``.
+        keys: how many rows each of them reads, int64 ``(requests,)``.
+    """
+
+    left_out: Mapping[str, Array]
+    keys: Array
 
 
 def runs_of(left_out: Array, starts: Array) -> Runs:

@@ -65,7 +65,9 @@ def asked(vllm_config: Any) -> Asked | None:
     if schedule.is_empty:
         return None
     refuse(vllm_config, schedule)
-    return Asked(_of_visual_rows(schedule), {name: value for name, value in given.items() if name != "schedule"})
+    if serving.caches_prefixes(vllm_config):
+        schedule = _of_visual_rows(schedule)
+    return Asked(schedule, {name: value for name, value in given.items() if name != "schedule"})
 
 
 def refuse(config: Any, schedule: Schedule) -> None:
@@ -116,12 +118,14 @@ def _keeps(schedule: Schedule) -> bool:
 def _of_visual_rows(schedule: Schedule) -> Schedule:
     """The schedule with ``rows: visual`` throughout.
 
-    Which text stands before the last image of a prompt is not known while the prompt is read in parts, and a cached row
-    must not depend on what comes after it.
+    A row that another prompt may find in the cache must not depend on what comes after it.
     """
     late = schedule.late
     if all(rule.rows == "visual" for rule in schedule.rules) and (late is None or late.rows == "visual"):
         return schedule
-    _warn("the schedule leaves out text before the last image in some layers (through_visual); in vLLM it is kept")
+    _warn(
+        "the schedule leaves out text before the last image in some layers (through_visual); it is kept, as prompts "
+        "may share a prefix in the cache: --no-enable-prefix-caching leaves it out"
+    )
     rules = tuple(replace(rule, rows="visual") for rule in schedule.rules)
     return replace(schedule, rules=rules, late=late and replace(late, rows="visual"))

@@ -16,15 +16,19 @@ from opskip_compile import _compat
 from opskip_compile._compat import serving
 from opskip_compile.backend.entry import opskip
 from opskip_compile.backend.reports import REPORTS
-from opskip_compile.errors import OptionError
+from opskip_compile.errors import OpSkipError, OptionError
 from opskip_compile.integrations.vllm import LOG
 from opskip_compile.integrations.vllm.counters import Counters
 from opskip_compile.integrations.vllm.decoder import ServedDecoder
 from opskip_compile.integrations.vllm.lift import lift
 from opskip_compile.integrations.vllm.settings import Asked
 from opskip_compile.integrations.vllm.step import STEPS, StepMaker
-from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.passes.runtime import Given, mark_visual
 from opskip_compile.report.report import Report
+from opskip_compile.schedule.geometry import Geometry
+from opskip_compile.schedule.left_out import ROWS
+
+VISUAL, THROUGH = ROWS
 
 
 def rewrite_decoder(
@@ -49,10 +53,14 @@ class Skipper:
     def __init__(self, decoder: ServedDecoder, asked: Asked, config: Any) -> None:
         states = asked.schedule.resolve(len(decoder.layers))
         self.decoder, self.asked = decoder, asked
-        self.counters = Counters(states, serving.is_first_rank())
+        self.counters = Counters(states, _geometry(config), serving.is_first_rank())
         skipping = [i for i, state in enumerate(states) if state.attention is not None]
         serving.remember_metadata({name: layer for own in decoder.attentions for name, layer in own.items()})
-        self._steps = StepMaker(config, frozenset(name for i in skipping for name in decoder.attentions[i]))
+        queries = {name: states[i].attention.rows for i in skipping for name in decoder.attentions[i]}  # type: ignore[union-attr]
+        self._steps = StepMaker(config, queries)
+        self.asks_through = any(
+            each is not None and each.rows == THROUGH for state in states for each in (state.attention, state.ffn)
+        )
         self._sounds = serving.audio_tokens(config)
         self._projections = [linear for i in skipping for linear in decoder.projections(i)]
         options = {"lower": "inductor", **asked.options, "schedule": asked.schedule, "num_layers": len(decoder.layers)}
@@ -64,6 +72,7 @@ class Skipper:
         self._compiled = _compiled(_naming_rows(forward), options)
         self._one_row = _compiled(_naming_rows(forward), {**options, "lower": "eager"}, dynamic=False)
         self._mask: Tensor | None = None
+        self._through: Tensor | None = None
         self.report: Report | None = None
 
     def note(self, ids: Tensor, mask: Tensor | None) -> None:
@@ -77,15 +86,34 @@ class Skipper:
         if self._mask is not None and self._sounds:
             self._mask = self._mask & ~torch.isin(ids.cpu(), torch.tensor(self._sounds))
 
+    def note_through(self, through: Tensor) -> None:
+        """Take the rows of the step that comes up to the last visual one of each prompt, bool ``(rows,)``."""
+        self._through = through
+
+    def _left_out(self) -> dict[str, Tensor] | None:
+        """By row set the rows of this step, bool ``(rows,)`` on the CPU; None where there are none.
+
+        Raises:
+            OpSkipError: vLLM has not told one of them.
+        """
+        mask, through = self._mask, self._through
+        self._mask = self._through = None
+        if self.asks_through and mask is not None and through is None:
+            raise OpSkipError("opskip: vLLM embeds rows of prompts that it says nothing of (through_visual)")
+        found: dict[str, Tensor] = {} if mask is None else {VISUAL: mask}
+        if self.asks_through and mask is not None and through is not None:
+            found[THROUGH] = through | mask
+        return found if any(bool(rows.any()) for rows in found.values()) else None
+
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Let the decoder skip inside of this block, if the step has visual rows."""
-        mask, self._mask = self._mask, None
+        """Let the decoder skip inside of this block, if the step has rows to leave out."""
+        left_out = self._left_out()
         metadata = serving.context().attn_metadata
         if not metadata:  # a run that only warms up
             yield
-        elif mask is None or not bool(mask.any()):
-            self.counters.dense()
+        elif left_out is None:
+            self.counters.without()
             module = self.decoder.module
             if serving.is_cold(module) and self._steps.rows_of(metadata) == 1:
                 with serving.instead_of(module, partial(serving.plain_forward(module), module)):
@@ -95,9 +123,10 @@ class Skipper:
         elif not isinstance(metadata, dict):
             raise OptionError("opskip: a step that vLLM cuts into parts is not known")
         else:
-            self._steps.check(mask, metadata)
-            self.counters.skipped(len(mask), int(mask.sum()))
-            with serving.instead_of(self.decoder.module, partial(self._run, mask, metadata)):
+            for mask in left_out.values():
+                self._steps.check(mask, metadata)
+            self.counters.skipped(len(mask), self._steps.by_request(left_out, metadata))
+            with serving.instead_of(self.decoder.module, partial(self._run, left_out, metadata)):
                 yield
 
     def needs_warm_up(self) -> bool:
@@ -110,18 +139,20 @@ class Skipper:
         with serving.instead_of(self.decoder.module, partial(self._run, None, {})):
             yield
 
-    def _run(self, mask: Tensor | None, metadata: Mapping[str, Any], *args: Any, **named: Any) -> Any:
+    def _run(self, left_out: Mapping[str, Tensor] | None, metadata: Mapping[str, Any], *args: Any, **named: Any) -> Any:
         named |= dict(zip(self._parameters, args, strict=False))
         embedded = named.get("inputs_embeds")
         if embedded is None:
             raise OptionError("opskip: vLLM's decoder was called without the embedded rows")
         count, device = embedded.shape[0], embedded.device
-        if mask is None:
-            mask = torch.arange(count) < count // 2
-        if len(mask) < count:  # vLLM fills a step up to a size that it has a graph for
-            mask = torch.cat([mask, mask.new_zeros(count - len(mask))])
-        visual = mask.to(device, non_blocking=True)
-        STEPS.now = self._steps.make(mask, metadata, device)
+        if left_out is None:
+            left_out = dict.fromkeys(map(str, ROWS), torch.arange(count) < count // 2)
+        # vLLM fills a step up to a size that it has a graph for
+        left_out = {name: nn.functional.pad(rows, (0, count - len(rows))) for name, rows in left_out.items()}
+        visual = left_out[VISUAL].to(device, non_blocking=True)
+        STEPS.now = self._steps.make(left_out, metadata, device)
+        if self.asks_through:
+            Given.through = left_out[THROUGH].to(device, non_blocking=True)[None]
         try:
             with serving.by_parts(self._projections):
                 if count == 1:
@@ -130,7 +161,7 @@ class Skipper:
                     return self._compile(visual, **named)
                 return self._compiled(self.decoder.module, visual, **named)
         finally:
-            STEPS.now = None
+            STEPS.now = Given.through = None
 
     def _compile(self, visual: Tensor, **named: Any) -> Any:
         """The first step, for any number of rows.
@@ -153,6 +184,13 @@ class Skipper:
             text = ", ".join(f"{count} {name}" for name, count in sorted(remaining.items()))
             LOG.warning("opskip: skipped operators go on computing these for every row: %s", text)
         return result
+
+
+def _geometry(config: Any) -> Geometry | None:
+    try:
+        return Geometry.from_config(config.model_config.hf_config)
+    except OpSkipError:  # a mixture of experts, sizes that differ from layer to layer
+        return None
 
 
 def _compiled(forward: Callable[..., Any], options: Mapping[str, Any], **more: Any) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from opskip_compile._compat import serving
 from opskip_compile.errors import OpSkipError
-from opskip_compile.integrations.vllm.runs import Runs, runs_of
+from opskip_compile.integrations.vllm.runs import Requests, Runs, runs_of
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class ServedStep:
     """What the attention of one forward has to know of the rows that are kept.
 
     Attributes:
-        rows: the live ones, int64 ``(kept,)``, on the device of the model.
+        kept: by row set the rows outside of it, int64 ``(kept,)``, on the device of the model.
         metadata: by attention layer what their queries attend by; None where no row is kept.
     """
 
-    rows: Tensor
+    kept: Mapping[str, Tensor]
     metadata: Mapping[str, Any]
 
 
@@ -42,26 +42,33 @@ class StepMaker:
 
     Args:
         config: vLLM's configuration.
-        layers: names of the attention layers that keep fewer queries.
+        layers: the attention layers that ask fewer queries, and the row set that each of them leaves out.
     """
 
-    def __init__(self, config: Any, layers: frozenset[str]) -> None:
+    def __init__(self, config: Any, layers: Mapping[str, str]) -> None:
         self._config, self._layers = config, layers
-        self._builders: dict[int, tuple[Any, Any]] = {}  # by the id of vLLM's: itself, and ours
+        self._builders: dict[tuple[int, str], tuple[Any, Any]] = {}  # by id of vLLM's and set: it, ours
 
-    def make(self, left_out: Tensor, metadata: Mapping[str, Any], device: torch.device) -> ServedStep:
+    def make(self, left_out: Mapping[str, Tensor], metadata: Mapping[str, Any], device: torch.device) -> ServedStep:
         """The step of a forward with these rows left out.
 
         Args:
-            left_out: bool ``(rows,)`` on the CPU.
+            left_out: by row set bool ``(rows,)`` on the CPU.
             metadata: vLLM's own, by attention layer; empty in a run that only warms up.
             device: of the model.
         """
-        mine = {layer: own for layer, own in metadata.items() if layer in self._layers}
-        mask = left_out.numpy()
-        built = {id(own): self._of_rows(mask, own) for own in {id(own): own for own in mine.values()}.values()}
-        kept = torch.from_numpy(np.flatnonzero(~mask[: self.rows_of(metadata)]))
-        return ServedStep(kept.to(device, non_blocking=True), {layer: built[id(own)] for layer, own in mine.items()})
+        rows = self.rows_of(metadata)
+        kept = {name: torch.from_numpy(np.flatnonzero(~mask.numpy()[:rows])) for name, mask in left_out.items()}
+        built: dict[tuple[int, str], Any] = {}
+        found = {}
+        for layer, name in self._layers.items():
+            own = metadata.get(layer)
+            if own is not None:
+                key = id(own), name
+                if key not in built:
+                    built[key] = self._of_rows(left_out[name].numpy(), own, name)
+                found[layer] = built[key]
+        return ServedStep({name: one.to(device, non_blocking=True) for name, one in kept.items()}, found)
 
     def check(self, mask: Tensor, metadata: Mapping[str, Any]) -> None:
         """Make sure that these visual rows are those of this step.
@@ -81,7 +88,16 @@ class StepMaker:
                 return int(common.query_start_loc_cpu[common.num_reqs])
         return None
 
-    def _of_rows(self, left_out: Any, metadata: Any) -> Any:
+    def by_request(self, left_out: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Requests | None:
+        """How many rows each request of the step leaves out; None where no metadata says where they begin."""
+        for own in metadata.values():
+            if serving.is_remembered(own):
+                starts, keys = serving.requests_of(serving.built_from(own)[1])
+                sums = {name: np.append(0, np.cumsum(mask.numpy())) for name, mask in left_out.items()}
+                return Requests({name: one[starts[1:]] - one[starts[:-1]] for name, one in sums.items()}, keys)
+        return None
+
+    def _of_rows(self, left_out: Any, metadata: Any, name: str) -> Any:
         builder, common = serving.built_from(metadata)
         runs: Runs = runs_of(left_out, common.query_start_loc_cpu.numpy()[: common.num_reqs + 1])
         if not len(runs.rows):
@@ -90,6 +106,7 @@ class StepMaker:
             torch.from_numpy(np.ascontiguousarray(part)) for part in (runs.rows, runs.owners, runs.starts, runs.after)
         )
         fewer = serving.virtual_requests(common, *tensors)
-        if id(builder) not in self._builders:
-            self._builders[id(builder)] = (builder, serving.another_builder(builder, self._config))
-        return self._builders[id(builder)][1].build(0, fewer)
+        key = id(builder), name
+        if key not in self._builders:
+            self._builders[key] = (builder, serving.another_builder(builder, self._config))
+        return self._builders[key][1].build(0, fewer)

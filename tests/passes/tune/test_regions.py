@@ -18,6 +18,7 @@ from opskip_compile.backend import entry as backend
 from opskip_compile.passes.tune import regions
 from opskip_compile.timing.decoders import Decoder
 from tests.helpers.caches import CACHE
+from tests.helpers.leveled import leveled
 
 pytestmark = pytest.mark.usefixtures("fresh")
 DECODER = Decoder("", "Qwen3VLText", opskip.Geometry(8, 64, 96, 4, 2, 16))
@@ -35,7 +36,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compare(
-    spec: str,
+    spec: str | opskip.Schedule,
     model: nn.Module | None = None,
     padding: Tensor | None = PADDED,
     batch: int = 1,
@@ -116,6 +117,20 @@ def test_an_input_of_the_graph_that_a_layer_reads_twice() -> None:
 @pytest.mark.parametrize(("batch", "padding"), [(1, None), (2, PADDED)], ids=["no mask", "batch"])
 def test_batches_and_masks(batch: int, padding: Tensor | None) -> None:
     assert compare("transform:1,2 late:0.5", padding=padding, batch=batch) == 8
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("batch", [1, 2])
+def test_layers_with_shares_of_their_own_are_one_region(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many rows a layer keeps is no part of its code, whatever the levels are."""
+    shares = ((0.5, 0.25), (0.7, 0), (1, 0.1), (0.3, 0.2), (0.5, 0), (1, 0.5))
+    specs = [" ".join(f"silent@keep={share[level]}:{i}" for i, share in enumerate(shares)) for level in (0, 1)]
+    made: list[int] = []
+    region = regions._region
+    monkeypatch.setattr(regions, "_region", lambda group: (made.append(len(group)), region(group))[1])
+    for spec in (leveled("none", *specs, num_layers=None), specs[0].replace("keep=1:", "keep=0.9:")):
+        assert compare(spec, DECODER.cut(6).build(), batch=batch) == 6
+    assert made == [6, 6]
 
 
 @pytest.mark.inductor
