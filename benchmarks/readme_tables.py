@@ -23,6 +23,7 @@ RESULTS_PAGE: dict[str, Callable[[], str]] = {
     "mixed levels": speed.mixed_levels,
     "signals": answers.signals,
     "compile": speed.compile_time,
+    "level compile": speed.level_compile,
     "passes": speed.passes,
     "calibration": answers.calibration,
     "calibration samples": answers.calibration_samples,
@@ -31,6 +32,7 @@ RESULTS_PAGE: dict[str, Callable[[], str]] = {
     "levels, Qwen3-VL": lambda: answers.evaluation("vqa_levels_qwen3_vl", "vqa_dropping_qwen3_vl"),
     "levels, LLaVA": lambda: answers.evaluation("vqa_levels_llava", "vqa_dropping_llava"),
     "levels, InternVL": lambda: answers.evaluation("vqa_levels_internvl", "vqa_dropping_internvl"),
+    "long answers": lambda: answers.long_answers("vqa_long_qwen3_vl"),
     "ten tasks, LLaVA": lambda: answers.evaluation("vqa_llava"),
     "ten tasks, InternVL": lambda: answers.evaluation("vqa_internvl"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from benchmarks.tables import figures
@@ -86,6 +87,19 @@ def evaluation(*names: str) -> str:
         ("", *(f"asked for {cut:.1%}" for cut in cuts)),
         ([METHODS[name], *(cell(rows.get(cut)) for cut in cuts)] for name, rows in by_method.items()),
     )
+
+
+def long_answers(name: str) -> str:
+    """Of answers that list eight facts: whole answers, all facts, and the first and the last of them."""
+    found = figures.read(name)
+    rows = []
+    for row in found["outcomes"]:
+        facts = found["facts"][row["runs"][0]["spec"]]
+        cells = (row["flops_cut"], row["accuracy"], statistics.fmean(facts), facts[0], facts[-1])
+        method = METHODS.get(row["method"], row["method"])
+        rows.append((method, "" if row["asked"] is None else f"{row['asked']:.1%}", *(f"{cell:.1%}" for cell in cells)))
+    header = ("", "asked for", "FLOPs cut", "whole answer right", "facts right", "the first", "the last")
+    return figures.table(header, sorted(rows, key=lambda row: (row[1] != "", row[1])))
 
 
 def signals() -> str:

@@ -194,3 +194,23 @@ def passes() -> str:
 def eager(case: Any) -> float:
     """Milliseconds of eager transformers."""
     return next(row["milliseconds"] for row in case["results"] if row["name"] == "eager")
+
+
+def level_compile() -> str:
+    """Compile time of schedules that keep shares, and of levels, beside whole operators."""
+    found = figures.read("level_compile")["found"]
+    header = ("layers", "schedule", "cold", "to dense", "to `silent`", "warm", "kernels")
+    whole = {row["layers"]: row["opskip_cold"] for row in found if row["schedule"] == "silent"}
+    rows = (
+        (
+            str(row["layers"]),
+            row["schedule"],
+            f"{row['opskip_cold']:.1f} s",
+            f"{row['opskip_cold'] / row['dense_cold']:.2f}x",
+            f"{row['opskip_cold'] / whole[row['layers']]:.2f}x",
+            f"{row['opskip_warm']:.1f} s",
+            f"{row['opskip_cold_kernels']} of {row['dense_cold_kernels']}",
+        )
+        for row in found
+    )
+    return figures.table(header, rows)
