@@ -30,7 +30,7 @@ from opskip_compile.schedule.validation import write_json
 from tests.vllm.asking import BOUND, DEMO, IMAGE, Asked, Reference, counters, demo, engine, picture, said, sampling
 
 WORDS = "is there a red circle or how many blue ones are shown what colour which shape and why not".split()
-SIDES = (64, 96)  # of a picture
+SIDES = (64, 96, 128)  # of a picture
 RUNNING = 12  # requests at a time, at most
 SCHEDULE = "attend:0,2 transform:1,4 silent:5-7"
 THROUGH = "silent@through_visual:5-7 transform@through_visual:1 attend:0,2 transform:4"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from opskip_compile.passes.runtime import Given
 from opskip_compile.passes.scores import count_rows, counts_like, text_rows
 from opskip_compile.schedule.chooser import BUCKETS, MOST_GUESS, sign
 
@@ -51,19 +52,25 @@ def choose_level(
         digest: of the schedule, under which `taken` finds the levels.
 
     Returns:
-        int64 ``(batch,)``.
+        int64 ``(batch, sequence)``: at each row the level of its prompt.
     """
-    found = features(hidden, visual, text_rows(visual, mask, columns))
+    text = text_rows(visual, mask, columns)
+    spans = [(0, visual.shape[1])] if Given.prompts is None else list(Given.prompts.whole())
+    parts = [features(hidden[:, a:b], visual[:, a:b], text[:, a:b]) for a, b in spans]
     table = torch.tensor(weights, dtype=torch.float64, device=hidden.device).view(len(bias), 2 * BUCKETS)
-    guesses = found @ table.T + torch.tensor(bias, dtype=torch.float64, device=hidden.device)
-    level = levels_of(guesses, torch.tensor(gains, dtype=torch.float64, device=hidden.device), threshold)
-    _TAKEN[digest] = level
-    return level.clone()
+    added = torch.tensor(bias, dtype=torch.float64, device=hidden.device)
+    worth = torch.tensor(gains, dtype=torch.float64, device=hidden.device)
+    levels = [levels_of(known @ table.T + added, worth, threshold) for known in parts]
+    _TAKEN[digest] = torch.cat(levels) if levels else visual.new_empty((0,), dtype=torch.int64)
+    found = visual.new_zeros(visual.shape, dtype=torch.int64)
+    for (start, end), level in zip(spans, levels, strict=True):
+        found[:, start:end] = level[:, None]
+    return found
 
 
 @choose_level.register_fake
 def _(hidden: Tensor, visual: Tensor, *rest: object) -> Tensor:
-    return visual.new_empty((visual.shape[0],), dtype=torch.int64)
+    return visual.new_empty(visual.shape, dtype=torch.int64)
 
 
 # A level is no function that could be differentiated.
@@ -108,7 +115,7 @@ def kept_by_level(visual: Tensor, through: bool, shares: Sequence[float], level:
     Args:
         visual, through: as for `kept_rows`.
         shares: of the left-out rows that are kept, for each level.
-        level: int64 ``(batch,)``.
+        level: what `choose_level` gave.
     """
     return count_rows(visual, through, torch.tensor(shares, dtype=torch.float64, device=visual.device)[level])
 

@@ -7,6 +7,8 @@ that AOTAutograd traces through, so Inductor sees gathers and scatters that it c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,11 +18,37 @@ from opskip_compile._compat import known_at_least, unbacked_size
 from opskip_compile.passes.marks import MARKS
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a step of a server, whose rows lie one after the other in one element.
+
+    Attributes:
+        starts: where the rows of each request begin, and where those of the last end; what comes then is filling.
+        lengths: of the rows of each, how many are a whole prompt; 0 where the step has a part of one only.
+    """
+
+    starts: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+    def whole(self) -> Iterator[tuple[int, int]]:
+        """Where each whole prompt begins and ends."""
+        for start, length in zip(self.starts, self.lengths, strict=False):
+            if length:
+                yield start, start + length
+
+
 class Given:
-    """The rows up to the last visual one, where the mask does not tell: a server has parts of several prompts in one
-    element. Whoever runs a graph for one puts ``(1, sequence)`` here, bool, for as long as it runs."""
+    """What a mask does not tell where one element holds several prompts, or parts of some, as in a step of a server.
+
+    Whoever runs a graph for one says it here for as long as it runs: a compiled graph can be told no object.
+
+    Attributes:
+        through: bool ``(1, sequence)``, the rows up to the last visual one of each prompt, which may come later.
+        prompts: which rows are whole prompts: only of these critical rows can be told.
+    """
 
     through: Tensor | None = None
+    prompts: Prompts | None = None
 
 
 def left_out_rows(visual: Tensor, through: bool) -> Tensor:

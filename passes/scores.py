@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from opskip_compile._compat import known_at_least, unbacked_size
-from opskip_compile.passes.runtime import left_out_rows
+from opskip_compile.passes.runtime import Given, left_out_rows
 from opskip_compile.schedule.left_out import DECIMALS, PROBES
 
 _GOLDEN = 0.6180339887498949
@@ -39,8 +39,16 @@ def probe_rows(visual: Tensor, mask: Tensor | None, columns: Tensor | None) -> T
         bool ``(batch, sequence)``, True at the other rows.
     """
     text = text_rows(visual, mask, columns)
-    from_the_end = text.flip(1).cumsum(1).flip(1)
-    return ~(text & (from_the_end <= PROBES))
+    if Given.prompts is None:
+        return ~_last_of(text)
+    asked = torch.zeros_like(text)
+    for start, end in Given.prompts.whole():
+        asked[:, start:end] = _last_of(text[:, start:end])
+    return ~asked
+
+
+def _last_of(text: Tensor) -> Tensor:
+    return text & (text.flip(1).cumsum(1).flip(1) <= PROBES)
 
 
 def text_rows(visual: Tensor, mask: Tensor | None, columns: Tensor | None) -> Tensor:
@@ -66,7 +74,10 @@ def spread_scores(visual: Tensor) -> Tensor:
         float32 ``(batch, sequence)``: the fractional part of ``i`` times the golden ratio (a Kronecker sequence) for
         the i-th visual row, scaled to be less than any attention.
     """
-    number = visual.cumsum(1).double()
+    number = visual.cumsum(1)
+    for start, _ in () if Given.prompts is None else Given.prompts.whole():
+        number[:, start:] -= number[:, start : start + 1] - visual[:, start : start + 1].long()
+    number = number.double()
     return ((number * _GOLDEN).frac() * _TIES).float()
 
 
@@ -90,8 +101,9 @@ def row_scores(
     """The scores after one more attention.
 
     Args:
-        query: floating point ``(batch, heads, probes, width of a head)``: of the rows that are asked.
-        key: ``(batch, heads, keys, width)``, or fewer heads that several heads of queries share.
+        query: floating point ``(batch, heads, probes, width of a head)``: of the rows that are asked; or flat, as a
+            server has them, ``(probes, heads, width)``.
+        key: ``(batch, heads, keys, width)``, or fewer heads that several heads of queries share; or flat.
         mask: ``(batch or 1, heads or 1, probes or 1, keys)``, bool or added to the products; None without.
         rows: int64 ``(batch, probes)``, their numbers.
         live: bool ``(batch, probes, 1)``; probes that are not live count nothing.
@@ -103,6 +115,8 @@ def row_scores(
     Returns:
         float32 ``(batch, sequence)``: ``before`` plus ``sum over probes of mean over heads of softmax(q k)``.
     """
+    if query.dim() == 3:
+        query, key = query.transpose(0, 1)[None], key.transpose(0, 1)[None]
     batch, heads, probes, width = query.shape
     shared = key.shape[1]
     grouped = query.float().reshape(batch, shared, heads // shared * probes, width)
@@ -110,7 +124,12 @@ def row_scores(
         products = grouped @ key.float().transpose(-2, -1) * (width**-0.5 if scale is None else scale)
     products = products.reshape(batch, heads, probes, key.shape[2])
     if causal:
-        reads = torch.arange(key.shape[2], device=key.device) <= rows[:, None, :, None]
+        columns_of = torch.arange(key.shape[2], device=key.device)
+        reads = columns_of <= rows[:, None, :, None]
+        if Given.prompts is not None:
+            starts = torch.tensor(Given.prompts.starts, device=key.device)
+            own = torch.searchsorted(starts, columns_of, right=True)
+            reads = reads & (own == own[rows][:, None, :, None])
         products = products.masked_fill(~reads, float("-inf"))
     elif mask is not None and mask.dtype == torch.bool:
         products = products.masked_fill(~mask, float("-inf"))
@@ -128,7 +147,7 @@ def _(query: Tensor, key: Tensor, mask: Any, rows: Tensor, live: Tensor, before:
 @register_flop_formula(torch.ops.opskip.row_scores)
 def _(query: torch.Size, key: torch.Size, *args: Any, **kwargs: Any) -> int:
     """The product of every query with every key."""
-    return int(2 * query.numel() * key[-2])
+    return int(2 * query.numel() * key[-2 if len(key) == 4 else 0])
 
 
 # Which rows are chosen is no function that could be differentiated; whoever reads the scores gets whole numbers.
@@ -144,19 +163,36 @@ def kept_count(visual: Tensor, through: bool, keep: float) -> tuple[Tensor, Tens
         keep: the share of the left-out rows that are kept, 0 to 1.
 
     Returns:
-        ``count`` int64 ``(batch,)``, of each element; ``most`` int64 ``(2,)`` on the CPU: the most of one element, and
-        those of all. Whoever makes a size of it in each layer then waits for no device there.
+        ``count`` int64 ``(batch, sequence)``: at each row how many rows of its prompt are updated. ``most`` int64
+        ``(2,)`` on the CPU: the most of one element, and those of all. Whoever makes a size of it in each layer then
+        waits for no device there.
     """
     return count_rows(visual, through, keep)
 
 
 def count_rows(visual: Tensor, through: bool, keep: float | Tensor) -> tuple[Tensor, Tensor]:
-    """What `kept_count` gives, for one share or for float64 ``(batch,)``, that of each element."""
-    left_out = left_out_rows(visual, through).sum(1)
+    """What `kept_count` gives, for one share or for float64 ``(batch, sequence)``, at each row that of its prompt."""
+    left_out = left_out_rows(visual, through)
+    if Given.prompts is None:
+        count = _count(left_out, keep if isinstance(keep, float) else keep[:, :1]).expand(visual.shape)
+        of_element = count[:, 0] if visual.shape[1] else count.new_zeros(len(count))
+    else:
+        count = torch.full(visual.shape, visual.shape[1], device=visual.device)
+        saved = count.new_zeros(len(count))
+        for start, end in Given.prompts.whole():
+            share = keep if isinstance(keep, float) else keep[:, start : start + 1]
+            count[:, start:end] = _count(left_out[:, start:end], share)
+            saved = saved + (end - start) - count[:, start]
+        of_element = visual.shape[1] - saved
+    most = of_element.max() if len(count) else of_element.sum()
+    return count.contiguous(), torch.stack([most, of_element.sum()]).cpu()
+
+
+def _count(left_out: Tensor, keep: float | Tensor) -> Tensor:
+    """Of prompts ``(batch, rows)`` the rows that are updated, ``(batch, 1)``."""
+    rows = left_out.sum(1, keepdim=True)
     # A share has six decimals, so that nothing but rounding is within 1e-9 of a whole number.
-    count = visual.shape[1] - left_out + (left_out.double() * keep - 10.0 ** -(DECIMALS + 3)).ceil().long()
-    most = count.max() if len(count) else count.sum()
-    return count, torch.stack([most, count.sum()]).cpu()
+    return left_out.shape[1] - rows + (rows.double() * keep - 10.0 ** -(DECIMALS + 3)).ceil().long()
 
 
 @kept_count.register_fake
@@ -166,7 +202,7 @@ def _(visual: Tensor, through: bool, keep: float) -> tuple[Tensor, Tensor]:
 
 def counts_like(visual: Tensor) -> tuple[Tensor, Tensor]:
     """Tensors of the form that `kept_count` gives."""
-    return visual.new_empty((visual.shape[0],), dtype=torch.int64), torch.empty(2, dtype=torch.int64)
+    return visual.new_empty(visual.shape, dtype=torch.int64), torch.empty(2, dtype=torch.int64)
 
 
 @torch.library.custom_op("opskip::critical_rows", mutates_args=())
@@ -182,11 +218,22 @@ def critical_rows(visual: Tensor, through: bool, scores: Tensor, count: Tensor, 
         ``rows`` int64 and ``live`` bool, ``(batch, n)`` as of `kept_rows`: kept rows in order, then left-out ones.
     """
     n = max(int(most[0]), 2 if visual.shape[1] > 1 else 1)
-    live = torch.arange(n, device=visual.device) < count[:, None]
     first = scores.masked_fill(~left_out_rows(visual, through), float("inf"))
-    best = first.argsort(dim=1, descending=True, stable=True)[:, :n]
-    dropped = torch.ones_like(visual).scatter(1, best, ~live)
-    return dropped.to(torch.uint8).argsort(dim=1, stable=True)[:, :n].contiguous(), live
+    if Given.prompts is None:
+        kept = _best(first, count)
+    else:
+        kept = torch.ones_like(visual)
+        for start, end in Given.prompts.whole():
+            kept[:, start:end] = _best(first[:, start:end], count[:, start:end])
+    live = torch.arange(n, device=visual.device) < kept.sum(1, keepdim=True)
+    return (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, :n].contiguous(), live
+
+
+def _best(scores: Tensor, count: Tensor) -> Tensor:
+    """The rows with the highest scores, bool ``(batch, rows)``: as many as ``count`` says at the first row."""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    taken = torch.arange(scores.shape[1], device=scores.device) < count[:, :1]
+    return torch.zeros_like(taken).scatter(1, order, taken)
 
 
 @critical_rows.register_fake

@@ -6,9 +6,9 @@ one of these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -146,11 +146,27 @@ def requests_of(common: Any) -> tuple[Any, Any]:
     return common.query_start_loc_cpu[: common.num_reqs + 1].numpy(), keys.long().numpy()
 
 
-def on_rows(told: Callable[[Any, Tensor], None]) -> None:
-    """Call ``told(model, through)`` before vLLM embeds the rows of a step of a model.
+@dataclass(frozen=True)
+class RequestRows:
+    """The rows of one request in a step.
 
-    ``through``, bool ``(rows,)``, says which rows stand up to the last visual one of their prompt, which may come in a
-    later step. A second call changes nothing.
+    Attributes:
+        first: how many rows of it came before.
+        count: how many the step has.
+        prompt: how many its prompt has; None if that is not known.
+        last_visual: number of the last visual row of its prompt; -1 without one.
+    """
+
+    first: int
+    count: int
+    prompt: int | None
+    last_visual: int
+
+
+def on_rows(told: Callable[[Any, list[RequestRows]], None]) -> None:
+    """Call ``told(model, requests)`` before vLLM embeds the rows of a step of a model, with its requests in order.
+
+    A second call changes nothing.
     """
     from vllm.v1.worker.gpu.mm.encoder_runner import EncoderRunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -162,27 +178,28 @@ def on_rows(told: Callable[[Any, Tensor], None]) -> None:
 
     def gather(self: Any, scheduled: Any, shift: int = 0) -> Any:
         if not shift:
-            counts = scheduled.num_scheduled_tokens
-            requests = [(self.requests[name], counts[name]) for name in self.input_batch.req_ids]
-            told(self.model, _through((r.num_computed_tokens, count, r.mm_features) for r, count in requests))
+            requests = [self.requests[name] for name in self.input_batch.req_ids]
+            counts = [scheduled.num_scheduled_tokens[name] for name in self.input_batch.req_ids]
+            told(
+                self.model,
+                [
+                    RequestRows(r.num_computed_tokens, count, r.num_prompt_tokens, _last_visual(r.mm_features))
+                    for r, count in zip(requests, counts, strict=True)
+                ],
+            )
         return first(self, scheduled, shift)
 
     def gather_second(
         self: Any, names: Any, total: int, counts: Any, starts: Any, lens: Any, computed: Any, draft_lookahead: int = 0
     ) -> Any:
         if not draft_lookahead:
-            features = (self.encoder_cache.mm_features[name] for name in names)
-            told(self.model, _through(zip(computed.tolist(), counts.tolist(), features, strict=False)))
+            features = [self.encoder_cache.mm_features[name] for name in names]
+            rows = zip(computed.tolist(), counts.tolist(), features, strict=False)
+            told(self.model, [RequestRows(first, count, None, _last_visual(own)) for first, count, own in rows])
         return second(self, names, total, counts, starts, lens, computed, draft_lookahead)
 
     GPUModelRunner._gather_mm_embeddings = gather
     EncoderRunner.gather_mm_embeddings = gather_second
-
-
-def _through(requests: Iterable[tuple[int, int, Any]]) -> Tensor:
-    """Of the first row, the number of rows and the images of each request of a step."""
-    parts = [torch.arange(first, first + count) <= _last_visual(features) for first, count, features in requests]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
 
 
 def _last_visual(features: Any) -> int:
@@ -193,6 +210,24 @@ def _last_visual(features: Any) -> int:
             rows = int(own.nonzero().max()) if own is not None and bool(own.any()) else place.length - 1
             last = max(last, place.offset + rows)
     return last
+
+
+_EVERY_KEY = (None, -1, (-1, -1))  # a sliding window that is none
+
+
+def scale_of(layer: str) -> float | None:
+    """The scale of the products of an attention layer; None if its weights are not those of plain causal attention."""
+    module = context().no_compile_layers.get(layer)
+    kernel = getattr(module, "impl", None)
+    plain = not getattr(kernel, "logits_soft_cap", None) and getattr(kernel, "sliding_window", None) in _EVERY_KEY
+    plain = plain and getattr(kernel, "alibi_slopes", None) is None and getattr(kernel, "sinks", None) is None
+    scale = getattr(kernel, "scale", None)
+    return float(scale) if plain and scale is not None else None
+
+
+def is_second_runner(config: Any) -> bool:
+    """True if vLLM runs steps by its second model runner."""
+    return bool(config.use_v2_model_runner)
 
 
 def caches_prefixes(config: Any) -> bool:

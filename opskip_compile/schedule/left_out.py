@@ -77,6 +77,10 @@ class LeftOut:
         parts += self._share
         return "@" + ",".join(parts) if parts else ""
 
+    def at(self, level: int) -> LeftOut:
+        """What is left out at a level, without levels."""
+        return LeftOut(self.rows, self.shares[level]) if self.shares else self
+
     def critical(self, count: int) -> int:
         """How many of ``count`` rows of the set are updated all the same, at the deepest level: ``ceil(keep * count)``,
         exactly."""

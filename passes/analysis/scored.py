@@ -26,6 +26,7 @@ SPLIT = (
     "its critical rows can't be told: the graph exchanges values with other processes, each of which may have only a "
     "part of the heads, and all of them have to choose the same rows"
 )
+_SDPA, _PAGED = "scaled_dot_product_attention", "opskip::paged_attention"
 # How models give several heads of queries the same keys.
 _WRITES = ("index_copy_", "index_copy_.default")
 # What a cache of fixed size makes of its length to say where the keys of the rows are.
@@ -46,17 +47,24 @@ class Scored:
         layer: its number.
         call: of scaled dot-product attention.
         columns: where the keys of the rows are among all keys, int64 ``(sequence,)``; None if they are the last ones.
+        flat: its operands are ``(rows, heads, width)``, of all prompts of a step, each of which reads its own rows.
     """
 
     layer: int
     call: Call
     columns: fx.Node | None = None
+    flat: bool = False
 
     @property
     def mask(self) -> fx.Node | None:
         """Its attention mask, ``(batch or 1, heads or 1, sequence or 1, keys)``."""
-        mask = self.call["attn_mask"]
+        mask = None if self.flat else self.call["attn_mask"]
         return mask if isinstance(mask, fx.Node) else None
+
+    @property
+    def is_causal(self) -> bool:
+        """True if a row reads the rows up to itself without a mask that says so."""
+        return self.flat or bool(self.call["is_causal"])
 
 
 def scored_attentions(match: Match, source: RowSource) -> tuple[Scored, ...]:
@@ -67,8 +75,12 @@ def scored_attentions(match: Match, source: RowSource) -> tuple[Scored, ...]:
     found: dict[fx.Node, Scored] = {}
     for operator in match.everything() if stream is not None else ():
         for node in operator.region if operator.kind == "attention" else ():
-            call = call_of(node) if op_name(node) == "scaled_dot_product_attention" else None
-            if call is not None and stream is not None and _fits(call, stream.shape[1]):
+            name = op_name(node)
+            call = call_of(node) if name in (_SDPA, _PAGED) else None
+            if call is not None and name == _PAGED and stream is not None:
+                if _fits_flat(call, stream.shape[1]):
+                    found.setdefault(node, Scored(operator.layer, call, flat=True))
+            elif call is not None and stream is not None and _fits(call, stream.shape[1]):
                 keys = _keys(call, stream.shape[1], order)
                 if keys is not None:
                     found.setdefault(node, Scored(operator.layer, call, *keys))
@@ -81,11 +93,19 @@ def unscored_attentions(attentions: Sequence[Scored], source: RowSource) -> tupl
     nodes = list(source.root.graph.nodes)
     found = []
     for node in nodes[nodes.index(source.root) :] if stream is not None else ():
-        if op_name(node) == "scaled_dot_product_attention" and node not in scored:
+        if op_name(node) == _PAGED and node not in scored:
+            found.append(node)
+        elif op_name(node) == _SDPA and node not in scored:
             query = tensor(argument(node, "query"))
             if query is None or query.dim() != 4 or (stream is not None and same_size(query.shape[2], stream.shape[1])):
                 found.append(node)
     return tuple(found)
+
+
+def _fits_flat(call: Call, rows: int | torch.SymInt) -> bool:
+    query, key = tensor(call["query"]), tensor(call["key"])
+    fits = query is not None and key is not None and query.dim() == key.dim() == 3 and call["scale"] is not None
+    return fits and same_size(query.shape[0], rows) and same_size(key.shape[0], rows)  # type: ignore[union-attr]
 
 
 def _fits(call: Call, rows: int | torch.SymInt) -> bool:

@@ -40,7 +40,7 @@ declare(plain("opskip::critical_rows", "visual, through, scores, count, most"), 
 def flops_of_scores(call: Call, shape_of: ShapeOf) -> int | None:
     """The products of the queries that are asked with every key."""
     query, key = shape_of(call["query"]), shape_of(call["key"])
-    return None if not query or not key else 2 * prod(query) * key[-2]
+    return None if not query or not key else 2 * prod(query) * key[-2 if len(key) == 4 else 0]
 
 
 _SCORES = "query, key, mask, rows, live, before, columns, scale, causal"

@@ -118,14 +118,15 @@ class RowSets:
         call, at = each.call, each.call.node.name
 
         def probes(operand: fx.Node) -> fx.Node:
-            like = Origin(at, captured_name(operand), 2, PROBED)
-            return self._call(select_rows, operand, asked.rows, 2, name=f"{operand.name}_asked", origin=like)
+            dim = 0 if each.flat else 2
+            like = Origin(at, captured_name(operand), dim, PROBED)
+            return self._call(select_rows, operand, asked.rows, dim, name=f"{operand.name}_asked", origin=like)
 
         mask = each.mask
         if mask is not None and _is_by_row(each):
             mask = probes(mask)
         operands = (probes(call.operand("query")), call.operand("key"), mask, asked.rows, asked.live, before)
-        rest = (each.columns, call["scale"], bool(call["is_causal"]))
+        rest = (each.columns, call["scale"], each.is_causal)
         name = f"scores_{each.layer}"
         return self._call(ROW_SCORES, *operands, *rest, name=name, origin=Origin(at), example=torch.float32)
 

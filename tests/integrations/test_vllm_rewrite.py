@@ -30,6 +30,11 @@ STEPS_OF = [  # lengths of the requests, rows before the step, visual rows by re
 ]
 
 
+@pytest.fixture(autouse=True)
+def scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "scale_of", lambda name: SIZE**-0.5)
+
+
 def compiled(model: FlatDecoder, schedule: str) -> Any:
     options = {"schedule": Schedule.of(schedule), "num_layers": LAYERS, "lower": "eager", "in_place": True}
 
@@ -170,4 +175,4 @@ def test_kept_rows_outside_of_a_step_are_an_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(STEPS, "now", None)
     query, key = torch.zeros(2, HEADS, SIZE), torch.zeros(6, KEY_HEADS, SIZE)
     with pytest.raises(OpSkipError, match=r"layers\.0\.attn is asked for kept rows outside of a step"):
-        torch.ops.opskip.paged_attention(query, key, key, "layers.0.attn", SIZE, True, "visual")
+        torch.ops.opskip.paged_attention(query, key, key, "layers.0.attn", SIZE, True, "visual", None, None)

@@ -34,11 +34,16 @@ def config(opskip: Any = None, **changed: Any) -> Any:
             enforce_eager=False, is_multimodal_model=True, is_mm_prefix_lm=False, is_moe=True, is_encoder_decoder=False
         ),
         "parallel_config": SimpleNamespace(
-            pipeline_parallel_size=1, enable_dbo=False, enable_expert_parallel=False, data_parallel_size=1
+            pipeline_parallel_size=1,
+            tensor_parallel_size=1,
+            enable_dbo=False,
+            enable_expert_parallel=False,
+            data_parallel_size=1,
         ),
         "speculative_config": None,
         "lora_config": None,
         "kv_transfer_config": None,
+        "use_v2_model_runner": False,
         "cache_config": SimpleNamespace(enable_prefix_caching=True),
         "additional_config": {} if opskip is None else {"opskip": opskip},
     }
@@ -84,7 +89,6 @@ def test_a_model_of_text_under_the_variable(monkeypatch: pytest.MonkeyPatch, cap
         (3, "additional_config.opskip: must be"),
         ({"schedul": "late:0.5"}, "additional_config.opskip.schedul: no such field"),
         ({"strict": True}, "additional_config.opskip.schedule: is missing"),
-        ({"schedule": "attend@keep=0.25:1"}, "keep shares"),
     ],
 )
 def test_bad_settings(given: Any, named: str) -> None:
@@ -97,10 +101,23 @@ def test_a_schedule_that_is_none() -> None:
         asked(config({"schedule": "nonsense"}))
 
 
-def test_levels_are_refused(tmp_path: Path) -> None:
-    leveled("none", "attend:0-1").save(tmp_path / "levels.json")
-    with pytest.raises(OptionError, match="levels"):
-        asked(config({"schedule": str(tmp_path / "levels.json")}))
+@pytest.mark.parametrize("levels", [False, True], ids=["shares", "levels"])
+def test_critical_rows(levels: bool, tmp_path: Path) -> None:
+    """They depend on the text behind them, and on all heads."""
+    schedule = "attend@keep=0.25:1"
+    if levels:
+        schedule = str(tmp_path / "levels.json")
+        leveled("none", "attend:0-1").save(tmp_path / "levels.json")
+    alone = {"cache_config__enable_prefix_caching": False}
+    assert asked(config({"schedule": schedule}, **alone))
+    for changed, named in (
+        ({}, "--no-enable-prefix-caching"),
+        ({**alone, "parallel_config__tensor_parallel_size": 2}, "tensor_parallel_size"),
+        ({**alone, "use_v2_model_runner": True}, "VLLM_USE_V2_MODEL_RUNNER=0"),
+    ):
+        with pytest.raises(OptionError, match=named):
+            asked(config({"schedule": schedule}, **changed))
+        assert asked(config({"schedule": "attend:1"}, **changed))
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_levels_are_those_of_plain_code(width: int, form: str) -> None:
     got = choose_level(hidden, visual, given, columns, *arguments(CHOOSER, f"{form} {width}"))
     rows = zip(hidden, visual.tolist(), text.tolist(), strict=True)
     want = [level_of(CHOOSER, *element) for element in rows]
-    assert got.tolist() == want
+    assert got.tolist() == [[level] * visual.shape[1] for level in want]
     assert taken(f"{form} {width}") == tuple(want)
     assert taken("never ran") == ()
     assert len(set(want)) > 1
@@ -61,18 +61,18 @@ def test_padding_may_hold_anything() -> None:
 def test_as_many_rows_as_the_share_of_the_level_says(visual: Tensor, through: bool) -> None:
     shares = [1.0, 0.5, 0.29, 0.0]
     level = torch.arange(len(visual)) % 4
-    count, most = kept_by_level(visual, through, shares, level)
-    alone = [kept_count(visual[i : i + 1], through, shares[at])[0].item() for i, at in enumerate(level.tolist())]
-    assert count.tolist() == alone
+    count, most = kept_by_level(visual, through, shares, level[:, None].expand(visual.shape))
+    alone = [kept_count(visual[i : i + 1], through, shares[at])[1][0].item() for i, at in enumerate(level.tolist())]
+    assert count.tolist() == [[kept] * visual.shape[1] for kept in alone]
     assert most.tolist() == [max(alone), sum(alone)]
     for at, share in enumerate(shares):
-        same, _ = kept_by_level(visual, through, shares, torch.full((len(visual),), at))
+        same, _ = kept_by_level(visual, through, shares, torch.full(visual.shape, at))
         assert torch.equal(same, kept_count(visual, through, share)[0])
 
 
 def test_what_the_operators_promise() -> None:
     assert CHOOSER is not None
     visual = mask(".vvv..", "..vv..")
-    torch.library.opcheck(KEPT_BY_LEVEL, (visual, False, [1.0, 0.5], torch.tensor([0, 1])))
+    torch.library.opcheck(KEPT_BY_LEVEL, (visual, False, [1.0, 0.5], torch.tensor([[0] * 6, [1] * 6])))
     hidden = torch.randn(2, 6, 8, requires_grad=True)
     torch.library.opcheck(CHOOSE_LEVEL, (hidden, visual, None, None, *arguments(CHOOSER, "check")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from opskip_compile.passes.levels import kept_by_level
+from opskip_compile.passes.runtime import Given, Prompts, kept_rows
 from opskip_compile.passes.scores import (
     CRITICAL_ROWS,
     KEPT_COUNT,
@@ -45,8 +48,9 @@ def test_the_count_is_exact_for_every_share_of_two_decimals() -> None:
         keep = percent / 100
         for count in (1, 7, 25, 64, 100, 576):
             kept, most = kept_count(torch.ones(1, count, dtype=torch.bool), False, keep)
-            assert most.tolist() == [kept.item()] * 2
-            assert kept.item() == LeftOut(keep=keep).critical(count) == -(-percent * count // 100)
+            assert most.tolist() == [kept[0, 0].item()] * 2
+            assert {*kept.tolist()[0]} == {most[0].item()}
+            assert most[0].item() == LeftOut(keep=keep).critical(count) == -(-percent * count // 100)
 
 
 def test_the_highest_scores_are_kept_and_the_first_of_equals() -> None:
@@ -156,3 +160,46 @@ def test_operators_are_registered_properly(name: str) -> None:
         (query, torch.randn(batch, 2, length, 8), None, rows, alive, scores, None, None, True),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
+
+
+@pytest.fixture
+def step() -> Iterator[Prompts]:
+    """A step of a server in one element: a whole prompt, part of one, a whole one and a row of its answer, filling."""
+    Given.prompts = Prompts((0, 7, 12, 20), (7, 0, 7))
+    yield Given.prompts
+    Given.prompts = None
+
+
+def test_prompts_in_one_element_choose_each_for_itself(step: Prompts) -> None:
+    visual = mask(".vvvv..vvv.v.vv.vv.....")
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(23, heads, 8, generator=generator) for heads in (4, 2))
+    spans = [(0, 7), (12, 19)]
+
+    def chosen(part: slice, causal: bool) -> tuple[Tensor, Tensor]:
+        own = visual[:, part]
+        asked, live = kept_rows(probe_rows(own, None, None), False)
+        scores = spread_scores(own)
+        few = query[part][asked[0]] if causal else query[part][asked[0]].transpose(0, 1)[None]
+        keys = key[part] if causal else key[part].transpose(0, 1)[None]
+        scores = row_scores(few, keys, None, asked, live[..., None], scores, None, None, True)
+        rows, alive = critical_rows(own, False, scores, *kept_count(own, False, 0.3))
+        return rows[alive], scores
+
+    rows, scores = chosen(slice(0, 23), True)
+    assert {7, 8, 9, 10, 11, 19, 20, 21, 22} <= {*rows.tolist()}, "parts of prompts, answers and filling are kept"
+    Given.prompts = None
+    for start, end in spans:
+        alone, own = chosen(slice(start, end), False)
+        torch.testing.assert_close(scores[:, start:end], own)
+        assert [row - start for row in rows.tolist() if start <= row < end] == alone.tolist()
+        assert len(alone) < end - start
+
+
+def test_prompts_in_one_element_take_each_a_level(step: Prompts) -> None:
+    visual = mask(".vvvv..vvv.v.vv.vv.....")
+    shares, level = [1.0, 0.0], torch.zeros(1, 23, dtype=torch.int64)
+    level[:, 12:19] = 1
+    count, most = kept_by_level(visual, False, shares, level)
+    assert [count[0, row].item() for row in (0, 12)] == [7, 3]
+    assert most.tolist() == [23 - 4] * 2

@@ -14,6 +14,7 @@ import torch
 import vllm
 from torch import Tensor
 
+from opskip_compile.models.critical import AttentionWatch
 from opskip_compile.models.oracle import oracle
 from opskip_compile.schedule.schedule import Schedule
 
@@ -97,6 +98,17 @@ def said(output: Any) -> Tensor:
     return torch.tensor([[row[k].logprob for k in range(len(row))] for row in rows])
 
 
+class PromptWatch(AttentionWatch):
+    """Asks rows of the prompt only, where the answer stands behind it; its level is told beforehand."""
+
+    def __init__(self, prompt: int) -> None:
+        super().__init__()
+        self._prompt = prompt
+
+    def asked_of(self, visual: list[bool], reads_itself: list[bool]) -> list[int]:
+        return super().asked_of(visual[: self._prompt], reads_itself[: self._prompt])
+
+
 @dataclass
 class Reference:
     """The same checkpoint in transformers.
@@ -117,8 +129,17 @@ class Reference:
         mask = torch.isin(ids, torch.tensor(sorted(self.visual)))
         mask[:, len(prompt) :] = False
         named = self.inputs(images, ids) if images else {}
-        with torch.no_grad(), oracle(self.model, Schedule.of(schedule or "none"), mask):
-            logits: Tensor = self.model(input_ids=ids, **named).logits[0]
+        asked = Schedule.of(schedule or "none")
+        with torch.no_grad():
+            watch = PromptWatch(len(prompt))
+            if asked.chooser is not None and images:
+                first = AttentionWatch(asked.chooser)
+                alone = ids[:, : len(prompt)]
+                with oracle(self.model, asked, mask[:, : len(prompt)], watch=first):
+                    self.model(input_ids=alone, **self.inputs(images, alone))
+                watch.levels = first.levels
+            with oracle(self.model, asked, mask, watch=watch):
+                logits: Tensor = self.model(input_ids=ids, **named).logits[0]
         return logits.log_softmax(-1)
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from opskip_compile.integrations.vllm import LOG
 from opskip_compile.integrations.vllm.runs import Requests
 from opskip_compile.schedule.geometry import Geometry
@@ -62,9 +64,9 @@ class Counters:
         if self.counts:
             exported()[0].labels("dense", NO_ROWS).inc()
 
-    def skipped(self, rows: int, requests: Requests | None) -> None:
-        """A step of so many rows skipped those of ``requests``."""
-        left_out, flops = (0, 0) if requests is None else self._work(requests)
+    def skipped(self, rows: int, requests: Requests | None, levels: Sequence[int] = ()) -> None:
+        """A step of so many rows skipped those of ``requests``; ``levels``: of the whole prompts among them."""
+        left_out, flops = (0, 0) if requests is None else self._work(requests, levels)
         self.skipping += 1
         self.rows += rows
         self.left_out += left_out
@@ -79,18 +81,23 @@ class Counters:
             self._said = now
             LOG.info("opskip: %s", self.summary())
 
-    def _work(self, requests: Requests) -> tuple[int, int]:
+    def _work(self, requests: Requests, levels: Sequence[int]) -> tuple[int, int]:
         left_out = flops = 0
-        totals = {name: int(rows.sum()) for name, rows in requests.left_out.items()}
-        read = {name: int(rows @ requests.keys) for name, rows in requests.left_out.items()}
+        level = np.zeros(len(requests.keys), int)
+        level[requests.whole] = levels if len(levels) == requests.whole.sum() else 0
         for state in self.states:
             for kind, of in (("attention", state.attention), ("ffn", state.ffn)):
                 if of is not None:
-                    left_out += totals[of.rows]
+                    skipped = requests.left_out[of.rows]
+                    if of.chooses:  # of parts of prompts no critical row is known, and none is left out
+                        kept = [of.at(int(one)).critical(int(n)) for one, n in zip(level, skipped, strict=True)]
+                        skipped = np.where(requests.whole, skipped - np.array(kept, int), 0)
+                    rows = int(skipped.sum())
+                    left_out += rows
                     if self.geometry is not None and kind == "ffn":
-                        flops += self.geometry.ffn(totals[of.rows])
+                        flops += self.geometry.ffn(rows)
                     elif self.geometry is not None:
-                        flops += self.geometry.queries(totals[of.rows], read[of.rows])
+                        flops += self.geometry.queries(rows, int(skipped @ requests.keys))
         return left_out, flops
 
     def summary(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from opskip_compile._compat import serving
 from opskip_compile.errors import OptionError
@@ -37,16 +37,16 @@ def _attach(model: nn.Module, config: Any) -> None:
     if not serving.is_compiled(decoder.module):
         raise OptionError("opskip can't skip without vLLM's compiled mode; leave compilation_config.mode as it is")
     model.__dict__["opskip"] = skipper = Skipper(decoder, settings, config)
-    if skipper.asks_through:
-        serving.on_rows(_note_through)
+    if skipper.asks_requests:
+        serving.on_rows(_note_requests)
     kind = type(model)
     model.__class__ = type(kind.__name__, (_Skipping, kind), {"__module__": kind.__module__})
 
 
-def _note_through(model: Any, through: Tensor) -> None:
+def _note_requests(model: Any, requests: list[serving.RequestRows]) -> None:
     skipper = getattr(model, "opskip", None)
     if skipper is not None:
-        skipper.note_through(through)
+        skipper.note_requests(requests)
 
 
 class _Skipping:

@@ -90,7 +90,7 @@ def _attention(node: fx.Node) -> None:
         return
     assert isinstance(out, fx.Node)
     writes = isinstance(update, fx.Node)
-    given = (query, key, value, name, shape(out)[-1], writes, "")
+    given = (query, key, value, name, shape(out)[-1], writes, "", None, serving.scale_of(name))
     _instead_of_written(node, out, PAGED_ATTENTION, given)
     if isinstance(update, fx.Node) and not update.users:
         node.graph.erase_node(update)

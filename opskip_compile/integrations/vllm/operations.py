@@ -21,12 +21,23 @@ from opskip_compile.passes.ops.families import by_broadcasting
 from opskip_compile.passes.ops.operation import Arguments, ShapeOf, declined
 from opskip_compile.passes.refusal import Refusal, Refused, Why
 from opskip_compile.passes.runtime import KEPT_ROWS
+from opskip_compile.passes.scores import CRITICAL_ROWS
 from opskip_compile.schedule.left_out import ROWS
+
+CHOSEN = "chosen"  # the rows of an attention that the graph itself chooses
 
 
 @torch.library.custom_op("opskip::paged_attention", mutates_args=())
 def paged_attention(
-    query: Tensor, key: Tensor, value: Tensor, layer: str, width: int, writes: bool, kept: str
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layer: str,
+    width: int,
+    writes: bool,
+    kept: str,
+    rows: Tensor | None,
+    scale: float | None,
 ) -> Tensor:
     """Write keys and values of every row of the step to the paged cache, and attend from some rows or from all.
 
@@ -36,7 +47,9 @@ def paged_attention(
         layer: vLLM's name of the attention layer.
         width: size of a head of the values.
         writes: False where the layer reads the cache of another one.
-        kept: the row set that is left out of the queries; empty for queries of all rows.
+        kept: the row set that is left out of the queries, or `CHOSEN`; empty for queries of all rows.
+        rows: with `CHOSEN` the rows of the queries, int64 ``(1, n)``.
+        scale: of the products, for those who ask for their weights; None where they have more to them.
 
     Returns:
         ``(n, heads, width)``; zeros for rows that are not live.
@@ -53,17 +66,27 @@ def paged_attention(
     step = STEPS.now
     if step is None:
         raise OpSkipError(f"opskip: {layer} is asked for kept rows outside of a step that has some")
-    metadata = step.metadata.get(layer)
+    if rows is None:
+        metadata, own = step.metadata.get(layer), step.kept[kept]
+        if metadata is not None:
+            _attend(query[: len(own)], key, value, out[: len(own)], layer, own, metadata)
+        return out
+    own, order = rows[0].sort()
+    metadata = step.chosen(layer, own)
     if metadata is not None:
-        rows = step.kept[kept]
-        count = rows.shape[0]
-        part = (query[:count], key.index_select(0, rows), value.index_select(0, rows), out[:count])
-        serving.attend(*part, layer, metadata)
+        count = int(metadata.num_actual_tokens)  # rows that fill the step up stand last
+        ordered = out.new_zeros(out.shape)
+        _attend(query[order][:count], key, value, ordered[:count], layer, own[:count], metadata)
+        out[order] = ordered
     return out
 
 
+def _attend(query: Tensor, key: Tensor, value: Tensor, out: Tensor, layer: str, rows: Tensor, metadata: Any) -> None:
+    serving.attend(query, key.index_select(0, rows), value.index_select(0, rows), out, layer, metadata)
+
+
 @paged_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, layer: str, width: int, writes: bool, kept: str) -> Tensor:
+def _(query: Tensor, key: Tensor, value: Tensor, layer: str, width: int, *rest: Any) -> Tensor:
     return query.new_empty(query.shape[0], query.shape[1], width)
 
 
@@ -125,10 +148,14 @@ def _queries(call: Call, dim: int) -> Dims | Refusal:
 
 def _of_rows(call: Call, dim: int, n: fx.Node) -> Arguments:
     """The same for kept rows: their metadata is made before the step, from the mask that the graph has."""
-    made = getattr(getattr(n.args[0], "args", [None])[0], "target", None)
+    rows: Any = n.args[0]
+    made = getattr(getattr(rows, "args", [None])[0], "target", None)
+    if made is CRITICAL_ROWS:
+        args, _ = call.replaced("kept", CHOSEN)
+        return (*args[:7], rows, *args[8:]), {}
     if made is not KEPT_ROWS:
         raise Refused(Refusal(Why.ARGUMENTS, "vLLM's attention is asked for rows that are not known before the step"))
-    return call.replaced("kept", ROWS[bool(n.args[0].args[0].args[1])])  # type: ignore[union-attr]
+    return call.replaced("kept", ROWS[bool(rows.args[0].args[1])])
 
 
 def _flops(call: Call, shape_of: ShapeOf) -> int | None:
@@ -153,7 +180,7 @@ _ATTENTION: dict[str, Any] = {"rows": _queries, "resize": _of_rows, "flops": _fl
 declare(
     Operation(
         "opskip::paged_attention",
-        ("query, key, value, layer, width, writes, kept",),
+        ("query, key, value, layer, width, writes, kept, rows, scale",),
         product=True,
         mixes_rows=True,
         **_ATTENTION,

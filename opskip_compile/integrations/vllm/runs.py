@@ -35,10 +35,12 @@ class Requests:
     Attributes:
         left_out: by row set how many rows of each are left out, int64 ``(requests,)``.
         keys: how many rows each of them reads, int64 ``(requests,)``.
+        whole: True where the step has the whole prompt, bool ``(requests,)``.
     """
 
     left_out: Mapping[str, Array]
     keys: Array
+    whole: Array
 
 
 def runs_of(left_out: Array, starts: Array) -> Runs:

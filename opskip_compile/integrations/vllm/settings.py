@@ -80,9 +80,16 @@ def refuse(config: Any, schedule: Schedule) -> None:
     if not serving.is_known(release):  # nothing below is known of another one
         raise OptionError(f"opskip can't skip with vLLM {release}: opskip knows {', '.join(serving.WINDOW)}")
     model, parallel = config.model_config, config.parallel_config
+    chooses = bool(schedule.levels) or _keeps(schedule)
     problems = {
-        "levels: a level is chosen from the whole prompt, which a step may see in parts": bool(schedule.levels),
-        "keep shares: they are chosen by attention weights, which a paged kernel does not give": _keeps(schedule),
+        "keep shares or levels and shared prefixes, which would depend on the text behind them; use "
+        "--no-enable-prefix-caching": chooses and serving.caches_prefixes(config),
+        "keep shares or levels and tensor_parallel_size: each rank has a part of the heads that tell critical rows": (
+            chooses and parallel.tensor_parallel_size > 1
+        ),
+        "keep shares or levels in vLLM's second model runner; use VLLM_USE_V2_MODEL_RUNNER=0": (
+            chooses and serving.is_second_runner(config)
+        ),
         "pipeline_parallel_size: visual rows are known on the first rank only; use 1": parallel.pipeline_parallel_size
         > 1,
         "enforce_eager: vLLM's own kernels can't be rewritten; leave it out": model.enforce_eager,

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,10 +24,12 @@ from opskip_compile.integrations.vllm.decoder import ServedDecoder
 from opskip_compile.integrations.vllm.lift import lift
 from opskip_compile.integrations.vllm.settings import Asked
 from opskip_compile.integrations.vllm.step import STEPS, StepMaker
-from opskip_compile.passes.runtime import Given, mark_visual
+from opskip_compile.passes.levels import taken
+from opskip_compile.passes.runtime import Given, Prompts, mark_visual
 from opskip_compile.report.report import Report
 from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.left_out import ROWS
+from opskip_compile.schedule.rules import LayerStates
 
 VISUAL, THROUGH = ROWS
 
@@ -56,11 +59,10 @@ class Skipper:
         self.counters = Counters(states, _geometry(config), serving.is_first_rank())
         skipping = [i for i, state in enumerate(states) if state.attention is not None]
         serving.remember_metadata({name: layer for own in decoder.attentions for name, layer in own.items()})
-        queries = {name: states[i].attention.rows for i in skipping for name in decoder.attentions[i]}  # type: ignore[union-attr]
-        self._steps = StepMaker(config, queries)
-        self.asks_through = any(
-            each is not None and each.rows == THROUGH for state in states for each in (state.attention, state.ffn)
-        )
+        left_out = [each for state in states for each in (state.attention, state.ffn) if each is not None]
+        self._through_visual = any(each.rows == THROUGH for each in left_out)
+        self._chooses = any(each.chooses for each in left_out)
+        self._steps = StepMaker(config, dict(_whole_sets(decoder, states)))
         self._sounds = serving.audio_tokens(config)
         self._projections = [linear for i in skipping for linear in decoder.projections(i)]
         options = {"lower": "inductor", **asked.options, "schedule": asked.schedule, "num_layers": len(decoder.layers)}
@@ -72,7 +74,7 @@ class Skipper:
         self._compiled = _compiled(_naming_rows(forward), options)
         self._one_row = _compiled(_naming_rows(forward), {**options, "lower": "eager"}, dynamic=False)
         self._mask: Tensor | None = None
-        self._through: Tensor | None = None
+        self._requests: list[serving.RequestRows] | None = None
         self.report: Report | None = None
 
     def note(self, ids: Tensor, mask: Tensor | None) -> None:
@@ -86,29 +88,39 @@ class Skipper:
         if self._mask is not None and self._sounds:
             self._mask = self._mask & ~torch.isin(ids.cpu(), torch.tensor(self._sounds))
 
-    def note_through(self, through: Tensor) -> None:
-        """Take the rows of the step that comes up to the last visual one of each prompt, bool ``(rows,)``."""
-        self._through = through
+    @property
+    def asks_requests(self) -> bool:
+        """True if it has to be told the requests of each step."""
+        return self._through_visual or self._chooses
 
-    def _left_out(self) -> dict[str, Tensor] | None:
-        """By row set the rows of this step, bool ``(rows,)`` on the CPU; None where there are none.
+    def note_requests(self, requests: list[serving.RequestRows]) -> None:
+        """Take the requests of the step that comes, in the order of their rows."""
+        self._requests = requests
+
+    def _told(self) -> tuple[dict[str, Tensor] | None, list[serving.RequestRows]]:
+        """By row set the rows of this step that are left out, bool ``(rows,)`` on the CPU, and its requests.
+
+        None where no row is left out.
 
         Raises:
             OpSkipError: vLLM has not told one of them.
         """
-        mask, through = self._mask, self._through
-        self._mask = self._through = None
-        if self.asks_through and mask is not None and through is None:
-            raise OpSkipError("opskip: vLLM embeds rows of prompts that it says nothing of (through_visual)")
-        found: dict[str, Tensor] = {} if mask is None else {VISUAL: mask}
-        if self.asks_through and mask is not None and through is not None:
-            found[THROUGH] = through | mask
-        return found if any(bool(rows.any()) for rows in found.values()) else None
+        mask, requests = self._mask, self._requests
+        self._mask = self._requests = None
+        if mask is None:
+            return None, []
+        if requests is None and self.asks_requests:
+            raise OpSkipError("opskip: vLLM embeds rows of requests that it says nothing of")
+        found: dict[str, Tensor] = {VISUAL: mask}
+        if self._through_visual and requests:
+            parts = [torch.arange(one.first, one.first + one.count) <= one.last_visual for one in requests]
+            found[THROUGH] = torch.cat(parts) | mask
+        return (found if any(bool(rows.any()) for rows in found.values()) else None), requests or []
 
     @contextmanager
     def step(self) -> Iterator[None]:
         """Let the decoder skip inside of this block, if the step has rows to leave out."""
-        left_out = self._left_out()
+        left_out, requests = self._told()
         metadata = serving.context().attn_metadata
         if not metadata:  # a run that only warms up
             yield
@@ -125,9 +137,11 @@ class Skipper:
         else:
             for mask in left_out.values():
                 self._steps.check(mask, metadata)
-            self.counters.skipped(len(mask), self._steps.by_request(left_out, metadata))
-            with serving.instead_of(self.decoder.module, partial(self._run, left_out, metadata)):
+            prompts = _prompts(requests)
+            with serving.instead_of(self.decoder.module, partial(self._run, left_out, metadata, prompts)):
                 yield
+            by_request = self._steps.by_request(left_out, metadata, [bool(rows) for rows in prompts.lengths])
+            self.counters.skipped(len(mask), by_request, taken(self.asked.schedule.digest))
 
     def needs_warm_up(self) -> bool:
         """True in vLLM's own warm-up, as long as the skipping decoder is not compiled."""
@@ -136,10 +150,17 @@ class Skipper:
     @contextmanager
     def warming_up(self) -> Iterator[None]:
         """Compile the skipping decoder inside of this block, and say what it skips."""
-        with serving.instead_of(self.decoder.module, partial(self._run, None, {})):
+        with serving.instead_of(self.decoder.module, partial(self._run, None, {}, None)):
             yield
 
-    def _run(self, left_out: Mapping[str, Tensor] | None, metadata: Mapping[str, Any], *args: Any, **named: Any) -> Any:
+    def _run(
+        self,
+        left_out: Mapping[str, Tensor] | None,
+        metadata: Mapping[str, Any],
+        prompts: Prompts | None,
+        *args: Any,
+        **named: Any,
+    ) -> Any:
         named |= dict(zip(self._parameters, args, strict=False))
         embedded = named.get("inputs_embeds")
         if embedded is None:
@@ -151,8 +172,10 @@ class Skipper:
         left_out = {name: nn.functional.pad(rows, (0, count - len(rows))) for name, rows in left_out.items()}
         visual = left_out[VISUAL].to(device, non_blocking=True)
         STEPS.now = self._steps.make(left_out, metadata, device)
-        if self.asks_through:
+        if self._through_visual:
             Given.through = left_out[THROUGH].to(device, non_blocking=True)[None]
+        if self._chooses:
+            Given.prompts = prompts or Prompts((0, count), (count,))
         try:
             with serving.by_parts(self._projections):
                 if count == 1:
@@ -161,7 +184,7 @@ class Skipper:
                     return self._compile(visual, **named)
                 return self._compiled(self.decoder.module, visual, **named)
         finally:
-            STEPS.now = Given.through = None
+            STEPS.now = Given.through = Given.prompts = None
 
     def _compile(self, visual: Tensor, **named: Any) -> Any:
         """The first step, for any number of rows.
@@ -184,6 +207,20 @@ class Skipper:
             text = ", ".join(f"{count} {name}" for name, count in sorted(remaining.items()))
             LOG.warning("opskip: skipped operators go on computing these for every row: %s", text)
         return result
+
+
+def _whole_sets(decoder: ServedDecoder, states: Sequence[LayerStates]) -> Iterator[tuple[str, str]]:
+    """The attention layers whose queries lose a whole row set, known before a step, and that set."""
+    for state, own in zip(states, decoder.attentions, strict=True):
+        if state.attention is not None and not state.attention.chooses:
+            for name in own:
+                yield name, state.attention.rows
+
+
+def _prompts(requests: Sequence[serving.RequestRows]) -> Prompts:
+    """Which of the requests have their whole prompt in the step."""
+    lengths = [one.prompt if one.prompt and not one.first and one.count >= one.prompt else 0 for one in requests]
+    return Prompts((0, *accumulate(one.count for one in requests)), tuple(lengths))
 
 
 def _geometry(config: Any) -> Geometry | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ class ServedStep:
     Attributes:
         kept: by row set the rows outside of it, int64 ``(kept,)``, on the device of the model.
         metadata: by attention layer what their queries attend by; None where no row is kept.
+        chosen: the same of a layer for rows that the graph chooses, int64 ``(n,)`` in order.
     """
 
     kept: Mapping[str, Tensor]
     metadata: Mapping[str, Any]
+    chosen: Callable[[str, Tensor], Any] = lambda layer, rows: None
 
 
 class Steps:
@@ -68,7 +71,17 @@ class StepMaker:
                 if key not in built:
                     built[key] = self._of_rows(left_out[name].numpy(), own, name)
                 found[layer] = built[key]
-        return ServedStep({name: one.to(device, non_blocking=True) for name, one in kept.items()}, found)
+        on_device = {name: one.to(device, non_blocking=True) for name, one in kept.items()}
+        return ServedStep(on_device, found, partial(self._chosen, metadata))
+
+    def _chosen(self, metadata: Mapping[str, Any], layer: str, rows: Tensor) -> Any:
+        own = metadata.get(layer)
+        if own is None:
+            return None
+        numbers = rows.cpu().numpy()
+        left_out = np.ones(max(numbers[-1] + 1, self.rows_of({layer: own}) or 0), bool)
+        left_out[numbers] = False
+        return self._of_rows(left_out, own, "chosen")
 
     def check(self, mask: Tensor, metadata: Mapping[str, Any]) -> None:
         """Make sure that these visual rows are those of this step.
@@ -88,13 +101,19 @@ class StepMaker:
                 return int(common.query_start_loc_cpu[common.num_reqs])
         return None
 
-    def by_request(self, left_out: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Requests | None:
-        """How many rows each request of the step leaves out; None where no metadata says where they begin."""
+    def by_request(
+        self, left_out: Mapping[str, Tensor], metadata: Mapping[str, Any], whole: Sequence[bool] = ()
+    ) -> Requests | None:
+        """How many rows each request of the step leaves out; None where no metadata says where they begin.
+
+        ``whole`` says of each whether the step has its whole prompt.
+        """
         for own in metadata.values():
             if serving.is_remembered(own):
                 starts, keys = serving.requests_of(serving.built_from(own)[1])
                 sums = {name: np.append(0, np.cumsum(mask.numpy())) for name, mask in left_out.items()}
-                return Requests({name: one[starts[1:]] - one[starts[:-1]] for name, one in sums.items()}, keys)
+                rows = {name: one[starts[1:]] - one[starts[:-1]] for name, one in sums.items()}
+                return Requests(rows, keys, np.array(whole or [False] * len(keys)))
         return None
 
     def _of_rows(self, left_out: Any, metadata: Any, name: str) -> Any:
