@@ -13,6 +13,7 @@ blocks, memory and processes. The exit code is 1 if anything was wrong.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import resource
 import sys
@@ -20,6 +21,11 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import psutil
 from rich.console import Console
@@ -130,7 +136,7 @@ def main() -> None:
     parser.add_argument("--schedule", help="the default leaves out text before pictures where no prefixes are shared")
     parser.add_argument("--no-prefix-caching", action="store_true")
     parser.add_argument("--rows", type=int, default=96, help="of a step, at most")
-    parser.add_argument("--blocks", type=int, default=40, help="of 32 rows, in the cache")
+    parser.add_argument("--blocks", type=int, default=24, help="of 32 rows, in the cache")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     schedule = given.schedule or (THROUGH if given.no_prefix_caching else SCHEDULE)

@@ -7,8 +7,9 @@ that AOTAutograd traces through, so Inductor sees gathers and scatters that it c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,16 +26,31 @@ class Prompts:
     Attributes:
         starts: where the rows of each request begin, and where those of the last end; what comes then is filling.
         lengths: of the rows of each, how many are a whole prompt; 0 where the step has a part of one only.
+        text: how many rows of each whole prompt are not visual.
     """
 
     starts: tuple[int, ...]
     lengths: tuple[int, ...]
+    text: tuple[int, ...]
+
+    @classmethod
+    def of(cls, counts: Sequence[int], lengths: Sequence[int], visual: Tensor) -> Prompts:
+        """Of requests with so many rows, and ``visual``, bool ``(rows,)`` on the CPU."""
+        starts = (0, *accumulate(counts))
+        ends = [start + length for start, length in zip(starts, lengths, strict=False)]
+        text = [int((~visual[start:end]).sum()) for start, end in zip(starts, ends, strict=False)]
+        return cls(starts, tuple(lengths), tuple(text))
+
+    def asked(self, most: int) -> Iterator[tuple[int, int, int]]:
+        """Where each whole prompt begins and ends, and how many of its text rows are asked, ``most`` at the most."""
+        for start, length, text in zip(self.starts, self.lengths, self.text, strict=False):
+            if length:
+                yield start, start + length, min(text, most)
 
     def whole(self) -> Iterator[tuple[int, int]]:
         """Where each whole prompt begins and ends."""
-        for start, length in zip(self.starts, self.lengths, strict=False):
-            if length:
-                yield start, start + length
+        for start, end, _ in self.asked(0):
+            yield start, end
 
 
 class Given:

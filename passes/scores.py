@@ -117,6 +117,21 @@ def row_scores(
     """
     if query.dim() == 3:
         query, key = query.transpose(0, 1)[None], key.transpose(0, 1)[None]
+    if Given.prompts is None:
+        weights = _of_rows(_weights(query, key, mask, rows, scale, causal), before.shape[1], columns)
+        return before + torch.where(live, weights, torch.zeros_like(weights)).sum(1)
+    after, at = before.clone(), 0
+    for start, end, asked in Given.prompts.asked(PROBES):
+        own, keys = query[:, :, at : at + asked], key[:, :, start:end]
+        after[:, start:end] += _weights(own, keys, None, rows[:, at : at + asked] - start, scale, causal).sum(1)
+        at += asked
+    return after
+
+
+def _weights(
+    query: Tensor, key: Tensor, mask: Tensor | None, rows: Tensor, scale: float | None, causal: bool
+) -> Tensor:
+    """What each probe pays attention to, a mean over the heads, float32 ``(batch, probes, keys)``."""
     batch, heads, probes, width = query.shape
     shared = key.shape[1]
     grouped = query.float().reshape(batch, shared, heads // shared * probes, width)
@@ -124,19 +139,13 @@ def row_scores(
         products = grouped @ key.float().transpose(-2, -1) * (width**-0.5 if scale is None else scale)
     products = products.reshape(batch, heads, probes, key.shape[2])
     if causal:
-        columns_of = torch.arange(key.shape[2], device=key.device)
-        reads = columns_of <= rows[:, None, :, None]
-        if Given.prompts is not None:
-            starts = torch.tensor(Given.prompts.starts, device=key.device)
-            own = torch.searchsorted(starts, columns_of, right=True)
-            reads = reads & (own == own[rows][:, None, :, None])
+        reads = torch.arange(key.shape[2], device=key.device) <= rows[:, None, :, None]
         products = products.masked_fill(~reads, float("-inf"))
     elif mask is not None and mask.dtype == torch.bool:
         products = products.masked_fill(~mask, float("-inf"))
     elif mask is not None:
         products = products + mask.float()
-    weights = _of_rows(products.softmax(-1).mean(1), before.shape[1], columns)
-    return before + torch.where(live, weights, torch.zeros_like(weights)).sum(1)
+    return products.softmax(-1).mean(1)
 
 
 @row_scores.register_fake

@@ -162,16 +162,19 @@ def test_operators_are_registered_properly(name: str) -> None:
     )
 
 
+STEP = mask(".vvvv..vvv.v.vv.vv.....")
+
+
 @pytest.fixture
 def step() -> Iterator[Prompts]:
     """A step of a server in one element: a whole prompt, part of one, a whole one and a row of its answer, filling."""
-    Given.prompts = Prompts((0, 7, 12, 20), (7, 0, 7))
+    Given.prompts = Prompts.of([7, 5, 8], [7, 0, 7], STEP[0])
     yield Given.prompts
     Given.prompts = None
 
 
 def test_prompts_in_one_element_choose_each_for_itself(step: Prompts) -> None:
-    visual = mask(".vvvv..vvv.v.vv.vv.....")
+    visual = STEP
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(23, heads, 8, generator=generator) for heads in (4, 2))
     spans = [(0, 7), (12, 19)]
@@ -197,9 +200,8 @@ def test_prompts_in_one_element_choose_each_for_itself(step: Prompts) -> None:
 
 
 def test_prompts_in_one_element_take_each_a_level(step: Prompts) -> None:
-    visual = mask(".vvvv..vvv.v.vv.vv.....")
     shares, level = [1.0, 0.0], torch.zeros(1, 23, dtype=torch.int64)
     level[:, 12:19] = 1
-    count, most = kept_by_level(visual, False, shares, level)
+    count, most = kept_by_level(STEP, False, shares, level)
     assert [count[0, row].item() for row in (0, 12)] == [7, 3]
     assert most.tolist() == [23 - 4] * 2

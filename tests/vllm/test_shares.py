@@ -74,7 +74,7 @@ def test_prompts_whole_and_in_parts_together(reference: Reference) -> None:
 def test_requests_that_start_again(reference: Reference) -> None:
     """Their answers so far stand behind the prompt, and are not asked what is critical."""
     few = {"num_gpu_blocks_override": 9, "block_size": 32, "max_model_len": 256}
-    with engine(DEMO, KEEP, **WHOLE, **few) as llm:
+    with engine(DEMO, KEEP, lower="inductor", **WHOLE, **few) as llm:
         asked = [Asked(IMAGE + "how many circles are there?", [picture(96, 96, seed)]) for seed in range(4)]
         outputs = llm.generate([one.request for one in asked], sampling(80, every_row=False), use_tqdm=False)
         check(outputs, asked, reference, KEEP)

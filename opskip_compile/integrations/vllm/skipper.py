@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -137,7 +136,7 @@ class Skipper:
         else:
             for mask in left_out.values():
                 self._steps.check(mask, metadata)
-            prompts = _prompts(requests)
+            prompts = _prompts(requests, left_out[VISUAL])
             with serving.instead_of(self.decoder.module, partial(self._run, left_out, metadata, prompts)):
                 yield
             by_request = self._steps.by_request(left_out, metadata, [bool(rows) for rows in prompts.lengths])
@@ -175,7 +174,7 @@ class Skipper:
         if self._through_visual:
             Given.through = left_out[THROUGH].to(device, non_blocking=True)[None]
         if self._chooses:
-            Given.prompts = prompts or Prompts((0, count), (count,))
+            Given.prompts = prompts or Prompts.of([count], [count], left_out[VISUAL])
         try:
             with serving.by_parts(self._projections):
                 if count == 1:
@@ -217,10 +216,10 @@ def _whole_sets(decoder: ServedDecoder, states: Sequence[LayerStates]) -> Iterat
                 yield name, state.attention.rows
 
 
-def _prompts(requests: Sequence[serving.RequestRows]) -> Prompts:
+def _prompts(requests: Sequence[serving.RequestRows], visual: Tensor) -> Prompts:
     """Which of the requests have their whole prompt in the step."""
     lengths = [one.prompt if one.prompt and not one.first and one.count >= one.prompt else 0 for one in requests]
-    return Prompts((0, *accumulate(one.count for one in requests)), tuple(lengths))
+    return Prompts.of([one.count for one in requests], lengths, visual)
 
 
 def _geometry(config: Any) -> Geometry | None:
