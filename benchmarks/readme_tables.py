@@ -41,7 +41,10 @@ RESULTS_PAGE: dict[str, Callable[[], str]] = {
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"same kernels": speed.same_kernels},
     "docs/results.md": RESULTS_PAGE,
-    "docs/serving.md": {"vllm prefill": speed.vllm_prefill},
+    "docs/serving.md": {
+        "vllm prefill": speed.vllm_prefill,
+        "vllm prefill, bfloat16": lambda: speed.vllm_prefill("vllm_prefill_bf16"),
+    },
     "docs/support.md": {"releases": suites.releases, "transformers' own tests": suites.transformers_suite},
 }
 

@@ -48,9 +48,9 @@ def mixed_levels() -> str:
     )
 
 
-def vllm_prefill() -> str:
+def vllm_prefill(name: str = "vllm_prefill") -> str:
     """The decoder that skips in vLLM against vLLM's own."""
-    found = figures.read("vllm_prefill")["found"]
+    found = figures.read(name)["found"]
     return figures.table(
         ("schedule", "FLOPs: ideal", "measured", "of the ideal"),
         (

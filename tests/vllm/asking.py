@@ -16,6 +16,7 @@ from torch import Tensor
 
 from opskip_compile.models.critical import AttentionWatch
 from opskip_compile.models.oracle import oracle
+from opskip_compile.schedule.left_out import LeftOut
 from opskip_compile.schedule.schedule import Schedule
 
 DEMO = Path(__file__).parents[2] / "opskip_compile/models/packaged/checkpoint"
@@ -99,11 +100,23 @@ def said(output: Any) -> Tensor:
 
 
 class PromptWatch(AttentionWatch):
-    """Asks rows of the prompt only, where the answer stands behind it; its level is told beforehand."""
+    """Asks rows of the prompt only, where the answer stands behind it; its level is told beforehand.
+
+    Attributes:
+        margin: the smallest distance between a row that was kept and one that was not, in parts of the highest score.
+    """
 
     def __init__(self, prompt: int) -> None:
         super().__init__()
-        self._prompt = prompt
+        self._prompt, self.margin = prompt, 1.0
+
+    def without_critical(self, left_out: Tensor, kind: str, rows: LeftOut) -> Tensor:
+        dropped = super().without_critical(left_out, kind, rows)
+        (scores,) = self.before if kind == "attention" else self.scores
+        kept, gone = (torch.tensor(scores)[mask[0]] for mask in (left_out & ~dropped, dropped))
+        if len(kept) and len(gone):
+            self.margin = min(self.margin, float((kept.min() - gone.max()) / max(scores)))
+        return dropped
 
     def asked_of(self, visual: list[bool], reads_itself: list[bool]) -> list[int]:
         return super().asked_of(visual[: self._prompt], reads_itself[: self._prompt])
@@ -117,11 +130,13 @@ class Reference:
         model: of transformers, float32.
         visual: token ids of visual rows.
         inputs: what the model takes beside ``input_ids``, of the pictures and the ids.
+        margin: of the `PromptWatch` of the last prompt.
     """
 
     model: Any
     visual: frozenset[int]
     inputs: Any
+    margin: float = 1.0
 
     def of(self, images: Sequence[Any], prompt: Sequence[int], answer: Sequence[int], schedule: str | None) -> Tensor:
         """Log-probabilities ``(rows, vocabulary)`` after each row of prompt and answer, by the oracle."""
@@ -140,6 +155,7 @@ class Reference:
                 watch.levels = first.levels
             with oracle(self.model, asked, mask, watch=watch):
                 logits: Tensor = self.model(input_ids=ids, **named).logits[0]
+            self.margin = watch.margin
         return logits.log_softmax(-1)
 
 
