@@ -42,6 +42,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"same kernels": speed.same_kernels},
     "docs/results.md": RESULTS_PAGE,
     "docs/serving.md": {
+        "vllm traffic": speed.vllm_traffic,
         "vllm prefill": speed.vllm_prefill,
         "vllm prefill, bfloat16": lambda: speed.vllm_prefill("vllm_prefill_bf16"),
     },

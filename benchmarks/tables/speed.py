@@ -65,6 +65,43 @@ def vllm_prefill(name: str = "vllm_prefill") -> str:
     )
 
 
+def vllm_traffic() -> str:
+    """What random traffic showed, by what was skipped."""
+    names = {
+        "vllm_traffic_prefixes": "shared prefixes",
+        "vllm_traffic_through": "no shared prefixes",
+        "vllm_traffic_shares": "no shared prefixes, whole prompts",
+    }
+
+    def row(file: str, what: str) -> tuple[str, ...]:
+        found = figures.read(file)
+        counts = found["counts"]
+        other = counts["other tokens than the dense model"] / counts["compared with the dense model"]
+        return (
+            f"`{found['schedule']}`",
+            what,
+            f"{found['minutes']:.0f}",
+            f"{counts['checked']:,}",
+            f"{counts['rows checked']:,}",
+            str(counts.get("lost their blocks", 0)),
+            f"{other:.0%}",
+            f"{found['largest_error']:.0e}",
+            str(len(found["wrong"])),
+        )
+
+    header = (
+        "schedule",
+        "",
+        "minutes",
+        "answers",
+        "rows",
+        "lost their blocks",
+        "other tokens than dense",
+        "largest error",
+    )
+    return figures.table((*header, "wrong"), (row(file, what) for file, what in names.items()))
+
+
 def same_kernels() -> str:
     """A few decoders of real widths against the dense decoder that has its linear layers in oneDNN, too."""
 

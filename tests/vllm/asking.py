@@ -113,7 +113,7 @@ class PromptWatch(AttentionWatch):
     def without_critical(self, left_out: Tensor, kind: str, rows: LeftOut) -> Tensor:
         dropped = super().without_critical(left_out, kind, rows)
         (scores,) = self.before if kind == "attention" else self.scores
-        kept, gone = (torch.tensor(scores)[mask[0]] for mask in (left_out & ~dropped, dropped))
+        kept, gone = (torch.tensor(scores, dtype=torch.float64)[mask[0]] for mask in (left_out & ~dropped, dropped))
         if len(kept) and len(gone):
             self.margin = min(self.margin, float((kept.min() - gone.max()) / max(scores)))
         return dropped
