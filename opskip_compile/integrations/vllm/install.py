@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from opskip_compile._compat import serving
+from opskip_compile._compat.served_requests import RequestRows, on_rows
 from opskip_compile.errors import OptionError
 from opskip_compile.integrations.vllm.decoder import ServedDecoder
 from opskip_compile.integrations.vllm.settings import asked
@@ -38,12 +39,12 @@ def _attach(model: nn.Module, config: Any) -> None:
         raise OptionError("opskip can't skip without vLLM's compiled mode; leave compilation_config.mode as it is")
     model.__dict__["opskip"] = skipper = Skipper(decoder, settings, config)
     if skipper.asks_requests:
-        serving.on_rows(_note_requests)
+        on_rows(_note_requests)
     kind = type(model)
     model.__class__ = type(kind.__name__, (_Skipping, kind), {"__module__": kind.__module__})
 
 
-def _note_requests(model: Any, requests: list[serving.RequestRows]) -> None:
+def _note_requests(model: Any, requests: list[RequestRows]) -> None:
     skipper = getattr(model, "opskip", None)
     if skipper is not None:
         skipper.note_requests(requests)

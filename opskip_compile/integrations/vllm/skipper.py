@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from opskip_compile import _compat
 from opskip_compile._compat import serving
+from opskip_compile._compat.served_requests import RequestRows
 from opskip_compile.backend.entry import opskip
 from opskip_compile.backend.reports import REPORTS
 from opskip_compile.errors import OpSkipError, OptionError
@@ -73,7 +74,7 @@ class Skipper:
         self._compiled = _compiled(_naming_rows(forward), options)
         self._one_row = _compiled(_naming_rows(forward), {**options, "lower": "eager"}, dynamic=False)
         self._mask: Tensor | None = None
-        self._requests: list[serving.RequestRows] | None = None
+        self._requests: list[RequestRows] | None = None
         self.report: Report | None = None
 
     def note(self, ids: Tensor, mask: Tensor | None) -> None:
@@ -92,21 +93,21 @@ class Skipper:
         """True if it has to be told the requests of each step."""
         return self._through_visual or self._chooses
 
-    def note_requests(self, requests: list[serving.RequestRows]) -> None:
+    def note_requests(self, requests: list[RequestRows]) -> None:
         """Take the requests of the step that comes, in the order of their rows."""
         self._requests = requests
 
-    def _told(self) -> tuple[dict[str, Tensor] | None, list[serving.RequestRows]]:
+    def _told(self, counts: bool) -> tuple[dict[str, Tensor] | None, list[RequestRows]]:
         """By row set the rows of this step that are left out, bool ``(rows,)`` on the CPU, and its requests.
 
-        None where no row is left out.
+        None where no row is left out, or in a step that does not count.
 
         Raises:
             OpSkipError: vLLM has not told one of them.
         """
         mask, requests = self._mask, self._requests
         self._mask = self._requests = None
-        if mask is None:
+        if mask is None or not counts:
             return None, []
         if requests is None and self.asks_requests:
             raise OpSkipError("opskip: vLLM embeds rows of requests that it says nothing of")
@@ -119,8 +120,8 @@ class Skipper:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Let the decoder skip inside of this block, if the step has rows to leave out."""
-        left_out, requests = self._told()
         metadata = serving.context().attn_metadata
+        left_out, requests = self._told(bool(metadata))
         if not metadata:  # a run that only warms up
             yield
         elif left_out is None:
@@ -216,7 +217,7 @@ def _whole_sets(decoder: ServedDecoder, states: Sequence[LayerStates]) -> Iterat
                 yield name, state.attention.rows
 
 
-def _prompts(requests: Sequence[serving.RequestRows], visual: Tensor) -> Prompts:
+def _prompts(requests: Sequence[RequestRows], visual: Tensor) -> Prompts:
     """Which of the requests have their whole prompt in the step."""
     lengths = [one.prompt if one.prompt and not one.first and one.count >= one.prompt else 0 for one in requests]
     return Prompts.of([one.count for one in requests], lengths, visual)
