@@ -20,7 +20,8 @@ WINDOW = ("0.32",)
 """Releases of vLLM whose names were read and run, by their first two numbers."""
 
 ATTENTION = "vllm::unified_attention_with_output"
-ONEDNN, EXPERTS, ALL_REDUCE = "_C::onednn_mm", "_C::cpu_fused_moe", "_C::shm_allreduce"
+ONEDNN, AMX = "_C::onednn_mm", "_C::weight_packed_linear"
+EXPERTS, ALL_REDUCE = "_C::cpu_fused_moe", "_C::shm_allreduce"
 """What vLLM's decoders call in a captured graph: attend; and on a CPU multiply, ask experts, and sum over ranks."""
 
 
@@ -239,6 +240,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, out: Tensor, layer: str, m
 def multiply_packed(x: Tensor, handler: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """Write the product of ``x`` with a weight that oneDNN has packed to ``out``."""
     torch.ops._C.onednn_mm(out, x, bias, handler)
+
+
+def multiply_blocked(x: Tensor, weight: Tensor, bias: Tensor | None, is_vnni: bool, out: Tensor) -> None:
+    """Write the product of ``x`` with a weight that stands in blocks, as AMX has it, to ``out``."""
+    torch.ops._C.weight_packed_linear(out, x, weight, bias, is_vnni)
 
 
 def sum_over_ranks(handle: int, x: Tensor) -> None:

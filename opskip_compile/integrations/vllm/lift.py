@@ -18,7 +18,13 @@ from torch import fx
 
 from opskip_compile._compat import operations as torch_operations
 from opskip_compile._compat import serving
-from opskip_compile.integrations.vllm.operations import PACKED_EXPERTS, PACKED_LINEAR, PAGED_ATTENTION, SUM_OVER_RANKS
+from opskip_compile.integrations.vllm.operations import (
+    BLOCKED_LINEAR,
+    PACKED_EXPERTS,
+    PACKED_LINEAR,
+    PAGED_ATTENTION,
+    SUM_OVER_RANKS,
+)
 from opskip_compile.passes.ops import (
     Call,
     Trait,
@@ -48,6 +54,8 @@ def lift(graph: fx.Graph, apart: Collection[int] = ()) -> None:
         name = _name(node)
         if name == serving.ONEDNN:
             _product(node)
+        elif name == serving.AMX and not node.kwargs:
+            _blocked_product(node)
         elif name == serving.ATTENTION:
             _attention(node)
         elif name == serving.EXPERTS and not node.kwargs:
@@ -79,6 +87,16 @@ def _product(node: fx.Node) -> None:
     assert isinstance(out, fx.Node) and isinstance(x, fx.Node)
     if len(shape(out)) == 2:
         _instead_of_written(node, out, PACKED_LINEAR, (x, handler, bias, shape(out)[1]))
+
+
+def _blocked_product(node: fx.Node) -> None:
+    out, x, weight, bias, is_vnni = node.args
+    assert isinstance(out, fx.Node)
+    whole = operand(out) if op_name(out) in ("reshape", "view") else out
+    if whole is not None and len(shape(whole)) == 2:  # vLLM flattens what is flat already
+        out.replace_all_uses_with(whole, delete_user_cb=lambda user: user is node)
+        out = whole
+        _instead_of_written(node, out, BLOCKED_LINEAR, (x, weight, bias, is_vnni, shape(out)[1]))
 
 
 def _attention(node: fx.Node) -> None:

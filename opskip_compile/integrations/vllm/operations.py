@@ -103,6 +103,19 @@ def _(x: Tensor, handler: Tensor, bias: Tensor | None, features: int) -> Tensor:
     return x.new_empty(x.shape[0], features)
 
 
+@torch.library.custom_op("opskip::blocked_linear", mutates_args=())
+def blocked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, is_vnni: bool, features: int) -> Tensor:
+    """``(rows, width) -> (rows, features)`` by a weight that stands in blocks, as AMX has it."""
+    out = x.new_empty(x.shape[0], features)
+    serving.multiply_blocked(x.contiguous(), weight, bias, is_vnni, out)
+    return out
+
+
+@blocked_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, is_vnni: bool, features: int) -> Tensor:
+    return x.new_empty(x.shape[0], features)
+
+
 @torch.library.custom_op("opskip::packed_experts", mutates_args=())
 def packed_experts(
     x: Tensor,
@@ -196,6 +209,17 @@ declare(
         flops=flops_of_product("input"),
     ),
     functions=[PACKED_LINEAR],
+)
+BLOCKED_LINEAR = torch.ops.opskip.blocked_linear.default
+declare(
+    Operation(
+        "opskip::blocked_linear",
+        ("input, weight, bias, is_vnni, features",),
+        rows=_row_by_row,
+        product=True,
+        flops=flops_of_product("input"),
+    ),
+    functions=[BLOCKED_LINEAR],
 )
 PACKED_EXPERTS = torch.ops.opskip.packed_experts.default
 _EXPERTS = "input, gate_up, down, bias_up, bias_down, weights, experts, skip_weighted, activation, kernel"
