@@ -7,8 +7,8 @@ are answered: text alone, one picture or two of random sizes, text before and be
 that another request has shown already, short and long answers; some are given up. Steps have few rows, so that they cut
 pictures apart, and the cache has few blocks, so that requests lose theirs. Checked are the log-probabilities of the
 whole vocabulary at every row of an answer (of one in four at every row of the prompt too) and its tokens; at the end
-blocks, memory and processes. The exit code is 1 if anything was wrong. Critical rows whose scores are the same up to
-rounding are told apart, where the answer then differs.
+blocks, memory and processes. The exit code is 1 if anything was wrong. Where two critical rows have the same score up
+to rounding, an answer may also be the one that the oracle gives with the other of them; those are counted.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import psutil
+import torch
 from rich.console import Console
 
 from opskip_compile.backend.reports import REPORTS
@@ -38,7 +39,7 @@ from tests.vllm.asking import BOUND, DEMO, IMAGE, Asked, Reference, counters, de
 
 WORDS = "is there a red circle or how many blue ones are shown what colour which shape and why not".split()
 SIDES = (64, 96, 128)  # of a picture
-TIE = 1e-5  # of the highest score: by less than that another order of additions may choose another critical row
+TIE = 1e-5  # of the highest score: closer rows may be chosen the other way by another order of additions
 RUNNING = 12  # requests at a time, at most
 SCHEDULE = "attend:0,2 transform:1,4 silent:5-7"
 THROUGH = "silent@through_visual:5-7 transform@through_visual:1 attend:0,2 transform:4"
@@ -110,28 +111,32 @@ class Traffic:
     def check(self, output: Any, asked: Asked) -> None:
         """Compare an answer with the oracle's."""
         got, answer = said(output), list(output.outputs[0].token_ids)
-        prompt = output.prompt_token_ids
-        wanted = self.reference.of(asked.images, prompt, answer, self.schedule)[-len(got) :]
-        margin = self.reference.margin
-        largest = float(wanted.abs().max())
-        error = float((got - wanted[:, : got.shape[1]]).abs().max()) / largest
-        last = wanted[-len(answer) :]
-        behind = (
-            float((last.max(-1).values - last.gather(1, last.new_tensor(answer).long()[:, None])[:, 0]).max()) / largest
-        )
+        error, behind = self.distance(output, asked, got)
+        margins = self.reference.margins
+        if error > BOUND and min(margins, default=1.0) < TIE:
+            nearest = min(range(len(margins)), key=margins.__getitem__)
+            before, (error, behind) = error, self.distance(output, asked, got, nearest)
+            if error <= BOUND:
+                self.ties.append(f"{asked.text!r}: {before:.1e}, {error:.1e} with a row {margins[nearest]:.1e} behind")
         self.largest = max(self.largest, error)
         self.counts["checked"] += 1
         self.counts["rows checked"] += len(got)
         self.counts["with rows from the cache"] += bool(output.num_cached_tokens)
         if error > BOUND or behind > 2 * BOUND:
-            if margin < TIE:
-                self.ties.append(f"{asked.text!r}: {error:.1e}, a row was chosen by {margin:.1e} of the highest score")
-            else:
-                self.wrong.append(f"{asked.text!r}: {error:.1e}, tokens {behind:.1e} behind, margin {margin:.1e}")
+            self.wrong.append(f"{asked.text!r}: {error:.1e}, tokens {behind:.1e} behind")
         if asked.images and self.counts["checked"] % 4 == 0:
-            dense = self.reference.of(asked.images, prompt, answer, None)[-len(answer) :].argmax(-1).tolist()
+            dense = self.reference.of(asked.images, output.prompt_token_ids, answer, None)[-len(answer) :]
             self.counts["compared with the dense model"] += 1
-            self.counts["other tokens than the dense model"] += dense != answer
+            self.counts["other tokens than the dense model"] += dense.argmax(-1).tolist() != answer
+
+    def distance(self, output: Any, asked: Asked, got: torch.Tensor, other: int | None = None) -> tuple[float, float]:
+        """How far an answer is from the oracle's, and its tokens from the likeliest, in parts of the largest number."""
+        answer = list(output.outputs[0].token_ids)
+        wanted = self.reference.of(asked.images, output.prompt_token_ids, answer, self.schedule, other)[-len(got) :]
+        last, tokens = wanted[-len(answer) :], torch.tensor(answer)[:, None]
+        behind = (last.max(-1).values - last.gather(1, tokens)[:, 0]).max()
+        error = (got - wanted[:, : got.shape[1]]).abs().max()
+        return float(error / wanted.abs().max()), float(behind / wanted.abs().max())
 
 
 def main() -> None:

@@ -66,8 +66,7 @@ def on_rows(told: Callable[[Any, list[RequestRows]], None]) -> None:
 def _last_visual(features: Any) -> int:
     last = -1
     for feature in features or ():
-        if feature.modality != "audio":
-            place, own = feature.mm_position, feature.mm_position.is_embed
-            rows = int(own.nonzero().max()) if own is not None and bool(own.any()) else place.length - 1
-            last = max(last, place.offset + rows)
+        place, own = feature.mm_position, feature.mm_position.is_embed
+        if feature.modality != "audio" and (own is None or bool(own.any())):
+            last = max(last, place.offset + (place.length - 1 if own is None else int(own.nonzero().max())))
     return last

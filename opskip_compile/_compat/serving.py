@@ -20,8 +20,8 @@ WINDOW = ("0.32",)
 """Releases of vLLM whose names were read and run, by their first two numbers."""
 
 ATTENTION = "vllm::unified_attention_with_output"
-ONEDNN, AMX = "_C::onednn_mm", "_C::weight_packed_linear"
-EXPERTS, ALL_REDUCE = "_C::cpu_fused_moe", "_C::shm_allreduce"
+ONEDNN, AMX, EXPERTS = "_C::onednn_mm", "_C::weight_packed_linear", "_C::cpu_fused_moe"
+ALL_REDUCE = "_C::shm_allreduce"
 """What vLLM's decoders call in a captured graph: attend; and on a CPU multiply, ask experts, and sum over ranks."""
 
 

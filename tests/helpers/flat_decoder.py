@@ -27,10 +27,18 @@ if find_spec("vllm") is None:
     )
     _LIBRARY.define("somebodys_experts(Tensor(a!) out, Tensor x) -> ()")
     _LIBRARY.define("somebodys_sum(Tensor(a!) x) -> ()")
+    _KERNELS = torch.library.Library("_C", "FRAGMENT")
+    _KERNELS.define("weight_packed_linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, bool is_vnni) -> ()")
+    _KERNELS.impl("weight_packed_linear", lambda out, *given: _write(out, *given[:3]), "CPU")
+    torch.library.register_fake("_C::weight_packed_linear", lambda *args: None)
     torch.library.register_fake("vllm::somebodys_sum", lambda x: None)
     torch.library.register_fake("vllm::somebodys_experts", lambda out, x: None)
     torch.library.register_fake("vllm::unified_kv_cache_update", lambda key, value, layer_name: key.new_empty(0))
     torch.library.register_fake("vllm::unified_attention_with_output", lambda *args, **named: None)
+
+
+def _write(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    out.copy_(linear(x, weight, bias))
 
 
 @dataclass
@@ -145,7 +153,7 @@ def heads_normed(x: Tensor) -> Tensor:
 class Layer(nn.Module):
     def __init__(self, number: int) -> None:
         super().__init__()
-        self.name = f"layers.{number}.attn"
+        self.name, self.blocked = f"layers.{number}.attn", False
         for name, shape in {
             "qkv": ((HEADS + 2 * KEY_HEADS) * SIZE, WIDTH),
             "o": (WIDTH, HEADS * SIZE),
@@ -169,7 +177,12 @@ class Layer(nn.Module):
 
     def ffn(self, x: Tensor) -> Tensor:
         up = linear(x, self.up)
-        return linear(silu(up[..., :INNER]) * up[..., INNER:], self.down)
+        up = silu(up[..., :INNER]) * up[..., INNER:]
+        if not self.blocked:
+            return linear(up, self.down)
+        out = torch.empty((*up.shape[:-1], WIDTH), dtype=up.dtype)
+        torch.ops._C.weight_packed_linear(out.reshape(-1, WIDTH), up.reshape(-1, INNER), self.down, None, True)
+        return out
 
 
 class FlatDecoder(nn.Module):
@@ -178,13 +191,16 @@ class FlatDecoder(nn.Module):
     Args:
         unknown: a kernel that nothing is known of and that FFNs end in: ``"experts"`` fill memory that was made for
             them, ``"sum"`` writes in place.
+        blocked: FFNs end in a product with a weight in blocks, as vLLM has them on AMX.
     """
 
-    def __init__(self, unknown: str = "") -> None:
+    def __init__(self, unknown: str = "", blocked: bool = False) -> None:
         super().__init__()
         self.unknown = unknown
         torch.manual_seed(0)
         self.layers = nn.ModuleList(Layer(i) for i in range(LAYERS))
+        for layer in self.layers:
+            layer.blocked = blocked
         self.last = nn.Parameter(torch.rand(WIDTH))
 
     def forward(self, inputs_embeds: Tensor, deepstack: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ def feature(offset: int, length: int, embeds: list[int] | None = None, modality:
         ([feature(3, 4)], 6),
         ([feature(3, 4, [0, 1, 2])], 5),  # a row of text ends the placeholder
         ([feature(9, 4), feature(2, 3)], 12),
+        ([feature(2, 3), feature(9, 4, [])], 4),  # a placeholder without embeddings
         ([feature(2, 3), feature(9, 4, modality="audio")], 4),
     ],
 )

@@ -54,10 +54,12 @@ def compiled(model: FlatDecoder, schedule: str) -> Any:
         "silent:all",
         "silent@through_visual:1,3 transform:0 attend:2",
         "silent@through_visual:all",
+        "attend:all, blocked",
     ],
 )
 def test_steps_of_requests(schedule: str, fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, states = FlatDecoder(), Schedule.of(schedule).resolve(LAYERS)
+    schedule, _, kernel = schedule.partition(", ")
+    model, states = FlatDecoder(blocked=bool(kernel)), Schedule.of(schedule).resolve(LAYERS)
     names = [layer.name for layer in model.layers]
     rows_of = [state.attention.rows if state.attention else "visual" for state in states]
     skipping, makes = compiled(model, schedule), StepMaker(None, dict(zip(names, rows_of, strict=True)))

@@ -21,7 +21,7 @@ from tests.helpers.leveled import leveled
 
 @pytest.fixture(autouse=True)
 def known_release(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings._warn.cache_clear()
+    settings.warn_once.cache_clear()
     monkeypatch.setattr(serving, "installed", lambda: "0.32.0")
     monkeypatch.setattr(serving, "replays_whole_steps", lambda config: False)
     monkeypatch.delenv("OPSKIP_SCHEDULE", raising=False)

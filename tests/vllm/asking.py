@@ -102,24 +102,32 @@ def said(output: Any) -> Tensor:
 class PromptWatch(AttentionWatch):
     """Asks rows of the prompt only, where the answer stands behind it; its level is told beforehand.
 
+    Args:
+        prompt: rows of the prompt.
+        other: the number of a choice in which the last row that is kept gives way to the first that is not.
+
     Attributes:
-        margin: the smallest distance between a row that was kept and one that was not, in parts of the highest score.
+        margins: of each choice, how far these two rows are from one another, in parts of the highest score.
     """
 
-    def __init__(self, prompt: int) -> None:
+    def __init__(self, prompt: int, other: int | None = None) -> None:
         super().__init__()
-        self._prompt, self.margin = prompt, 1.0
-
-    def without_critical(self, left_out: Tensor, kind: str, rows: LeftOut) -> Tensor:
-        dropped = super().without_critical(left_out, kind, rows)
-        (scores,) = self.before if kind == "attention" else self.scores
-        kept, gone = (torch.tensor(scores, dtype=torch.float64)[mask[0]] for mask in (left_out & ~dropped, dropped))
-        if len(kept) and len(gone):
-            self.margin = min(self.margin, float((kept.min() - gone.max()) / max(scores)))
-        return dropped
+        self._prompt, self._other = prompt, other
+        self.margins: list[float] = []
 
     def asked_of(self, visual: list[bool], reads_itself: list[bool]) -> list[int]:
         return super().asked_of(visual[: self._prompt], reads_itself[: self._prompt])
+
+    def without_critical(self, left_out: Tensor, kind: str, rows: LeftOut) -> Tensor:
+        dropped = super().without_critical(left_out, kind, rows)
+        scores = torch.tensor((self.before if kind == "attention" else self.scores)[0], dtype=torch.float64)
+        kept, gone = (mask[0].nonzero()[:, 0] for mask in (left_out & ~dropped, dropped))
+        if len(kept) and len(gone):
+            last, first = kept[scores[kept].argmin()], gone[scores[gone].argmax()]
+            if len(self.margins) == self._other:
+                dropped[0, last], dropped[0, first] = True, False
+            self.margins.append(float((scores[last] - scores[first]) / scores.max()))
+        return dropped
 
 
 @dataclass
@@ -130,23 +138,33 @@ class Reference:
         model: of transformers, float32.
         visual: token ids of visual rows.
         inputs: what the model takes beside ``input_ids``, of the pictures and the ids.
-        margin: of the `PromptWatch` of the last prompt.
+        margins: of the `PromptWatch` of the last prompt.
     """
 
     model: Any
     visual: frozenset[int]
     inputs: Any
-    margin: float = 1.0
+    margins: Sequence[float] = ()
 
-    def of(self, images: Sequence[Any], prompt: Sequence[int], answer: Sequence[int], schedule: str | None) -> Tensor:
-        """Log-probabilities ``(rows, vocabulary)`` after each row of prompt and answer, by the oracle."""
+    def of(
+        self,
+        images: Sequence[Any],
+        prompt: Sequence[int],
+        answer: Sequence[int],
+        schedule: str | None,
+        other: int | None = None,
+    ) -> Tensor:
+        """Log-probabilities ``(rows, vocabulary)`` after each row of prompt and answer, by the oracle.
+
+        ``other`` as of `PromptWatch`.
+        """
         ids = torch.tensor([[*prompt, *answer[:-1]]])
         mask = torch.isin(ids, torch.tensor(sorted(self.visual)))
         mask[:, len(prompt) :] = False
         named = self.inputs(images, ids) if images else {}
         asked = Schedule.of(schedule or "none")
         with torch.no_grad():
-            watch = PromptWatch(len(prompt))
+            watch = PromptWatch(len(prompt), other)
             if asked.chooser is not None and images:
                 first = AttentionWatch(asked.chooser)
                 alone = ids[:, : len(prompt)]
@@ -155,7 +173,7 @@ class Reference:
                 watch.levels = first.levels
             with oracle(self.model, asked, mask, watch=watch):
                 logits: Tensor = self.model(input_ids=ids, **named).logits[0]
-            self.margin = watch.margin
+            self.margins = watch.margins
         return logits.log_softmax(-1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,14 @@ for name, value in {
     "VLLM_NO_USAGE_STATS": "1",
 }.items():
     os.environ.setdefault(name, value)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Any:
+    """The demo's model in transformers."""
+    from tests.vllm.asking import demo
+
+    return demo()
 
 
 def pytest_pycollect_makemodule() -> None:

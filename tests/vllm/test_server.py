@@ -17,7 +17,6 @@ from tests.vllm.asking import (
     Reference,
     check,
     counters,
-    demo,
     distances,
     engine,
     model_of,
@@ -33,11 +32,6 @@ PROMPTS = [
     Asked("what is it?"),
     Asked(IMAGE, [picture(128, 128, 4)]),
 ]
-
-
-@pytest.fixture(scope="module")
-def reference() -> Reference:
-    return demo()
 
 
 @pytest.fixture(scope="module")

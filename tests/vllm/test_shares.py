@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from opskip_compile.integrations.vllm.counters import IN_PARTS, exported
+from opskip_compile.integrations.vllm.settings import warn_once
 from opskip_compile.passes.levels import taken
 from opskip_compile.schedule.left_out import LeftOut
 from opskip_compile.schedule.schedule import Schedule
@@ -18,7 +20,6 @@ from tests.vllm.asking import (
     Reference,
     check,
     counters,
-    demo,
     distances,
     engine,
     picture,
@@ -31,11 +32,6 @@ LONG = Asked(f"is there a red circle or a blue one? {IMAGE * 2} why is it so?", 
 ASKED = [*PROMPTS, LONG]
 LEVELS = ("none", "silent@keep=0.5:5-6 attend@keep=0.25:0 transform:4", "silent:5-7 attend@keep=0.1:0-3 transform:4")
 WHOLE = {"enable_prefix_caching": False, "max_num_batched_tokens": 2048}
-
-
-@pytest.fixture(scope="module")
-def reference() -> Reference:
-    return demo()
 
 
 @pytest.mark.parametrize(
@@ -58,6 +54,30 @@ def test_parts_of_prompts_stay_full(reference: Reference) -> None:
     with engine(DEMO, KEEP, **{**WHOLE, "max_num_batched_tokens": 40}) as llm:
         outputs = llm.generate([one.request for one in ASKED], sampling(), use_tqdm=False)
         check(outputs, ASKED, reference, "transform:4")
+        visual = sum(list(o.prompt_token_ids).count(reference.model.config.image_token_id) for o in outputs)
+        assert counters(llm).left_out == visual and counters(llm).in_parts == 9 * visual
+
+
+def test_a_server_that_skips_nothing_says_so(reference: Reference, caplog: pytest.LogCaptureFixture) -> None:
+    """All its prompts come in parts: dense steps with that reason, and a line with the call that works."""
+    warn_once.cache_clear()
+    schedule = "silent@keep=0.25:5-7"
+    with engine(DEMO, schedule, **{**WHOLE, "max_num_batched_tokens": 40}) as llm:
+        outputs = llm.generate([PROMPTS[0].request], sampling(), use_tqdm=False)
+        check(outputs, PROMPTS[:1], reference, "none")
+        assert counters(llm).in_parts and not counters(llm).skipping
+        assert exported()[0].labels("dense", IN_PARTS)._value.get() >= 2
+    assert caplog.text.count("--no-enable-chunked-prefill") == 1
+
+
+def test_prompts_that_are_never_cut(reference: Reference) -> None:
+    """What that line says: more prompts than a step has room for."""
+    whole = {**WHOLE, "enable_chunked_prefill": False, "max_num_batched_tokens": 256, "max_model_len": 256}
+    with engine(DEMO, KEEP, **whole) as llm:
+        asked = [Asked(f"{IMAGE} why?", [picture(64, 64, seed)]) for seed in range(8)]
+        outputs = llm.generate([one.request for one in asked], sampling(every_row=False), use_tqdm=False)
+        check(outputs, asked, reference, KEEP)
+        assert counters(llm).skipping > 1 and not counters(llm).in_parts
 
 
 def test_prompts_whole_and_in_parts_together(reference: Reference) -> None:

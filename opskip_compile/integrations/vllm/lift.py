@@ -90,13 +90,17 @@ def _product(node: fx.Node) -> None:
 
 
 def _blocked_product(node: fx.Node) -> None:
-    out, x, weight, bias, is_vnni = node.args
-    assert isinstance(out, fx.Node)
-    whole = operand(out) if op_name(out) in ("reshape", "view") else out
-    if whole is not None and len(shape(whole)) == 2:  # vLLM flattens what is flat already
-        out.replace_all_uses_with(whole, delete_user_cb=lambda user: user is node)
-        out = whole
-        _instead_of_written(node, out, BLOCKED_LINEAR, (x, weight, bias, is_vnni, shape(out)[1]))
+    """The memory is handed over as a view that is as flat as it is."""
+    flat, x, weight, bias, is_vnni = node.args
+    assert isinstance(flat, fx.Node)
+    out = operand(flat) if op_name(flat) in ("reshape", "view") else flat
+    if out is None or len(shape(out)) != 2 or (flat is not out and len(flat.users) > 1):
+        return
+    graph = node.graph
+    _instead_of_written(node, out, BLOCKED_LINEAR, (x, weight, bias, is_vnni, shape(out)[1]))
+    for dead in (flat, out) if flat is not out else ():
+        if not dead.users:
+            graph.erase_node(dead)
 
 
 def _attention(node: fx.Node) -> None:

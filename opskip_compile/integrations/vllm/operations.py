@@ -200,25 +200,11 @@ declare(
     ),
     functions=[PAGED_ATTENTION],
 )
-declare(
-    Operation(
-        "opskip::packed_linear",
-        ("input, handler, bias, features",),
-        rows=_row_by_row,
-        product=True,
-        flops=flops_of_product("input"),
-    ),
-    functions=[PACKED_LINEAR],
-)
 BLOCKED_LINEAR = torch.ops.opskip.blocked_linear.default
+_PRODUCT: dict[str, Any] = {"rows": _row_by_row, "product": True, "flops": flops_of_product("input")}
+declare(Operation("opskip::packed_linear", ("input, handler, bias, features",), **_PRODUCT), functions=[PACKED_LINEAR])
 declare(
-    Operation(
-        "opskip::blocked_linear",
-        ("input, weight, bias, is_vnni, features",),
-        rows=_row_by_row,
-        product=True,
-        flops=flops_of_product("input"),
-    ),
+    Operation("opskip::blocked_linear", ("input, weight, bias, is_vnni, features",), **_PRODUCT),
     functions=[BLOCKED_LINEAR],
 )
 PACKED_EXPERTS = torch.ops.opskip.packed_experts.default

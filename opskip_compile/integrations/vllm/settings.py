@@ -18,7 +18,7 @@ OPTIONS = ("schedule", "strict", "lower", "dump")
 
 
 @cache
-def _warn(text: str) -> None:
+def warn_once(text: str) -> None:
     """Once in a process: the configuration is read before and after a model's weights are processed."""
     LOG.warning("opskip: %s", text)
 
@@ -49,7 +49,7 @@ def asked(vllm_config: Any) -> Asked | None:
         if not text:
             return None
         if not vllm_config.model_config.is_multimodal_model:
-            _warn(f"{ENVIRONMENT} is set, but this model has no images: nothing is skipped in it")
+            warn_once(f"{ENVIRONMENT} is set, but this model has no images: nothing is skipped in it")
             return None
         given = {"schedule": text}
     if isinstance(given, str):
@@ -130,7 +130,7 @@ def _of_visual_rows(schedule: Schedule) -> Schedule:
     late = schedule.late
     if all(rule.rows == "visual" for rule in schedule.rules) and (late is None or late.rows == "visual"):
         return schedule
-    _warn(
+    warn_once(
         "the schedule leaves out text before the last image in some layers (through_visual); it is kept, as prompts "
         "may share a prefix in the cache: --no-enable-prefix-caching leaves it out"
     )
