@@ -18,6 +18,7 @@ from opskip_compile.passes.refusal import Refusal, Why
 from opskip_compile.passes.rewrite.cancel import cancel as cancel_pairs
 from opskip_compile.passes.rewrite.insert import insert_skips
 from opskip_compile.passes.rewrite.pushdown import Pushdown
+from opskip_compile.passes.rewrite.sink import sink as sink_scatters
 from opskip_compile.passes.state import State
 from opskip_compile.passes.tune.causal import ask_for_causal_masks
 from opskip_compile.passes.tune.onednn import use_onednn
@@ -119,17 +120,26 @@ def insert(state: State) -> int:
 
 def push_down(state: State) -> int:
     """Every selection towards the inputs."""
+    pushdown = _pushdown(state)
+    state.stops = tuple(pushdown.run())
+    return pushdown.pushed
+
+
+def _pushdown(state: State) -> Pushdown:
     assert state.source is not None
     stream = tensor(state.source.root)
     assert stream is not None
-    pushdown = Pushdown(state.graph, state.row_sets, stream, state.match.owners())
-    state.stops = tuple(pushdown.run())
-    return pushdown.pushed
+    return Pushdown(state.graph, state.row_sets, stream, state.match.owners())
 
 
 def cancel(state: State) -> int:
     """Selections and scatters of the same rows."""
     return cancel_pairs(state.graph)
+
+
+def sink(state: State) -> int:
+    """Scatters towards where all rows are read."""
+    return sink_scatters(state.graph, _pushdown(state))
 
 
 def share_rotary(state: State) -> int:

@@ -66,7 +66,7 @@ class Pushdown:
     def _push_all(self, node: fx.Node, selections: list[fx.Node]) -> None:
         asked = []
         for selection in selections:
-            answer = self._ask(node, int(selection.args[2]), self.sets[selection.args[1]])  # type: ignore[arg-type,index]
+            answer = self.ask(node, int(selection.args[2]), self.sets[selection.args[1]])  # type: ignore[arg-type,index]
             if isinstance(answer, Refusal):
                 self._push_region(node, selections, answer)
                 return
@@ -130,8 +130,8 @@ class Pushdown:
                 return self._at(TOO_EARLY, node)
         return None
 
-    def _ask(self, node: fx.Node, dim: int, rows: RowSet) -> dict[fx.Node, int] | Refusal:
-        """The operand dimensions that carry the rows, or why there are none."""
+    def ask(self, node: fx.Node, dim: int, rows: RowSet) -> dict[fx.Node, int] | Refusal:
+        """The operand dimensions that carry the rows of dimension ``dim`` of ``node``, or why there are none."""
         if node in self.mutated:
             return MUTATED
         dims = rows_of(node, dim)
@@ -145,7 +145,7 @@ class Pushdown:
                 return Refusal(Why.MUTATED, f"operand {operand.name} is mutated before the rows are known")
         for operand, carried in dims.items():
             if tensor(operand) is None:  # a tuple of parts: the operation that made it has to agree too
-                inner = self._ask(operand, carried, rows)
+                inner = self.ask(operand, carried, rows)
                 if isinstance(inner, Refusal):
                     return inner
         if not self.one_element:
@@ -167,7 +167,7 @@ class Pushdown:
             selected: dict[fx.Node, fx.Node] = {}
             for operand, carried in dims.items():
                 if tensor(operand) is None:
-                    inner = self._ask(operand, carried, rows)
+                    inner = self.ask(operand, carried, rows)
                     assert not isinstance(inner, Refusal)  # it was asked before
                     selected[operand] = self._build(operand, carried, rows, inner)
                     continue
@@ -176,22 +176,9 @@ class Pushdown:
                 )
                 set_origin(selected[operand], Origin(captured_place(node), captured_name(operand), carried, rows.name))
                 inserted.append(selected[operand])
-            args: tuple[Any, ...] = node.args
-            kwargs: dict[str, Any] = dict(node.kwargs)
-            resize = resize_of(node)
-            call = None if resize is None else call_of(node)
-            if resize is not None and call is not None:
-                args, kwargs = resize(call, dim, rows.n)
-                if rows.packed:
-                    args = as_one_element(resize, args)
-            # Selected rows are contiguous in the order of the operand, so a view may have to copy.
-            new = self.graph.create_node(
-                node.op,
-                "reshape" if node.target == "view" else node.target,
-                map_arg(args, lambda n: selected.get(n, n)),
-                map_arg(kwargs, lambda n: selected.get(n, n)),
-                name=f"{node.name}_kept",
-            )
+            target, given = of_rows(node, dim, rows)
+            args, kwargs = map_arg(given, lambda n: selected.get(n, n))
+            new = self.graph.create_node(node.op, target, args, kwargs, name=f"{node.name}_kept")
         set_origin(new, Origin(captured_place(node), captured_name(node), dim, rows.name, twin=True))
         copy_origin([*inserted, new], node)
         return new
@@ -224,6 +211,19 @@ class Pushdown:
             at.append(selection)
             kept[key] = selection
         return list(kept.values())
+
+
+def of_rows(node: fx.Node, dim: int, rows: RowSet) -> tuple[Any, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Target and arguments of ``node`` where dimension ``dim`` of its result has kept rows only."""
+    args, kwargs = node.args, dict(node.kwargs)
+    resize = resize_of(node)
+    call = None if resize is None else call_of(node)
+    if resize is not None and call is not None:
+        args, kwargs = resize(call, dim, rows.n)
+        if rows.packed:
+            args = as_one_element(resize, args)
+    # Selected rows are contiguous in the order of the operand, so a view may have to copy.
+    return "reshape" if node.target == "view" else node.target, (args, kwargs)
 
 
 def _rank(node: fx.Node) -> int:

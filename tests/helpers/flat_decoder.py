@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 HEADS, KEY_HEADS, SIZE, WIDTH, INNER, LAYERS = 4, 2, 8, 32, 48, 4
+EXPERTS: dict[str, Tensor] = {}  # by name of the layer, (experts, width, width)
 
 if find_spec("vllm") is None:
     _LIBRARY = torch.library.Library("vllm", "FRAGMENT")
@@ -27,6 +28,17 @@ if find_spec("vllm") is None:
     )
     _LIBRARY.define("somebodys_experts(Tensor(a!) out, Tensor x) -> ()")
     _LIBRARY.define("somebodys_sum(Tensor(a!) x) -> ()")
+    _GIVEN = "Tensor router_logits, Tensor? shared_experts_input, Tensor? input_ids, str layer_name, SymInt narrower"
+    _LIBRARY.define(f"moe_forward(Tensor(a!) hidden_states, {_GIVEN}) -> Tensor")
+    _LIBRARY.define(f"moe_forward_shared(Tensor hidden_states, {_GIVEN}) -> (Tensor, Tensor)")
+    _LIBRARY.impl("moe_forward", lambda x, logits, shared, ids, layer, _: ask(x, logits, shared, layer), "CPU")
+    _LIBRARY.impl(
+        "moe_forward_shared", lambda x, logits, shared, ids, layer, _: ask(x.clone(), logits, shared, layer), "CPU"
+    )
+    torch.library.register_fake("vllm::moe_forward", lambda x, *given: torch.empty_like(x))
+    torch.library.register_fake(
+        "vllm::moe_forward_shared", lambda x, *given: (torch.empty_like(x), torch.empty_like(x))
+    )
     _KERNELS = torch.library.Library("_C", "FRAGMENT")
     _KERNELS.define("weight_packed_linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, bool is_vnni) -> ()")
     _KERNELS.impl("weight_packed_linear", lambda out, *given: _write(out, *given[:3]), "CPU")
@@ -39,6 +51,14 @@ if find_spec("vllm") is None:
 
 def _write(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     out.copy_(linear(x, weight, bias))
+
+
+def ask(x: Tensor, logits: Tensor, shared: Tensor | None, layer: str) -> Any:
+    """Each row asks the one of the experts that it likes most, and with ``shared`` the sum of all; ``x`` is lost."""
+    experts = EXPERTS[layer]
+    routed = torch.einsum("rw,rwo->ro", x, experts[logits.argmax(-1)])
+    x.zero_()
+    return routed if shared is None else (shared @ experts.sum(0), routed)
 
 
 @dataclass
@@ -116,7 +136,7 @@ class Paged:
         assert self.now is not None
         slots = self.now._opskip[1].slot_mapping
         for store, new in ((self.keys, key), (self.values, value)):
-            store.setdefault(layer, torch.zeros(self.requests * self.longest, *new.shape[1:]))[slots] = new[
+            store.setdefault(layer, new.new_zeros(self.requests * self.longest, *new.shape[1:]))[slots] = new[
                 : len(slots)
             ]
 
@@ -151,14 +171,15 @@ def heads_normed(x: Tensor) -> Tensor:
 
 
 class Layer(nn.Module):
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, kernel: str) -> None:
         super().__init__()
-        self.name, self.blocked = f"layers.{number}.attn", False
+        self.name, self.kernel = f"layers.{number}.attn", kernel
         for name, shape in {
             "qkv": ((HEADS + 2 * KEY_HEADS) * SIZE, WIDTH),
             "o": (WIDTH, HEADS * SIZE),
             "up": (2 * INNER, WIDTH),
             "down": (WIDTH, INNER),
+            "router": (3, WIDTH),
         }.items():
             self.register_parameter(name, nn.Parameter(torch.randn(shape) * 0.3))
         self.bias = nn.Parameter(torch.randn((HEADS + 2 * KEY_HEADS) * SIZE) * 0.1)
@@ -176,9 +197,15 @@ class Layer(nn.Module):
         return linear(out.view(-1, HEADS * SIZE), self.o)
 
     def ffn(self, x: Tensor) -> Tensor:
+        if self.kernel == "routed":
+            out: Tensor = torch.ops.vllm.moe_forward(x, linear(x, self.router), None, None, self.name, 0)
+            return out
+        if self.kernel == "shared":
+            both = torch.ops.vllm.moe_forward_shared(x, linear(x, self.router), x, None, self.name, 0)
+            return both[0] + both[1]
         up = linear(x, self.up)
         up = silu(up[..., :INNER]) * up[..., INNER:]
-        if not self.blocked:
+        if self.kernel != "blocked":
             return linear(up, self.down)
         out = torch.empty((*up.shape[:-1], WIDTH), dtype=up.dtype)
         torch.ops._C.weight_packed_linear(out.reshape(-1, WIDTH), up.reshape(-1, INNER), self.down, None, True)
@@ -191,16 +218,16 @@ class FlatDecoder(nn.Module):
     Args:
         unknown: a kernel that nothing is known of and that FFNs end in: ``"experts"`` fill memory that was made for
             them, ``"sum"`` writes in place.
-        blocked: FFNs end in a product with a weight in blocks, as vLLM has them on AMX.
+        kernel: of FFNs: ``"blocked"`` ends in a product with a weight in blocks, as vLLM has them on AMX; ``"routed"``
+            and ``"shared"`` are experts as vLLM has them on a GPU.
     """
 
-    def __init__(self, unknown: str = "", blocked: bool = False) -> None:
+    def __init__(self, unknown: str = "", kernel: str = "") -> None:
         super().__init__()
         self.unknown = unknown
         torch.manual_seed(0)
-        self.layers = nn.ModuleList(Layer(i) for i in range(LAYERS))
-        for layer in self.layers:
-            layer.blocked = blocked
+        self.layers = nn.ModuleList(Layer(i, kernel) for i in range(LAYERS))
+        EXPERTS.update({layer.name: torch.randn(3, WIDTH, WIDTH) * 0.1 for layer in self.layers})
         self.last = nn.Parameter(torch.rand(WIDTH))
 
     def forward(self, inputs_embeds: Tensor, deepstack: Tensor) -> Tensor:
@@ -230,7 +257,7 @@ class FlatDecoder(nn.Module):
         for i, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
             packed = linear(norm(h, None, layer.first)[0], layer.qkv, layer.bias)
             query, key, value = packed.split([HEADS * SIZE, KEY_HEADS * SIZE, KEY_HEADS * SIZE], dim=-1)
-            out = torch.zeros(len(h), HEADS, SIZE)
+            out = h.new_zeros(len(h), HEADS, SIZE)
             heads = (
                 heads_normed(query.reshape(-1, HEADS, SIZE)),
                 *(x.reshape(-1, KEY_HEADS, SIZE) for x in (key, value)),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from opskip_compile._compat import serving
+from opskip_compile._compat import served_experts, serving
 from opskip_compile.backend.reports import REPORTS
 from opskip_compile.errors import OpSkipError
 from opskip_compile.integrations.vllm.runs import runs_of
@@ -17,7 +17,7 @@ from opskip_compile.integrations.vllm.skipper import rewrite_decoder
 from opskip_compile.integrations.vllm.step import STEPS, StepMaker
 from opskip_compile.passes.runtime import Given, mark_visual
 from opskip_compile.schedule.schedule import Schedule
-from tests.helpers.flat_decoder import HEADS, KEY_HEADS, LAYERS, SIZE, WIDTH, FlatDecoder, Paged
+from tests.helpers.flat_decoder import HEADS, KEY_HEADS, LAYERS, SIZE, WIDTH, FlatDecoder, Paged, ask
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM registers the operators itself")
 EAGER = {"lower": "eager"}
@@ -33,6 +33,9 @@ STEPS_OF = [  # lengths of the requests, rows before the step, visual rows by re
 @pytest.fixture(autouse=True)
 def scales(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "scale_of", lambda name: SIZE**-0.5)
+    monkeypatch.setattr(served_experts, "asks_each_row_alone", lambda name: True)
+    monkeypatch.setattr(served_experts, "flops_of_row", lambda name: 2 * WIDTH * WIDTH)
+    monkeypatch.setattr(served_experts, "ask", ask)
 
 
 def compiled(model: FlatDecoder, schedule: str) -> Any:
@@ -55,11 +58,15 @@ def compiled(model: FlatDecoder, schedule: str) -> Any:
         "silent@through_visual:1,3 transform:0 attend:2",
         "silent@through_visual:all",
         "attend:all, blocked",
+        "attend:all, routed",
+        "silent:1,3 attend:2, shared",
+        "silent:all, float64",
     ],
 )
 def test_steps_of_requests(schedule: str, fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     schedule, _, kernel = schedule.partition(", ")
-    model, states = FlatDecoder(blocked=bool(kernel)), Schedule.of(schedule).resolve(LAYERS)
+    kind = torch.float64 if kernel == "float64" else torch.float32
+    model, states = FlatDecoder(kernel=kernel).to(kind), Schedule.of(schedule).resolve(LAYERS)
     names = [layer.name for layer in model.layers]
     rows_of = [state.attention.rows if state.attention else "visual" for state in states]
     skipping, makes = compiled(model, schedule), StepMaker(None, dict(zip(names, rows_of, strict=True)))
@@ -73,8 +80,8 @@ def test_steps_of_requests(schedule: str, fresh: None, monkeypatch: pytest.Monke
             rows, nothing = sum(before), torch.zeros(sum(before), dtype=torch.bool)
             if rows:  # what earlier steps have left in the cache
                 cache.step(before, [0] * len(before))
-                earlier = torch.randn(rows, WIDTH)
-                model.oracle(earlier, torch.zeros(rows, WIDTH), {"visual": nothing}, Schedule().resolve(LAYERS), cache)
+                earlier = torch.randn(rows, WIDTH, dtype=kind)
+                model.oracle(earlier, torch.zeros_like(earlier), {"visual": nothing}, Schedule().resolve(LAYERS), cache)
         rows = sum(lengths)
         visual = torch.zeros(rows, dtype=torch.bool)
         for start, own in zip(np.cumsum([0, *lengths]), where, strict=False):
@@ -84,7 +91,8 @@ def test_steps_of_requests(schedule: str, fresh: None, monkeypatch: pytest.Monke
             # the first request has an image in a later step, too
             through[int(start) : int(start) + (count if number_of == 0 else max(own, default=-1) + 1)] = True
         left_out = {"visual": visual, "through_visual": through}
-        embeds, deepstack = torch.randn(rows, WIDTH), torch.randn(rows, WIDTH) * visual[:, None]
+        embeds, deepstack = (torch.randn(rows, WIDTH, dtype=kind) for _ in range(2))
+        deepstack *= visual[:, None]
         plain.step(lengths, before)
         wanted = model.oracle(embeds, deepstack, left_out, states, plain)
         monkeypatch.setattr(serving, "write_keys_and_values", paged.write)
@@ -104,6 +112,8 @@ def test_steps_of_requests(schedule: str, fresh: None, monkeypatch: pytest.Monke
     STEPS.now = None
     report = REPORTS.all()[0]
     assert not report.misses and not report.stops and not report.remaining()
+    if kernel == "float64":  # casts around every sum, as in 16 bits
+        assert {each.name: each.changed for each in report.passes}["sink"] == 2 * LAYERS
     assert len(report.skipped) == sum((s.attention is not None) + (s.ffn is not None) for s in states)
 
 

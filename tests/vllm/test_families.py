@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.vllm.asking import Asked, Reference, check, engine, model_of, picture, sampling
 from tests.vllm.checkpoints import FAMILIES, build
@@ -34,6 +35,14 @@ def test_family(family: str, tmp_path: Path) -> None:
     assert check(outputs, asked, reference, SCHEDULE) > 0
     assert len(report.skipped) == 6
     assert not report.misses and not report.stops and not report.remaining()
+
+
+def test_experts_as_vllm_calls_them_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one opaque operation; the kernels under it are those of a CPU."""
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+    monkeypatch.setattr(MoERunner, "_select_forward", lambda runner: torch.ops.vllm.moe_forward)
+    test_family("qwen3_vl_moe", tmp_path)
 
 
 def _limits(family: str) -> dict[str, Any]:

@@ -17,12 +17,14 @@ import torch
 from torch import fx
 
 from opskip_compile._compat import operations as torch_operations
-from opskip_compile._compat import serving
+from opskip_compile._compat import served_experts, serving
 from opskip_compile.integrations.vllm.operations import (
     BLOCKED_LINEAR,
     PACKED_EXPERTS,
     PACKED_LINEAR,
     PAGED_ATTENTION,
+    ROUTED_AND_SHARED_EXPERTS,
+    ROUTED_EXPERTS,
     SUM_OVER_RANKS,
 )
 from opskip_compile.passes.ops import (
@@ -61,6 +63,8 @@ def lift(graph: fx.Graph, apart: Collection[int] = ()) -> None:
         elif name == serving.EXPERTS and not node.kwargs:
             out, *rest = node.args
             _instead_of_written(node, out, PACKED_EXPERTS, tuple(rest))
+        elif name in (served_experts.ROUTED, served_experts.ROUTED_AND_SHARED) and not node.kwargs:
+            _experts(node)
         elif name == serving.ALL_REDUCE and not node.kwargs:
             handle, x = node.args
             _instead_of_written(node, x, SUM_OVER_RANKS, (x, handle))
@@ -116,6 +120,18 @@ def _attention(node: fx.Node) -> None:
     _instead_of_written(node, out, PAGED_ATTENTION, given)
     if isinstance(update, fx.Node) and not update.users:
         node.graph.erase_node(update)
+
+
+def _experts(node: fx.Node) -> None:
+    """Only where a row is all that they are asked: not with token ids beside it."""
+    x, logits, shared, ids, layer, narrower = node.args
+    name = serving.name_of_layer(layer)
+    if ids is not None or name is None or not served_experts.asks_each_row_alone(name):
+        return
+    assert isinstance(x, fx.Node)
+    routed = _name(node) == served_experts.ROUTED
+    node.target = ROUTED_EXPERTS if routed else ROUTED_AND_SHARED_EXPERTS
+    node.args = (x, logits, shared, name, narrower or shape(x)[-1])
 
 
 def _instead_of_written(node: fx.Node, out: fx.Node, target: Any, args: tuple[Any, ...]) -> None:

@@ -97,6 +97,12 @@ def refuse(config: Any, schedule: Schedule) -> None:
         "kv_transfer_config: another server would read keys and values of skipped layers as its own": (
             config.kv_transfer_config is not None
         ),
+        "prefill_context_parallel_size or decode_context_parallel_size: ranks share the rows of a prompt": (
+            max(parallel.prefill_context_parallel_size, parallel.decode_context_parallel_size) > 1
+        ),
+        "enable_return_routed_experts: rows that are left out ask no experts": (
+            config.aux_output_config.enable_return_routed_experts
+        ),
         "enable_dbo: a step is cut into two": parallel.enable_dbo,
         "enable_expert_parallel or data_parallel_size: experts of one rank wait for rows of the others": (
             parallel.enable_expert_parallel or (model.is_moe and parallel.data_parallel_size > 1)
