@@ -4,9 +4,10 @@ python -m benchmarks.vllm_prefill [--dtype float32] [--layers 8] [--width 1024] 
 
 Run it in the environment of ``make test-vllm`` (``PYTHONPATH=tests/vllm/site``). A Qwen3-VL with random weights and one
 layer of vision is asked about a picture of 1,024 visual rows; what is timed is the model's forward of that step, after
-the vision tower. One more call of each is profiled: how much faster vLLM's own kernels (products, attention, writing to
-the cache) are for fewer rows, whatever is around them. The ideal is the ratio of FLOPs, of attention those of the keys that a row may see: vLLM's kernels
-compute no others, while `count_flops` counts all. Prints the median ratio of each schedule.
+the vision tower. Prints the median ratio of each schedule beside two bounds. The ideal is the ratio of FLOPs, of
+attention those of the keys that a row may see: vLLM's kernels compute no others, while `count_flops` counts all. From
+profiles of further calls: how much faster vLLM's own kernels (products, attention, writing to the cache) are for fewer
+rows, whatever is around them.
 """
 
 from __future__ import annotations
