@@ -28,7 +28,6 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("insert", steps.insert, _PLAN, _DEFINITION),
     Pass("push_down", steps.push_down, _DEFINITION, _PUSHED),
     Pass("cancel", steps.cancel, _PUSHED),
-    Pass("sink", steps.sink, _PUSHED),
     Pass("share_rotary", steps.share_rotary, _DEFINITION, option="share_rotary"),
     Pass("clean_up", steps.clean_up, _DEFINITION, _CLEAN),
     Pass("account", steps.account, _CLEAN),

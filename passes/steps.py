@@ -16,9 +16,9 @@ from opskip_compile.passes.normalize.unflatten import add_unflattened
 from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.refusal import Refusal, Why
 from opskip_compile.passes.rewrite.cancel import cancel as cancel_pairs
+from opskip_compile.passes.rewrite.cancel import cancel_around
 from opskip_compile.passes.rewrite.insert import insert_skips
 from opskip_compile.passes.rewrite.pushdown import Pushdown
-from opskip_compile.passes.rewrite.sink import sink as sink_scatters
 from opskip_compile.passes.state import State
 from opskip_compile.passes.tune.causal import ask_for_causal_masks
 from opskip_compile.passes.tune.onednn import use_onednn
@@ -134,12 +134,7 @@ def _pushdown(state: State) -> Pushdown:
 
 def cancel(state: State) -> int:
     """Selections and scatters of the same rows."""
-    return cancel_pairs(state.graph)
-
-
-def sink(state: State) -> int:
-    """Scatters towards where all rows are read."""
-    return sink_scatters(state.graph, _pushdown(state))
+    return cancel_pairs(state.graph) + cancel_around(state.graph, _pushdown(state))
 
 
 def share_rotary(state: State) -> int:

@@ -28,9 +28,7 @@ def compiled(**options: object) -> None:
 def test_dump_writes_code_report_and_diff(tmp_path: Path) -> None:
     compiled(dump=str(tmp_path / "some" / "graphs"))
     found = {re.sub(r"graph\d+_", "", p.name): p.read_text() for p in (tmp_path / "some" / "graphs").iterdir()}
-    passes = [
-        f"pass{i:02d}_{name}.py" for i, name in enumerate(("insert", "push_down", "cancel", "sink", "clean_up"), 1)
-    ]
+    passes = [f"pass{i:02d}_{name}.py" for i, name in enumerate(("insert", "push_down", "cancel", "clean_up"), 1)]
     assert set(found) == {"before.py", "after.py", "report.json", "diff.json", "diff.html", *passes}
     assert "select_rows" in found["after.py"]
     assert "select_rows" not in found["before.py"]

@@ -72,17 +72,19 @@ def paged_attention(
         scale: of the products, for those who ask for their weights; None where they have more to them.
 
     Returns:
-        ``(n, heads, width)``; zeros for rows that are not live.
+        ``(n, heads, width)``; with ``kept`` zeros for rows that are not live.
 
     Raises:
         OpSkipError: there is no step that says which rows are kept.
     """
     if writes:
         serving.write_keys_and_values(key, value, layer)
-    out = query.new_zeros(query.shape[0], query.shape[1], width)
+    shape = query.shape[0], query.shape[1], width
     if not kept:
+        out = query.new_empty(shape)
         serving.attend(query, key, value, out, layer)
         return out
+    out = query.new_zeros(shape)
     step = STEPS.now
     if step is None:
         raise OpSkipError(f"opskip: {layer} is asked for kept rows outside of a step that has some")

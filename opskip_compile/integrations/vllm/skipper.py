@@ -231,8 +231,10 @@ def _geometry(config: Any) -> Geometry | None:
 
 
 def _compiled(forward: Callable[..., Any], options: Mapping[str, Any], **more: Any) -> Callable[..., Any]:
+    """A loaded decoder stays as it is, and vLLM's own compiled form is not guarded at all: only the inputs are."""
+    guards = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
     compiled: Callable[..., Any] = torch.compile(
-        forward, backend=rewrite_decoder, fullgraph=True, options=dict(options), **more
+        forward, backend=rewrite_decoder, fullgraph=True, options={**options, **guards}, **more
     )
     return compiled
 
