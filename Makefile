@@ -5,7 +5,7 @@ VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-vllm test-versions lint layout types imports check bench support operations transformers-suite clean
+.PHONY: demo test test-vllm test-versions lint layout types imports check bench gpu-check support operations transformers-suite clean
 
 demo: $(VENV)/.ready-demo
 	$(BIN)/opskip demo
@@ -45,6 +45,10 @@ bench: $(VENV)/.ready
 	$(BIN)/opskip bench prefill --schedule none --schedule late:0.33 --schedule late:0.5 --schedule qwen3-vl-8b/20 \
 		--schedule qwen3-vl-8b/28 --schedule transform:all --schedule attend:all --schedule silent:all --schedule silent:0 \
 		--out benchmarks/results/prefill_cpu.json --plot benchmarks/results/prefill_cpu.png
+
+# On a machine with a GPU: is it right, and how fast, within 9 minutes (python -m benchmarks.gpu_check -h).
+gpu-check: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.gpu_check
 
 support: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.support_matrix

@@ -14,14 +14,13 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 
 from opskip_compile import _compat
 from opskip_compile.errors import OptionError
-from opskip_compile.output.progress import Step
 from opskip_compile.passes.runtime import mark_visual
 from opskip_compile.passes.tune.onednn import use_onednn
 from opskip_compile.schedule.flops import count_flops
@@ -30,6 +29,9 @@ from opskip_compile.timing.decoders import Decoder
 from opskip_compile.timing.dropping import Dropping
 from opskip_compile.timing.peak_memory import peak_bytes
 from opskip_compile.timing.time_by_kind import seconds_by_kind
+
+if TYPE_CHECKING:
+    from opskip_compile.output.progress import Step  # which needs rich
 
 EAGER, INDUCTOR, ONEDNN = "eager", "Inductor", "Inductor, oneDNN"
 BEFORE = 16  # text rows before the visual ones
@@ -118,6 +120,7 @@ def run_prefill(
     visual: int,
     text: int,
     rounds: int = 5,
+    batch: int = 1,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     without: Collection[str] = (),
@@ -130,6 +133,7 @@ def run_prefill(
 
     Args:
         schedules, droppings: by the name that the row gets.
+        batch: so many prompts alike at once; token dropping is for one.
         rounds: timed rounds, after one that compiles and one that warms up.
         without: options of the backend, each switched off in a contender more for every schedule.
         attention_mask: give the model a mask of ones, as every processor does. A compiled decoder can't know that
@@ -142,14 +146,19 @@ def run_prefill(
         OptionError: a count that does not fit.
         RewriteError: an operator of a schedule stays full, so that the figure would not be the schedule's.
     """
-    if visual < 1 or text < 1 or rounds < 1:
-        raise OptionError(f"visual, text, rounds: expected at least 1 of each, got {visual}, {text}, {rounds}")
+    if min(visual, text, rounds, batch) < 1:
+        given = f"{visual}, {text}, {rounds}, {batch}"
+        raise OptionError(f"visual, text, rounds, batch: expected at least 1 of each, got {given}")
+    if batch > 1 and droppings:
+        raise OptionError(f"batch: token dropping is timed for one prompt, not for {batch}")
     if profile and torch.device(device).type != "cpu":
         raise OptionError(f"profile: for a CPU only, not {device}")
     torch.compiler.reset()
     model = decoder.build(device, dtype)
     with torch.no_grad(), _compat.recompile_limit(256):
-        contenders = _contenders(model, decoder, schedules, droppings, visual, text, without, attention_mask, lower)
+        contenders = _contenders(
+            model, decoder, schedules, droppings, visual, text, batch, without, attention_mask, lower
+        )
         total = len(contenders) * (rounds + 3 + profile)
         done = 0
 
@@ -202,20 +211,21 @@ def _contenders(
     droppings: Mapping[str, Dropping],
     visual: int,
     text: int,
+    batch: int,
     without: Collection[str],
     attention_mask: bool,
     lower: str,
 ) -> list[_TimedCall]:
     before = min(BEFORE, text - 1)
     first = next(model.parameters())
-    hidden = torch.randn(1, visual + text, decoder.geometry.hidden_size, device=first.device).to(first.dtype)
-    mask = torch.zeros(1, visual + text, dtype=torch.bool, device=first.device)
+    hidden = torch.randn(batch, visual + text, decoder.geometry.hidden_size, device=first.device).to(first.dtype)
+    mask = torch.zeros(batch, visual + text, dtype=torch.bool, device=first.device)
     mask[:, before : before + visual] = True
     places, others = (rows[0].nonzero().flatten() for rows in (mask, ~mask))
-    dense = count_flops(decoder.geometry, visual_tokens=visual, text_tokens=text).dense
+    dense = batch * count_flops(decoder.geometry, visual_tokens=visual, text_tokens=text).dense
     how = "eager" if lower == "eager" else "inductor"
 
-    padding = torch.ones(1, visual + text, dtype=torch.int64, device=first.device) if attention_mask else None
+    padding = torch.ones(batch, visual + text, dtype=torch.int64, device=first.device) if attention_mask else None
 
     in_onednn = first.device.type == "cpu" and first.dtype == torch.float32 and _compat.blas_is_slow()
     kernels: Any = partial(_in_onednn, lower) if in_onednn else how
@@ -234,9 +244,10 @@ def _contenders(
         alike = torch.compile(_dense, backend=kernels, dynamic=False)
         contenders.append(_TimedCall(ONEDNN, "dense", "", dense, _bound(alike, model, hidden, padding), True))
     for name, schedule in schedules.items():
-        flops = count_flops(
+        counted = count_flops(
             decoder.geometry, visual_tokens=visual, text_tokens=text, schedule=schedule, text_before=before
-        ).skipped
+        )
+        flops = batch * counted.skipped
         for off in ("", *without):
             options: Any = {"schedule": schedule, "strict": True, "lower": lower, **({off: False} if off else {})}
             compiled = torch.compile(_skipping, backend="opskip", options=options, dynamic=False)

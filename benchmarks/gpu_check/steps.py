@@ -1,0 +1,215 @@
+"""The steps of the check, in their order: what matters most comes first."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+import opskip_compile as opskip
+from opskip_compile.models.tiny import FAMILIES, visual_mask
+from opskip_compile.output.environment import environment as facts
+from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.schedule.geometry import Geometry
+from opskip_compile.schedule.schedule import Schedule
+from opskip_compile.timing.decoders import DECODERS, Decoder, thinned
+from opskip_compile.timing.prefill import BEFORE, run_prefill
+
+TEXT = 64
+SKIP = "silent:1,3 attend:0 transform:2"  # of four layers, for correctness
+MAIN = {"/20": "qwen3-vl-8b/20", "all silent": "silent:all"}
+OTHERS = (
+    {"/12": "qwen3-vl-8b/12", "/36": "qwen3-vl-8b/36"},
+    {"all FFN": "attend:all", "all attention": "transform:all", "none": "none"},
+    {"a quarter kept": "silent@keep=0.25:all"},
+)
+Keep = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where the check runs. On a CPU all is small: what is tried there is the script."""
+
+    device: str
+    quick: bool
+    lower: str
+
+    @property
+    def on_gpu(self) -> bool:
+        return torch.device(self.device).type == "cuda"
+
+    @property
+    def decoder(self) -> Decoder:
+        return (
+            DECODERS["qwen3-vl-8b"]
+            if self.on_gpu
+            else Decoder("a small one", "Qwen3VLText", Geometry(2, 64, 96, 4, 2, 16))
+        )
+
+    def schedules(self, wanted: Mapping[str, str]) -> dict[str, Schedule]:
+        """By name, for as many layers as the decoder has."""
+        layers = self.decoder.geometry.num_layers
+        return {name: thinned(Schedule.of(spec), layers) for name, spec in wanted.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a file of figures."""
+        return {**asdict(self), "environment": facts(self.device, "bfloat16"), "decoder": self.decoder.title}
+
+
+def environment(setting: Setting, keep: Keep) -> None:
+    """device and versions"""
+    if setting.on_gpu:
+        known = torch.cuda.get_device_properties(setting.device)
+        keep({"device": known.name, "GiB": round(known.total_memory / 2**30, 1), "cuda": str(torch.version.cuda)})
+    keep(facts(setting.device, "bfloat16"))
+
+
+def correctness(setting: Setting, keep: Keep) -> None:
+    """four families in 16 bits against the float32 oracle"""
+    schedule = Schedule.of(SKIP)
+    for name in ("qwen3_vl", "llava", "internvl", "qwen2_5_vl"):
+        family = FAMILIES[name]
+        model, inputs = family.build(4).to(setting.device), _on(family.inputs(), setting.device)
+        with torch.no_grad():
+            dense = model(**inputs).logits
+            with opskip.oracle(model, schedule, visual_mask(inputs)):
+                wanted = model(**inputs).logits
+        for dtype in (torch.bfloat16, torch.float16):
+            given = _on(inputs, setting.device, dtype)
+            with torch.no_grad():
+                usual = _error(family.build(4, dtype).to(setting.device)(**given).logits, dense)
+            for lower in dict.fromkeys(("eager", setting.lower)):
+                torch.compiler.reset()
+                got = family.build(4, dtype).to(setting.device)
+                opskip.compile(got, SKIP, options={"lower": lower, "strict": True})
+                with torch.no_grad():
+                    error = _error(got(**given).logits, wanted)
+                wrong = error > 2 * usual or not opskip.last_report().skipped
+                figures = {"error": f"{error:.1e}", "the dense model's": f"{usual:.1e}", "wrong": wrong}
+                keep({"family": name, "dtype": str(dtype).removeprefix("torch."), "lower": lower, **figures})
+
+
+def prefill(setting: Setting, keep: Keep) -> None:
+    """prefill of one prompt, with compile time and peak memory"""
+    sizes = (1024, 4096, 576, 16384) if setting.on_gpu else (64,)
+    for visual in sizes[:1] if setting.quick else sizes:
+        _measure(setting, keep, visual, MAIN)
+    for group in () if setting.quick else OTHERS:
+        for visual in sizes[:2]:
+            _measure(setting, keep, visual, group)
+
+
+def batches(setting: Setting, keep: Keep) -> None:
+    """prefill of several prompts at once"""
+    for batch in (4, 16)[: 1 if setting.quick else 2]:
+        _measure(setting, keep, 1024 if setting.on_gpu else 64, {"/20": MAIN["/20"]}, batch)
+
+
+def profile(setting: Setting, keep: Keep) -> None:
+    """where the time of one call goes"""
+    visual = 1024 if setting.on_gpu else 64
+    model = setting.decoder.build(setting.device, torch.bfloat16)
+    rows = visual + TEXT
+    hidden = torch.randn(1, rows, setting.decoder.geometry.hidden_size, device=setting.device, dtype=torch.bfloat16)
+    mask = torch.zeros(1, rows, dtype=torch.bool, device=setting.device)
+    mask[:, BEFORE : BEFORE + visual] = True
+    padding = torch.ones(1, rows, dtype=torch.int64, device=setting.device)
+    (schedule,) = setting.schedules({"/20": MAIN["/20"]}).values()
+
+    def run(model: nn.Module, schedule: Schedule | None) -> Any:
+        embedded = hidden if schedule is None else mark_visual(hidden, mask)
+        return model(inputs_embeds=embedded, attention_mask=padding, use_cache=True)
+
+    how: dict[str, Any] = {"backend": "opskip", "options": {"schedule": schedule, "lower": setting.lower}}
+    plain = {"backend": setting.lower}
+    for name, asked, one in (("dense", None, plain), ("/20", schedule, how)):
+        compiled = torch.compile(run, dynamic=False, **one)
+        with torch.no_grad():
+            for _ in range(3):
+                compiled(model, asked)
+            keep({"contender": name, **_profiled(partial(compiled, model, asked), setting)})
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step, and its time in seconds."""
+
+    run: Callable[[Setting, Keep], None]
+    seconds: float
+    quick_seconds: float
+
+
+STEPS = {
+    "environment": Step(environment, 30, 30),
+    "correctness": Step(correctness, 120, 60),
+    "prefill": Step(prefill, 240, 80),
+    "profile": Step(profile, 90, 40),
+    "batches": Step(batches, 90, 40),
+}
+
+
+def _on(inputs: Mapping[str, Any], device: str, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """On the device; numbers with a point in ``dtype``."""
+    return {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in inputs.items()}
+
+
+def _error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The largest difference in parts of the largest number."""
+    return float((got.float() - wanted).abs().max() / wanted.abs().max())
+
+
+def _measure(setting: Setting, keep: Keep, visual: int, wanted: Mapping[str, str], batch: int = 1) -> None:
+    began: list[tuple[str, float]] = []
+    rows = run_prefill(
+        setting.decoder,
+        setting.schedules(wanted),
+        {},
+        visual=visual,
+        text=TEXT,
+        batch=batch,
+        rounds=3 if setting.quick else 5,
+        device=setting.device,
+        dtype=torch.bfloat16,
+        lower=setting.lower,
+        step=lambda what, done, total: began.append((what, time.perf_counter())),
+    )
+    compiling = dict(_durations(began))
+    fastest = min(statistics.median(row.seconds) for row in rows if row.kind == "dense")
+    for row in rows:
+        of_fastest = fastest / statistics.median(row.seconds)
+        more = {"visual": visual, "batch": batch, "first_call_s": round(compiling.get(row.name, 0.0), 1)}
+        keep({**row.to_dict(), **more, "to_faster_dense": round(of_fastest, 4)})
+
+
+def _durations(began: list[tuple[str, float]]) -> Iterator[tuple[str, float]]:
+    """Seconds of each first call, from when what began."""
+    for (what, start), (_, end) in pairwise(began):
+        if what.startswith("compiling "):
+            yield what.removeprefix("compiling "), end - start
+
+
+def _profiled(call: Callable[[], Any], setting: Setting) -> dict[str, Any]:
+    kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if setting.on_gpu else [])]
+    with torch.profiler.profile(activities=kinds) as profiler:
+        start = time.perf_counter()
+        call()
+        if setting.on_gpu:
+            torch.cuda.synchronize()
+        wall = time.perf_counter() - start
+    events = profiler.key_averages()
+    own = {e.key: (e.self_device_time_total if setting.on_gpu else e.self_cpu_time_total) / 1e3 for e in events}
+    waits = ("aten::_local_scalar_dense", "cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+    top = sorted(own.items(), key=lambda item: -item[1])[:15]
+    return {
+        "wall_ms": round(wall * 1e3, 3),
+        "busy_ms": round(sum(own.values()), 3),
+        "waits": sum(e.count for e in events if e.key in waits),
+        "top": [[name[:100], round(ms, 3)] for name, ms in top],
+    }

@@ -1,0 +1,71 @@
+"""The check of a GPU, tried on a CPU: its steps, its limits, and what it says of a wrong answer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu_check import __main__ as check
+from benchmarks.gpu_check.steps import STEPS, Keep, Setting, Step
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_all_steps_on_a_cpu(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--device", "cpu", "--quick", "--lower", "eager"]
+    done = subprocess.run(
+        [*command, "--minutes", "9", "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {name: json.loads((tmp_path / f"{name}.json").read_text())["found"] for name in STEPS}
+    assert [line["wrong"] for line in found["correctness"]] == [False] * 8
+    assert {line["name"] for line in found["prefill"]} >= {"Inductor", "/20", "all silent"}
+    assert {line["batch"] for line in found["batches"]} == {4}
+    assert all(line["top"] and line["busy_ms"] for line in found["profile"])
+
+
+def test_without_a_gpu(tmp_path: Path) -> None:
+    """One line, and the call that works."""
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--out", str(tmp_path / "gpu")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 2 and "--device cpu --quick --lower eager" in done.stderr
+    assert not (tmp_path / "gpu").exists()
+
+
+def test_a_step_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its children, and the next one runs; without time left none is begun."""
+
+    def nothing(setting: Setting, keep: Keep) -> None:
+        """nothing"""
+
+    monkeypatch.setattr(check, "STEPS", {name: Step(nothing, 1.0, 1.0) for name in ("first", "second", "third")})
+    monkeypatch.setattr(check, "LEAST", 0.5)
+    times = iter([0.0, 0.0, 0.0, 60.0])
+    command = [sys.executable, "-c", "import sys, time; time.sleep(60 if 'first' in sys.argv else 0)"]
+    start = time.monotonic()
+    assert check.run_all(["first", "second", "third"], 1, command, False, lambda: next(times)) == 1
+    assert time.monotonic() - start < 30
+    said = capsys.readouterr().out
+    assert "first: stopped at its limit" in said and "second: done" in said and "third: not run" in said
+
+
+def test_a_wrong_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def wrong(setting: Setting, keep: Keep) -> None:
+        keep({"family": "llava", "wrong": True})
+        raise RuntimeError("later")
+
+    def run(name: str) -> Any:
+        return check.run_step(name, Setting("cpu", True, "eager"), tmp_path)
+
+    monkeypatch.setattr(check, "STEPS", {"wrong": Step(wrong, 1.0, 1.0)})
+    with pytest.raises(RuntimeError, match="later"):
+        run("wrong")
+    assert json.loads((tmp_path / "wrong.json").read_text())["found"] == [{"family": "llava", "wrong": True}]
+    monkeypatch.setattr(check, "STEPS", {"wrong": Step(lambda setting, keep: keep({"wrong": True}), 1.0, 1.0)})
+    assert run("wrong") is False
