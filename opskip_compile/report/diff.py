@@ -17,7 +17,7 @@ import networkx as nx
 
 from opskip_compile.errors import OpSkipError
 from opskip_compile.output.files import write_whole
-from opskip_compile.report import exports, page, text
+from opskip_compile.report import exports, page
 from opskip_compile.report.diff_data import DiffData, DiffLine, LineGroup
 from opskip_compile.report.record import NodeRecord
 
@@ -29,9 +29,13 @@ class Group(LineGroup):
     """The lines of one operator, or of what stands outside of the operators. ``str()`` is the aligned code."""
 
     def __rich__(self) -> RenderableType:
+        from opskip_compile.report import text  # which needs rich
+
         return text.group_view(self)
 
     def __str__(self) -> str:
+        from opskip_compile.report import text  # which needs rich
+
         return text.plain(self.__rich__(), width=170)
 
 
@@ -108,9 +112,13 @@ class GraphDiff(DiffData):
         write_whole(Path(path), page.render(self.to_dict()))
 
     def __rich__(self) -> RenderableType:
+        from opskip_compile.report import text  # which needs rich
+
         return text.diff_view(self)
 
     def __str__(self) -> str:
+        from opskip_compile.report import text  # which needs rich
+
         return text.plain(self.__rich__(), width=120)
 
 

@@ -38,6 +38,13 @@ def test_without_a_gpu(tmp_path: Path) -> None:
     assert not (tmp_path / "gpu").exists()
 
 
+def test_what_may_be_missing_there() -> None:
+    """Nothing that the steps run needs rich or typer."""
+    code = "import sys; sys.modules.update(rich=None, typer=None); import benchmarks.gpu_check.steps, torch;"
+    code += "torch._dynamo.lookup_backend('opskip')"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_a_step_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """With its children, and the next one runs; without time left none is begun."""
 
