@@ -23,6 +23,7 @@ from opskip_compile.timing.decoders import DECODERS, Decoder, thinned
 from opskip_compile.timing.prefill import BEFORE, run_prefill
 
 TEXT = 64
+FEWER = 12  # layers of all but the first measurement: Inductor takes long for 36
 SKIP = "silent:1,3 attend:0 transform:2"  # of four layers, for correctness
 MAIN = {"/20": "qwen3-vl-8b/20", "all silent": "silent:all"}
 OTHERS = (
@@ -52,11 +53,6 @@ class Setting:
             if self.on_gpu
             else Decoder("a small one", "Qwen3VLText", Geometry(2, 64, 96, 4, 2, 16))
         )
-
-    def schedules(self, wanted: Mapping[str, str]) -> dict[str, Schedule]:
-        """By name, for as many layers as the decoder has."""
-        layers = self.decoder.geometry.num_layers
-        return {name: thinned(Schedule.of(spec), layers) for name, spec in wanted.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """For a file of figures."""
@@ -99,29 +95,32 @@ def correctness(setting: Setting, keep: Keep) -> None:
 def prefill(setting: Setting, keep: Keep) -> None:
     """prefill of one prompt, with compile time and peak memory"""
     sizes = (1024, 4096, 576, 16384) if setting.on_gpu else (64,)
-    for visual in sizes[:1] if setting.quick else sizes:
-        _measure(setting, keep, visual, MAIN)
+    _measure(setting, keep, setting.decoder, sizes[0], MAIN)
+    fewer = _cut(setting.decoder)
+    for visual in () if setting.quick else sizes[1:]:
+        _measure(setting, keep, fewer, visual, MAIN)
     for group in () if setting.quick else OTHERS:
         for visual in sizes[:2]:
-            _measure(setting, keep, visual, group)
+            _measure(setting, keep, fewer, visual, group)
 
 
 def batches(setting: Setting, keep: Keep) -> None:
     """prefill of several prompts at once"""
     for batch in (4, 16)[: 1 if setting.quick else 2]:
-        _measure(setting, keep, 1024 if setting.on_gpu else 64, {"/20": MAIN["/20"]}, batch)
+        _measure(setting, keep, _cut(setting.decoder), 1024 if setting.on_gpu else 64, {"/20": MAIN["/20"]}, batch)
 
 
 def profile(setting: Setting, keep: Keep) -> None:
     """where the time of one call goes"""
     visual = 1024 if setting.on_gpu else 64
-    model = setting.decoder.build(setting.device, torch.bfloat16)
+    decoder = _cut(setting.decoder)
+    model = decoder.build(setting.device, torch.bfloat16)
     rows = visual + TEXT
-    hidden = torch.randn(1, rows, setting.decoder.geometry.hidden_size, device=setting.device, dtype=torch.bfloat16)
+    hidden = torch.randn(1, rows, decoder.geometry.hidden_size, device=setting.device, dtype=torch.bfloat16)
     mask = torch.zeros(1, rows, dtype=torch.bool, device=setting.device)
     mask[:, BEFORE : BEFORE + visual] = True
     padding = torch.ones(1, rows, dtype=torch.int64, device=setting.device)
-    (schedule,) = setting.schedules({"/20": MAIN["/20"]}).values()
+    schedule = thinned(Schedule.of(MAIN["/20"]), decoder.geometry.num_layers)
 
     def run(model: nn.Module, schedule: Schedule | None) -> Any:
         embedded = hidden if schedule is None else mark_visual(hidden, mask)
@@ -165,11 +164,18 @@ def _error(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((got.float() - wanted).abs().max() / wanted.abs().max())
 
 
-def _measure(setting: Setting, keep: Keep, visual: int, wanted: Mapping[str, str], batch: int = 1) -> None:
+def _cut(decoder: Decoder) -> Decoder:
+    return decoder.cut(min(FEWER, decoder.geometry.num_layers))
+
+
+def _measure(
+    setting: Setting, keep: Keep, decoder: Decoder, visual: int, wanted: Mapping[str, str], batch: int = 1
+) -> None:
+    layers = decoder.geometry.num_layers
     began: list[tuple[str, float]] = []
     rows = run_prefill(
-        setting.decoder,
-        setting.schedules(wanted),
+        decoder,
+        {name: thinned(Schedule.of(spec), layers) for name, spec in wanted.items()},
         {},
         visual=visual,
         text=TEXT,
@@ -184,7 +190,12 @@ def _measure(setting: Setting, keep: Keep, visual: int, wanted: Mapping[str, str
     fastest = min(statistics.median(row.seconds) for row in rows if row.kind == "dense")
     for row in rows:
         of_fastest = fastest / statistics.median(row.seconds)
-        more = {"visual": visual, "batch": batch, "first_call_s": round(compiling.get(row.name, 0.0), 1)}
+        more = {
+            "layers": layers,
+            "visual": visual,
+            "batch": batch,
+            "first_call_s": round(compiling.get(row.name, 0.0), 1),
+        }
         keep({**row.to_dict(), **more, "to_faster_dense": round(of_fastest, 4)})
 
 
