@@ -113,7 +113,7 @@ class Traffic:
         got, answer = said(output), list(output.outputs[0].token_ids)
         error, behind = self.distance(output, asked, got)
         margins = self.reference.margins
-        if error > BOUND and min(margins, default=1.0) < TIE:
+        if not error <= BOUND and min(margins, default=1.0) < TIE:
             nearest = min(range(len(margins)), key=margins.__getitem__)
             before, (error, behind) = error, self.distance(output, asked, got, nearest)
             if error <= BOUND:
@@ -122,7 +122,7 @@ class Traffic:
         self.counts["checked"] += 1
         self.counts["rows checked"] += len(got)
         self.counts["with rows from the cache"] += bool(output.num_cached_tokens)
-        if error > BOUND or behind > 2 * BOUND:
+        if not (error <= BOUND and behind <= 2 * BOUND):  # so written, NaN is wrong
             self.wrong.append(f"{asked.text!r}: {error:.1e}, tokens {behind:.1e} behind")
         if asked.images and self.counts["checked"] % 4 == 0:
             dense = self.reference.of(asked.images, output.prompt_token_ids, answer, None)[-len(answer) :]

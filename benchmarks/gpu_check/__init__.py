@@ -6,7 +6,7 @@
 
 Needs torch, transformers and this package; no network, no pretrained weights. Each step runs in a process of its own
 with a limit of its own, prints as it goes, and writes what it found at once into a file of ``--out``: whatever ends it,
-nothing is lost. The exit code is 1 if an answer was wrong or a step failed.
+nothing is lost. The exit code is 1 if an answer was wrong, a step failed, or one had found nothing at its limit.
 """
 
 from __future__ import annotations

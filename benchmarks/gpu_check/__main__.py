@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import benchmarks.gpu_check
 from benchmarks.gpu_check.steps import STEPS, Setting
 from opskip_compile.schedule.validation import write_json
 
+Clock = Callable[[], float]
 LEAST = 15.0  # seconds: with less no step is begun
 
 
@@ -36,16 +38,26 @@ def run_step(name: str, setting: Setting, out: Path) -> bool:
         write_json({"step": name, "setting": setting.to_dict(), "found": found}, out / f"{name}.json")
 
     STEPS[name].run(setting, keep)
-    return not any(one.get("wrong") for one in found)
+    return not _is_wrong(found)
+
+
+def _is_wrong(found: Sequence[Mapping[str, Any]]) -> bool:
+    return any(one.get("wrong") for one in found)
 
 
 def run_all(
-    names: Sequence[str], minutes: float, command: Sequence[str], quick: bool, clock: Callable[[], float]
+    names: Sequence[str], minutes: float, command: Sequence[str], setting: Setting, out: Path, clock: Clock
 ) -> int:
-    """Each in a process of its own, killed with all its children at its limit; returns how many did not end well."""
+    """Each in a process of its own, killed with all its children at its limit.
+
+    Returns:
+        How many failed, found something wrong, or were stopped or not begun before they had found anything.
+    """
     end, bad = clock() + minutes * 60, 0
     for name in names:
-        seconds = STEPS[name].quick_seconds if quick else STEPS[name].seconds
+        file = out / f"{name}.json"
+        file.unlink(missing_ok=True)
+        seconds = STEPS[name].quick_seconds if setting.quick else STEPS[name].seconds
         limit = min(seconds, end - clock())
         if limit < LEAST:
             say(f"{name}: not run, no time is left")
@@ -54,15 +66,18 @@ def run_all(
         say(f"{name}: {STEPS[name].run.__doc__} ({limit:.0f} s at the most)")
         process = subprocess.Popen([*command, "--step", name], start_new_session=True)
         try:
-            code: int | str = process.wait(limit)
+            code = process.wait(limit)
+            said, is_bad = f"failed ({code})" if code else "done", bool(code)
         except subprocess.TimeoutExpired:
-            code = "stopped at its limit; what it had found is kept"
+            found = json.loads(file.read_text())["found"] if file.exists() else []
+            said = f"stopped at its limit; it had found {len(found)} figures, which are kept"
+            is_bad = not found or _is_wrong(found)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        bad += code not in (0, None) and not isinstance(code, str)
-        say(f"{name}: {'done' if code == 0 else code if isinstance(code, str) else f'failed ({code})'}")
+        bad += is_bad
+        say(f"{name}: {said}")
     return bad
 
 
@@ -93,7 +108,7 @@ def main() -> None:
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--device", given.device, "--lower", given.lower]
     command += ["--out", str(given.out), *(["--quick"] if given.quick else [])]
     minutes = given.minutes or (2.8 if given.quick else 8.5)
-    raise SystemExit(bool(run_all(given.steps or list(STEPS), minutes, command, given.quick, time.monotonic)))
+    raise SystemExit(bool(run_all(given.steps or list(STEPS), minutes, command, setting, given.out, time.monotonic)))
 
 
 if __name__ == "__main__":

@@ -38,16 +38,23 @@ def ask(x: Tensor, logits: Tensor, shared: Tensor | None, layer: str) -> Any:
 
 
 def flops_of_row(layer: str) -> int | None:
-    """Multiply-adds of one row times 2; None where nothing says it."""
+    """Multiply-adds of one row times 2, those of the router and of shared experts too; None where nothing says it."""
     module: Any = serving.context().no_compile_layers.get(layer)
     config = getattr(module, "moe_config", None)
     if config is None:
         return None
     found = config.experts_per_token * config.hidden_dim * config.intermediate_size_per_partition
     found *= 3 if config.is_act_and_mul else 2
-    shared = getattr(module, "shared_experts", None)
-    for weight in () if shared is None else shared.parameters():
-        if not weight.is_floating_point():
-            return None
-        found += weight.numel() if weight.dim() == 2 else 0
+    for part in ("gate", "shared_experts", "shared_expert_gate"):  # asked in the same operation
+        inside = getattr(module, part, None)
+        found += sum(_weights(linear) for linear in (() if inside is None else inside.modules()))
     return int(2 * found)
+
+
+def _weights(linear: Any) -> int:
+    """How many a linear layer of vLLM has on this rank, packed or not; 0 for other modules."""
+    if not hasattr(linear, "output_size"):
+        return 0
+    sizes = ("input_size_per_partition", "input_size"), ("output_size_per_partition", "output_size")
+    taken, given = (getattr(linear, own, getattr(linear, whole)) for own, whole in sizes)
+    return int(taken * given)

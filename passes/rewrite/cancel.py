@@ -74,6 +74,8 @@ def _between(scatter: fx.Node, rows: RowSet, proof: Pushdown) -> dict[fx.Node, i
     dims, place = {scatter: 1}, proof.order
     ahead = set(scatter.users)
     while ahead:
+        if not ahead <= place.keys():  # made since
+            return None
         user = min(ahead, key=place.__getitem__)
         ahead.remove(user)
         if all(_undoes(user, node, dims) for node in user.all_input_nodes if node in dims):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu_check import __main__ as check
+from benchmarks.gpu_check import steps
 from benchmarks.gpu_check.steps import STEPS, Keep, Setting, Step
 
 ROOT = Path(__file__).parents[2]
@@ -45,8 +46,10 @@ def test_what_may_be_missing_there() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_a_step_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """With its children, and the next one runs; without time left none is begun."""
+def test_a_step_that_hangs_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """With its children, and the next one runs; without time left none is begun. What an earlier run found is gone."""
 
     def nothing(setting: Setting, keep: Keep) -> None:
         """nothing"""
@@ -56,7 +59,10 @@ def test_a_step_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch, capsys: p
     times = iter([0.0, 0.0, 0.0, 60.0])
     command = [sys.executable, "-c", "import sys, time; time.sleep(60 if 'first' in sys.argv else 0)"]
     start = time.monotonic()
-    assert check.run_all(["first", "second", "third"], 1, command, False, lambda: next(times)) == 1
+    (tmp_path / "first.json").write_text('{"found": [{}]}')
+    setting = Setting("cpu", False, "eager")
+    assert check.run_all(["first", "second", "third"], 1, command, setting, tmp_path, lambda: next(times)) == 2
+    assert not (tmp_path / "first.json").exists()
     assert time.monotonic() - start < 30
     said = capsys.readouterr().out
     assert "first: stopped at its limit" in said and "second: done" in said and "third: not run" in said
@@ -76,3 +82,33 @@ def test_a_wrong_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert json.loads((tmp_path / "wrong.json").read_text())["found"] == [{"family": "llava", "wrong": True}]
     monkeypatch.setattr(check, "STEPS", {"wrong": Step(lambda setting, keep: keep({"wrong": True}), 1.0, 1.0)})
     assert run("wrong") is False
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_was_found_before_a_stop(wrong: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is kept, and counts if it was wrong."""
+
+    def nothing(setting: Setting, keep: Keep) -> None:
+        """nothing"""
+
+    monkeypatch.setattr(check, "STEPS", {"slow": Step(nothing, 3.0, 3.0)})
+    monkeypatch.setattr(check, "LEAST", 0.5)
+    found = json.dumps({"found": [{"wrong": wrong}]})
+    code = f"import time; open({str(tmp_path / 'slow.json')!r}, 'w').write({found!r}); time.sleep(60)"
+    command = [sys.executable, "-c", code]
+    setting = Setting("cpu", True, "eager")
+    assert check.run_all(["slow"], 1, command, setting, tmp_path, time.monotonic) == int(wrong)
+    assert (tmp_path / "slow.json").read_text() == found
+
+
+def test_a_model_that_answers_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_error", lambda got, wanted: float("nan"))
+    found: list[dict[str, Any]] = []
+
+    def keep(one: dict[str, Any]) -> None:
+        found.append(one)
+        raise StopIteration
+
+    with pytest.raises(StopIteration):
+        steps.correctness(Setting("cpu", True, "eager"), keep)
+    assert found[0]["wrong"] is True

@@ -33,7 +33,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def _operator(function: _F) -> _F:
     """An operator ``opskip::NAME`` that runs ``function``, which changes no operand and has no gradient.
 
-    As vLLM makes its own: `torch.library.custom_op` takes some 50 microseconds more a call, five times a layer.
+    As vLLM makes its own: one of `torch.library.custom_op` took 55 microseconds a call in a profile, this one 29, and a
+    layer has five of them.
     """
     name = function.__name__
     _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))
