@@ -4,8 +4,9 @@ python -m benchmarks.serving [--schedule late:0.5] [--layers 8] [--requests 12] 
 
 Run it in the environment of ``make test-vllm`` (``PYTHONPATH=tests/vllm/site``). Both are real servers
 with the same random weights (`benchmarks.vllm_prefill`); requests have a picture of 256, 576 or 1,024 visual rows, or
-text alone, and answers of 16 tokens. Each load is given to one server and then to the other; the medians of all rounds
-are printed: time to the first token, requests per second, time between tokens.
+text alone, and answers of 16 tokens. Each load is given to one server and then to the other, the other one first in
+every second round; printed are the medians of all rounds (time to the first token, requests per second, time between
+tokens) and how much better the skipping server is, round by round: median, lowest and highest.
 """
 
 from __future__ import annotations
@@ -138,6 +139,14 @@ async def run(server: Server, contents: Sequence[list[dict[str, Any]]], concurre
     return {"first_token_ms": first * 1e3, "requests_per_s": len(contents) / seconds, "between_ms": between * 1e3}
 
 
+def gains(rounds: Sequence[Sequence[dict[str, float]]], name: str) -> list[float]:
+    """How much better the second server is in one respect, round by round: the median, the lowest and the highest."""
+    ratios = [dense[name] / skipping[name] for dense, skipping in rounds]
+    if name == "requests_per_s":  # more is better
+        ratios = [1 / ratio for ratio in ratios]
+    return [statistics.median(ratios), min(ratios), max(ratios)]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,14 +179,23 @@ def main() -> None:
                 rounds: list[list[dict[str, float]]] = []
                 for seed in range(given.rounds):
                     contents = load(given.requests, text, seed)
-                    rounds.append([asyncio.run(run(server, contents, concurrency)) for server in servers])
+                    turns = servers if seed % 2 == 0 else servers[::-1]
+                    one = {server.name: asyncio.run(run(server, contents, concurrency)) for server in turns}
+                    rounds.append([one[server.name] for server in servers])
                 dense, skipping = (
                     {name: statistics.median(one[i][name] for one in rounds) for name in rounds[0][0]} for i in (0, 1)
                 )
-                found.append({"concurrency": concurrency, "text": text, "dense": dense, "skipping": skipping})
+                better = {name: gains(rounds, name) for name in dense}
+                found.append(
+                    {"concurrency": concurrency, "text": text, "dense": dense, "skipping": skipping, "better": better}
+                )
                 console.print(
                     f"concurrency {concurrency:2}, {text:.0%} text: "
-                    + ", ".join(f"{name} {dense[name]:.4g} -> {skipping[name]:.4g}" for name in dense)
+                    + ", ".join(
+                        f"{name} {dense[name]:.4g} -> {skipping[name]:.4g} "
+                        f"({better[name][0]:.2f}x, {better[name][1]:.2f} - {better[name][2]:.2f})"
+                        for name in dense
+                    )
                 )
         finally:
             for server in servers:
@@ -190,6 +208,7 @@ def main() -> None:
                 console.print(f"{server.name}:", *said[-4:], sep="\n")
     if given.json is not None:
         about = {"schedule": given.schedule, "layers": given.layers, "width": given.width}
+        about |= {"requests": given.requests, "rounds": given.rounds}
         write_json({"environment": environment("cpu", "float32"), **about, "found": found}, given.json)
 
 

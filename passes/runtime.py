@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opskip_compile._compat import known_at_least, unbacked_size
+from opskip_compile._compat import check_on_device, known_at_least, unbacked_size
 from opskip_compile.passes.marks import MARKS
 
 
@@ -75,34 +75,59 @@ def left_out_rows(visual: Tensor, through: bool) -> Tensor:
 
 
 @torch.library.custom_op("opskip::kept_rows", mutates_args=())
-def kept_rows(visual: Tensor, through: bool) -> tuple[Tensor, Tensor]:
+def kept_rows(visual: Tensor, through: bool, room: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Indices of the rows that a skipped operator still updates.
 
     Args:
         visual: bool ``(batch, sequence)``, True where a row is visual.
         through: leave out every row up to and including the last visual one (``rows: through_visual``).
+        room: its length is n where whoever calls the graph knows it (`opskip_compile.passes.row_counts`); its values
+            are not read. Without it the device is asked for n.
 
     Returns:
         ``rows`` int64 ``(batch, n)`` and ``live`` bool ``(batch, n)``, with n the largest number of kept rows of any
-        element and at least 2, or 1 where the sequence has but one row: Inductor asks whether a size is 1, which
-        must not depend on the mask. Kept rows come first and in order. An element with fewer kept rows is filled
+        element and at least `fewest`. Kept rows come first and in order. An element with fewer kept rows is filled
         up with left-out rows of its own that are not ``live``: no row stands twice, and a row that is not live
         must be written back unchanged.
+
+    Raises:
+        RuntimeError: more rows are kept than there is room for. A GPU raises it later, and ends.
     """
     left_out = left_out_rows(visual, through)
     kept = (~left_out).sum(1)
-    n = 2 if visual.shape[1] > 1 else 1
-    n = max(int(kept.max()), n) if visual.numel() else n
+    if room is None:
+        n = fewest(visual)
+        n = max(int(kept.max()), n) if visual.numel() else n
+    else:
+        n = in_room(kept, room)
     rows = left_out.to(torch.uint8).argsort(dim=1, stable=True)[:, :n].contiguous()
     live = torch.arange(n, device=visual.device) < kept[:, None]
     return rows, live
 
 
 @kept_rows.register_fake
-def _(visual: Tensor, through: bool) -> tuple[Tensor, Tensor]:
-    n = unbacked_size(2 if known_at_least(visual.shape[1], 2) else 1)
-    shape = (visual.shape[0], n)
+def _(visual: Tensor, through: bool, room: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    shape = (visual.shape[0], size_of_rows(visual, room))
     return visual.new_empty(shape, dtype=torch.int64), visual.new_empty(shape, dtype=torch.bool)
+
+
+def fewest(visual: Tensor) -> int:
+    """The smallest number of rows of an index: 2, or 1 where the sequence has but one row. Inductor asks whether a size
+    is 1, which must not depend on the mask."""
+    return 2 if visual.shape[1] > 1 else 1
+
+
+def in_room(kept: Tensor, room: Tensor) -> int:
+    """The length of ``room``, after a check that no device waits for: no element keeps more rows."""
+    check_on_device((kept <= len(room)).all(), "opskip: more rows are kept than the caller of the graph has counted")
+    return len(room)
+
+
+def size_of_rows(visual: Tensor, room: Tensor | None) -> int | torch.SymInt:
+    """For fake implementations: the size of a row index, which only the run knows where there is no ``room``."""
+    if room is not None:
+        return room.shape[0]
+    return unbacked_size(2 if known_at_least(visual.shape[1], 2) else 1)
 
 
 @torch.library.custom_op("opskip::shared", mutates_args=())
@@ -154,7 +179,7 @@ def packed_rows(rows: Tensor, live: Tensor, most: Tensor) -> tuple[Tensor, Tenso
 
 @packed_rows.register_fake
 def _(rows: Tensor, live: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
-    m = unbacked_size(2 if known_at_least(live.shape[1], 2) else 1)
+    m = size_of_rows(live, None)
     return rows.new_empty((2, m)), live.new_empty((1, m))
 
 
@@ -237,7 +262,19 @@ def mark_visual(hidden_states: Tensor, visual_mask: Tensor) -> Tensor:
     return hidden_states
 
 
+def name_rows(hidden_states: Tensor, visual_mask: Tensor, names: Sequence[str], rooms: Sequence[Tensor]) -> Tensor:
+    """`mark_visual` by a caller who has counted the rows that operators keep.
+
+    Args:
+        hidden_states, visual_mask: as for `mark_visual`.
+        names: row sets, as a `LeftOut` is written, or `PROBED`.
+        rooms: for each of them a tensor that is as long as its row index.
+    """
+    return mark_visual(hidden_states, visual_mask)
+
+
 SELECTING: tuple[Any, ...] = (select_rows, select_packed)
 SCATTERING: tuple[Any, ...] = (scatter_rows, scatter_packed)
-torch.compiler.allow_in_graph(mark_visual)  # type: ignore[no-untyped-call]
-NAMES_ROWS = frozenset({mark_visual, VISUAL_ROWS})
+for function in (mark_visual, name_rows):
+    torch.compiler.allow_in_graph(function)  # type: ignore[no-untyped-call]
+NAMES_ROWS = frozenset({mark_visual, name_rows, VISUAL_ROWS})

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from opskip_compile._compat import known_at_least, unbacked_size
-from opskip_compile.passes.runtime import Given, left_out_rows
+from opskip_compile.passes.runtime import Given, fewest, in_room, left_out_rows, size_of_rows
 from opskip_compile.schedule.left_out import DECIMALS, PROBES
 
 _GOLDEN = 0.6180339887498949
@@ -181,6 +180,13 @@ def kept_count(visual: Tensor, through: bool, keep: float) -> tuple[Tensor, Tens
 
 def count_rows(visual: Tensor, through: bool, keep: float | Tensor) -> tuple[Tensor, Tensor]:
     """What `kept_count` gives, for one share or for float64 ``(batch, sequence)``, at each row that of its prompt."""
+    count, of_element = rows_by_prompt(visual, through, keep)
+    most = of_element.max() if len(count) else of_element.sum()
+    return count, torch.stack([most, of_element.sum()]).cpu()
+
+
+def rows_by_prompt(visual: Tensor, through: bool, keep: float | Tensor) -> tuple[Tensor, Tensor]:
+    """How many rows are updated: at each row those of its prompt, and those of each element, int64 ``(batch,)``."""
     left_out = left_out_rows(visual, through)
     if Given.prompts is None:
         count = _count(left_out, keep if isinstance(keep, float) else keep[:, :1]).expand(visual.shape)
@@ -193,8 +199,7 @@ def count_rows(visual: Tensor, through: bool, keep: float | Tensor) -> tuple[Ten
             count[:, start:end] = _count(left_out[:, start:end], share)
             saved = saved + (end - start) - count[:, start]
         of_element = visual.shape[1] - saved
-    most = of_element.max() if len(count) else of_element.sum()
-    return count.contiguous(), torch.stack([most, of_element.sum()]).cpu()
+    return count.contiguous(), of_element
 
 
 def _count(left_out: Tensor, keep: float | Tensor) -> Tensor:
@@ -214,19 +219,39 @@ def counts_like(visual: Tensor) -> tuple[Tensor, Tensor]:
     return visual.new_empty(visual.shape, dtype=torch.int64), torch.empty(2, dtype=torch.int64)
 
 
+@torch.library.custom_op("opskip::kept_share", mutates_args=())
+def kept_share(visual: Tensor, through: bool, keep: float) -> Tensor:
+    """The ``count`` of `kept_count` alone, for which no device is asked."""
+    return rows_by_prompt(visual, through, keep)[0]
+
+
+@kept_share.register_fake
+def _(visual: Tensor, through: bool, keep: float) -> Tensor:
+    return counts_like(visual)[0]
+
+
 @torch.library.custom_op("opskip::critical_rows", mutates_args=())
-def critical_rows(visual: Tensor, through: bool, scores: Tensor, count: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
+def critical_rows(
+    visual: Tensor, through: bool, scores: Tensor, count: Tensor, most: Tensor | None, room: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Indices of the rows that an operator with a keep share updates.
 
     Args:
-        visual, through: as for `kept_rows`.
+        visual, through, room: as for `kept_rows`.
         scores: float32 ``(batch, sequence)``; of left-out rows those with the highest are kept, the first of equals.
-        count, most: what `kept_count` gave.
+        count, most: what `kept_count` gave; without ``most`` there is ``room``.
 
     Returns:
         ``rows`` int64 and ``live`` bool, ``(batch, n)`` as of `kept_rows`: kept rows in order, then left-out ones.
+
+    Raises:
+        RuntimeError: as `kept_rows`.
     """
-    n = max(int(most[0]), 2 if visual.shape[1] > 1 else 1)
+    if room is None:
+        assert most is not None
+        n = max(int(most[0]), fewest(visual))
+    else:
+        n = in_room(count, room)
     first = scores.masked_fill(~left_out_rows(visual, through), float("inf"))
     if Given.prompts is None:
         kept = _best(first, count)
@@ -246,8 +271,10 @@ def _best(scores: Tensor, count: Tensor) -> Tensor:
 
 
 @critical_rows.register_fake
-def _(visual: Tensor, through: bool, scores: Tensor, count: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
-    shape = (visual.shape[0], unbacked_size(2 if known_at_least(visual.shape[1], 2) else 1))
+def _(
+    visual: Tensor, through: bool, scores: Tensor, count: Tensor, most: Tensor | None, room: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    shape = (visual.shape[0], size_of_rows(visual, room))
     return visual.new_empty(shape, dtype=torch.int64), visual.new_empty(shape)
 
 
@@ -264,6 +291,7 @@ PROBE_ROWS = torch.ops.opskip.probe_rows.default
 SPREAD_SCORES = torch.ops.opskip.spread_scores.default
 ROW_SCORES = torch.ops.opskip.row_scores.default
 KEPT_COUNT = torch.ops.opskip.kept_count.default
+KEPT_SHARE = torch.ops.opskip.kept_share.default
 CRITICAL_ROWS = torch.ops.opskip.critical_rows.default
-SCORING = frozenset({PROBE_ROWS, SPREAD_SCORES, ROW_SCORES, KEPT_COUNT, CRITICAL_ROWS})
+SCORING = frozenset({PROBE_ROWS, SPREAD_SCORES, ROW_SCORES, KEPT_COUNT, KEPT_SHARE, CRITICAL_ROWS})
 """All of them: they only compute, and no gradient flows through them."""

@@ -54,7 +54,7 @@ from opskip_compile._compat.inductor import (
     lowering_sources,
     probe_vector_instructions,
 )
-from opskip_compile._compat.kernels import blas_is_slow, onednn_linear
+from opskip_compile._compat.kernels import blas_is_slow, check_on_device, onednn_linear
 from opskip_compile._compat.models import (
     CACHE_ARGUMENTS,
     DEEPSTACK_METHOD,
@@ -86,6 +86,7 @@ __all__ = [
     "blas_is_slow",
     "cache_argument",
     "caller_has_pixels",
+    "check_on_device",
     "checkpointing",
     "compile_seconds",
     "compiled_call",

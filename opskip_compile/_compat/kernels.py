@@ -20,6 +20,11 @@ def onednn_linear() -> Callable[..., Any] | None:
     return None if found is None else cast(Callable[..., Any], found.default)
 
 
+def check_on_device(condition: torch.Tensor, message: str) -> None:
+    """Raise unless ``condition``, bool ``()``, holds. A GPU finds out when it gets there, and nobody waits for it."""
+    torch._assert_async(condition, message)
+
+
 @cache
 def blas_is_slow() -> bool:
     """True where products of matrices run in MKL on an AMD processor with AVX-512: half the rate of oneDNN.

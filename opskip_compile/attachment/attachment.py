@@ -18,8 +18,10 @@ from opskip_compile.attachment.say import say_no_rows
 from opskip_compile.attachment.step import is_traced_step
 from opskip_compile.attachment.whole import CompiledCall
 from opskip_compile.backend import capture
+from opskip_compile.backend.settings import Settings
 from opskip_compile.models.rows import embedded_mask, token_mask, visual_tokens, without_plain_tokens
 from opskip_compile.passes.marks import MARKS
+from opskip_compile.passes.row_counts import RowCounts
 
 ATTRIBUTE = "_opskip_compiled"
 
@@ -29,9 +31,11 @@ class ThreadState(threading.local):
 
     Attributes:
         mask: the visual mask of the prompt, bool ``(batch, sequence)``.
+        rooms: what `RowCounts.count` says of it.
     """
 
     mask: Tensor | None = None
+    rooms: tuple[Tensor, ...] = ()
 
     def __reduce__(self) -> tuple[type[ThreadState], tuple[()]]:
         return type(self), ()
@@ -65,6 +69,8 @@ class Attachment:
         self.model, self.decoder, self.prefill_only = model, decoder, prefill_only
         self.options, self.kwargs = options, kwargs
         self.tokens = visual_tokens(model)
+        settings = Settings.parse(options)
+        self.row_counts = RowCounts.of(settings.schedule, settings.rows_multiple)
         self.here = ThreadState()
         self.handles: list[Any] = []
         self.layers = [] if decoder is None else layers_of(decoder)
@@ -174,13 +180,17 @@ class Attachment:
         hidden, mask = named.get("inputs_embeds"), self.here.mask
         mark = MARKS.get(hidden)
         if isinstance(hidden, Tensor) and mark is not None:
-            mark.used, self.here.mask = True, mark.mask.to(hidden.device)
+            mark.used, mask = True, mark.mask if hidden.device.type == "meta" else mark.mask.to(hidden.device)
         elif isinstance(hidden, Tensor) and mask is not None and mask.shape == hidden.shape[:2]:
-            self.here.mask = without_plain_tokens(mask, hidden, self.model, self.tokens)
+            mask = without_plain_tokens(mask, hidden, self.model, self.tokens)
+        else:
+            return
+        self.here.rooms = self.row_counts.count(mask)
+        self.here.mask = mask if self.here.rooms else None
 
     @_compat.never_traced
     def _forget_rows(self) -> None:
-        self.here.mask = None
+        self.here.mask, self.here.rooms = None, ()
 
     # Copies.
 

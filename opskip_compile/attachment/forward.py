@@ -14,7 +14,8 @@ from opskip_compile.attachment.around import inside
 from opskip_compile.attachment.compiled import Compiled
 from opskip_compile.attachment.say import say_counted_in_part, say_not_compiled, say_other_rows
 from opskip_compile.attachment.step import is_traced_step
-from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.passes.row_counts import RowCounts
+from opskip_compile.passes.runtime import name_rows
 
 
 class Owner(Protocol):
@@ -24,6 +25,7 @@ class Owner(Protocol):
     here: Any
     kwargs: dict[str, Any]
     prefill_only: bool
+    row_counts: RowCounts
 
     def is_copied_with(self, memo: dict[int, Any]) -> bool:
         """True if the deep copy that is under way copies the whole model."""
@@ -111,13 +113,14 @@ class CompiledForward:
         return found
 
     def _traced(self) -> Callable[..., Any]:
-        dense, stream = self.dense, self.stream
+        assert self.owner is not None
+        dense, stream, names = self.dense, self.stream, self.owner.row_counts.names
 
-        def part_forward(visual_mask: Tensor | None, *args: Any, **named: Any) -> Any:
+        def part_forward(visual_mask: Tensor | None, rooms: tuple[Tensor, ...], *args: Any, **named: Any) -> Any:
             if visual_mask is not None and stream in named:
-                named[stream] = mark_visual(named[stream], visual_mask)
+                named[stream] = name_rows(named[stream], visual_mask, names, rooms)
             elif visual_mask is not None:
-                args = (mark_visual(args[0], visual_mask), *args[1:])
+                args = (name_rows(args[0], visual_mask, names, rooms), *args[1:])
             return dense(*args, **named)
 
         return part_forward
@@ -146,12 +149,13 @@ class CompiledForward:
             return self.dense(*args, **named)
         if mask is None:
             is_step = isinstance(hidden, Tensor) and hidden.shape[1] == 1
-            return self._call(self.compiled("step" if is_step else "text"), None, args, named)[0]
+            return self._call(self.compiled("step" if is_step else "text"), None, (), args, named)[0]
         assert isinstance(hidden, Tensor)
-        if mask.device != hidden.device:
-            mask = owner.here.mask = mask.to(hidden.device)  # for the next layers there as well
+        if mask.device != hidden.device:  # for the next layers there as well
+            mask = owner.here.mask = mask.to(hidden.device)
+            owner.here.rooms = tuple(room.to(hidden.device) for room in owner.here.rooms)
         compiled = self.compiled("modes" if under_modes else "image")
-        result, graphs = self._call(compiled, mask, args, named)
+        result, graphs = self._call(compiled, mask, owner.here.rooms, args, named)
         if not graphs and not self.options.get("dry_run"):
             say_not_compiled(owner.model, compiled.function)
         elif under_modes and graphs > 1:
@@ -159,17 +163,24 @@ class CompiledForward:
         return result
 
     def _call(
-        self, compiled: Compiled, mask: Tensor | None, args: tuple[Any, ...], named: dict[str, Any]
+        self,
+        compiled: Compiled,
+        mask: Tensor | None,
+        rooms: tuple[Tensor, ...],
+        args: tuple[Any, ...],
+        named: dict[str, Any],
     ) -> tuple[Any, int]:
         named = {name: _with_plain_strides(value) for name, value in named.items()}
         mask = _with_plain_strides(mask)
+        for room in rooms:
+            _compat.any_size(room, 0)
         if not self.is_layer:
-            return compiled(mask, *args, **named)
+            return compiled(mask, rooms, *args, **named)
         graphs = 0
 
         def call(*args: Any) -> Any:
             nonlocal graphs
-            result, graphs = compiled(mask, *args, **named)
+            result, graphs = compiled(mask, rooms, *args, **named)
             return result
 
         return inside(self.part, call, *args), graphs

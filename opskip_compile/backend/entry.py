@@ -66,7 +66,7 @@ def opskip(
     try:
         result = rewrite(
             gm,
-            _asked(settings, marked),
+            _asked(settings, marked, example_inputs),
             observe=dump.collecting(codes) if settings.dump else None,
         )
         inputs = example_inputs if mark is None else [*example_inputs, mark.mask]
@@ -104,14 +104,20 @@ def opskip(
         return _finish(gm, example_inputs, settings)
 
 
-def _asked(settings: Settings, marked: int | None) -> Options:
-    """What the passes are asked for. What changes the last bits, or shares code, is left alone under gradients."""
+def _asked(settings: Settings, marked: int | None, inputs: Sequence[Any]) -> Options:
+    """What the passes are asked for. What changes the last bits, or shares code, is left alone under gradients.
+
+    Nor is the device asked for the form of a mask in code of which CUDA graphs are to be recorded.
+    """
     plain = not torch.is_grad_enabled()
+    recorded = settings.records_cuda_graphs and any(
+        isinstance(value, torch.Tensor) and value.device.type != "cpu" for value in inputs
+    )
     return Options(
         resolve=lambda match, graph: resolve_schedule(settings.schedule, match, graph, settings.model_type),
         strict=settings.strict,
         share_rotary=settings.share_rotary,
-        causal=settings.causal and plain,
+        causal=settings.causal and plain and not recorded,
         onednn=settings.onednn and plain,
         regions=settings.regions and plain,
         is_encoder=in_encoder_decoder,

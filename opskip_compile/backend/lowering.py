@@ -20,6 +20,7 @@ FUNCTIONS = (
     runtime.scatter_packed,
     runtime.causal_mask,
     runtime.mark_visual,
+    runtime.name_rows,
     causal_attention.is_causal,
 )
 

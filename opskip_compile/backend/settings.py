@@ -12,6 +12,7 @@ from opskip_compile import _compat
 from opskip_compile.errors import OptionError
 from opskip_compile.schedule.schedule import Schedule
 
+PADDED = 64
 LOWERINGS = ("inductor", "eager")
 FLAGS = {"strict": False, "share_rotary": True, "causal": True, "onednn": True, "regions": True}  # option -> default
 
@@ -32,6 +33,9 @@ class Settings:
             where MKL is slow). Changes the last bits of the result; not done where gradients are recorded.
         regions: compile layers that are alike once, as one region that each of them calls; not done where gradients are
             recorded.
+        pad_rows: round the number of rows that operators keep up to a multiple of this, so that fewer sizes occur. None
+            for 1, or `PADDED` where ``mode`` asks for CUDA graphs, which are recorded once for each size. Only
+            `opskip_compile.compile` knows the number before a graph runs.
         model_type: transformers' name of the whole model, for finding its preset: the graph of a decoder alone names
             only the decoder's. `opskip_compile.compile` sets it.
         dry_run: stop the forward where the decoder would start. Not an option of users: `opskip_compile.explain` gives
@@ -52,6 +56,7 @@ class Settings:
     causal: bool = True
     onednn: bool = True
     regions: bool = True
+    pad_rows: int | None = None
     model_type: str | None = None
     dry_run: int = 0
     layer: tuple[int, int] | None = None
@@ -83,6 +88,14 @@ class Settings:
         if num_layers is not None and (type(num_layers) is not int or num_layers < 1):
             raise OptionError(f"options.num_layers: must be a number of layers, not {num_layers!r}")
         in_place = options.pop("in_place", False)
+        pad_rows = options.pop("pad_rows", None)
+        if pad_rows is not None and (type(pad_rows) is not int or pad_rows < 1):
+            raise OptionError(f"options.pad_rows: must be a number of rows, 1 or more, not {pad_rows!r}")
+        if pad_rows is not None and not in_place:
+            raise OptionError(
+                "options.pad_rows: the number of kept rows is known before a graph runs only where "
+                "opskip_compile.compile(model, options=...) finds the model's text decoder"
+            )
         lower, dump = options.pop("lower", "inductor"), options.pop("dump", None)
         flags = {name: options.pop(name, default) for name, default in FLAGS.items()}
         for name, value in flags.items():
@@ -95,6 +108,7 @@ class Settings:
         return cls(
             schedule=None if schedule is None else Schedule.of(schedule),
             **flags,
+            pad_rows=pad_rows,
             dump=None if dump is None else os.fspath(dump),
             lower=lower,
             model_type=model_type,
@@ -104,6 +118,16 @@ class Settings:
             in_place=bool(in_place),
             inductor={**_mode_options(mode), **_inductor_options(options)},
         )
+
+    @property
+    def records_cuda_graphs(self) -> bool:
+        """True if Inductor is asked to, as by ``mode="reduce-overhead"``."""
+        return bool(self.inductor.get("triton.cudagraphs"))
+
+    @property
+    def rows_multiple(self) -> int:
+        """Numbers of kept rows are rounded up to a multiple of this."""
+        return self.pad_rows or (PADDED if self.records_cuda_graphs else 1)
 
 
 def _is_layer(value: object) -> bool:
@@ -124,7 +148,7 @@ def _inductor_options(options: Mapping[str, Any]) -> dict[str, Any]:
     known = frozenset(_compat.inductor_option_names())
     for name in options:
         if not isinstance(name, str) or name.replace("-", "_") not in known:
-            own = ["schedule", *FLAGS, "dump", "lower", "mode", "model_type", "layer", "num_layers"]
+            own = ["schedule", *FLAGS, "pad_rows", "dump", "lower", "mode", "model_type", "layer", "num_layers"]
             near = difflib.get_close_matches(str(name), [*own, *sorted(known)], n=1, cutoff=0.0)
             raise OptionError(f"options.{name}: no such option; the nearest known one is {near[0]!r}")
     return {name.replace("-", "_"): value for name, value in options.items()}

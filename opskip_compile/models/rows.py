@@ -44,7 +44,7 @@ def embedded_mask(embeddings: object, model: nn.Module, tokens: tuple[int, ...])
     return mask if bool(mask.any()) else None
 
 
-def without_plain_tokens(mask: Tensor, hidden: Tensor, model: nn.Module, tokens: tuple[int, ...]) -> Tensor | None:
+def without_plain_tokens(mask: Tensor, hidden: Tensor, model: nn.Module, tokens: tuple[int, ...]) -> Tensor:
     """The rows of ``mask`` that hold features. A row with the embedding of its token is text: no image came with it.
 
     Tokens that prompt lookup tries are such rows, and prompts in which the token is a word.
@@ -54,9 +54,6 @@ def without_plain_tokens(mask: Tensor, hidden: Tensor, model: nn.Module, tokens:
         hidden: ``(batch, sequence, width)``, the input of the decoder.
         model: looks tokens up by the `nn.Embedding` that it names; without one every row of ``mask`` holds features.
         tokens: that ``mask`` was made from.
-
-    Returns:
-        None if no row is left.
     """
     words = _words(model, tokens)
     if words is None or hidden.device.type == "meta":
@@ -64,7 +61,7 @@ def without_plain_tokens(mask: Tensor, hidden: Tensor, model: nn.Module, tokens:
     mask = mask.to(hidden.device)
     for word in words.to(hidden.device):
         mask = mask & (hidden != word).any(-1)
-    return mask if bool(mask.any()) else None
+    return mask
 
 
 def _words(model: nn.Module, tokens: tuple[int, ...]) -> Tensor | None:

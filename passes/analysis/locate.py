@@ -8,7 +8,8 @@ graph break between them) adds to its rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
@@ -28,12 +29,14 @@ class RowSource:
         root: the first value of the residual stream, ``(batch, sequence, width)``.
         masks: bool nodes, ``(batch, sequence)`` or with one more dimension; a row is visual where any is True.
         marked: the input that an earlier graph has marked and the input that carries its mask, one of ``masks``.
+        rooms: for row sets whose rows the caller of the graph has counted, a value that is as long as their index.
     """
 
     kind: str
     root: fx.Node
     masks: tuple[fx.Node, ...]
     marked: tuple[fx.Node, fx.Node] | None = None
+    rooms: Mapping[str, fx.Node] = field(default_factory=dict)
 
 
 def locate_rows(graph: fx.Graph, marked_input: tuple[fx.Node, fx.Node] | None = None) -> RowSource | None:
@@ -48,7 +51,7 @@ def locate_rows(graph: fx.Graph, marked_input: tuple[fx.Node, fx.Node] | None = 
         if node.op == "call_function" and node.target in NAMES_ROWS:
             mask = operand(node, "visual_mask")
             if mask is not None:
-                return RowSource("mark_visual", _first_ancestor(node), (mask,))
+                return RowSource("mark_visual", _first_ancestor(node), (mask,), rooms=_rooms(node))
     merges = _merges(graph)
     if merges:
         masks = tuple(_merge_mask(m) for m in merges)
@@ -58,6 +61,10 @@ def locate_rows(graph: fx.Graph, marked_input: tuple[fx.Node, fx.Node] | None = 
     if marked_input is not None:
         return RowSource("marked_input", marked_input[0], (marked_input[1],), marked_input)
     return None
+
+
+def _rooms(node: fx.Node) -> dict[str, fx.Node]:
+    return dict(zip(argument(node, "names") or (), argument(node, "rooms") or (), strict=True))
 
 
 def row_mask(graph: fx.Graph, source: RowSource) -> fx.Node:

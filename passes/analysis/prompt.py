@@ -40,8 +40,10 @@ def read_prompt(graph: fx.Graph, source: RowSource, inputs: Sequence[Any]) -> Pr
             through = tuple(int(count) for count in (mask.flip(1).cumsum(1) > 0).sum(1))
         except Exception:  # this code is the model's, and nothing depends on it but a number in a report
             return None
+    given = dict(zip(graph.find_nodes(op="placeholder"), inputs, strict=False))
+    rooms = {name: len(given[room]) for name, room in source.rooms.items() if room in given}
     batch, rows = (size_hint(size) for size in stream.shape[:2])
-    return Prompt(batch, rows, visual, through) if isinstance(batch, int) and isinstance(rows, int) else None
+    return Prompt(batch, rows, visual, through, rooms) if isinstance(batch, int) and isinstance(rows, int) else None
 
 
 def _needed(source: RowSource) -> set[fx.Node] | None:

@@ -7,7 +7,7 @@ except for the one dimension that holds kept rows only (`Origin`), so no tensor 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
@@ -31,12 +31,14 @@ class Prompt:
         batch, rows: size of the residual stream, without its width.
         visual: visual rows of each element.
         through_visual: rows of each element up to and including its last visual one.
+        rooms: the size of a row index, by row set, where the caller of the graph has told it.
     """
 
     batch: int
     rows: int
     visual: tuple[int, ...]
     through_visual: tuple[int, ...]
+    rooms: Mapping[str, int] = field(default_factory=dict)
 
     def kept(self, row_set: str) -> int:
         """Rows of a set, the most of any element, at least 1: those that an operator still updates, or `PROBED` ones.
@@ -45,6 +47,8 @@ class Prompt:
         Args:
             row_set: as a `LeftOut` is written.
         """
+        if row_set in self.rooms:
+            return self.rooms[row_set]
         if row_set == PROBED:
             return max(min(self.rows - min(self.visual, default=0), PROBES), 1)
         wanted = LeftOut.parse(row_set.removeprefix(PACKED))

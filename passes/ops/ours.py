@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 from opskip_compile.passes.levels import CHOOSE_LEVEL, KEPT_BY_LEVEL
 from opskip_compile.passes.ops.families import plain
@@ -15,14 +16,15 @@ from opskip_compile.passes.runtime import (
     VISUAL_ROWS,
     causal_mask,
     mark_visual,
+    name_rows,
     scatter_packed,
     scatter_rows,
     select_packed,
     select_rows,
 )
-from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT, PROBE_ROWS, ROW_SCORES, SPREAD_SCORES
+from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT, KEPT_SHARE, PROBE_ROWS, ROW_SCORES, SPREAD_SCORES
 
-declare(plain("opskip::kept_rows", "visual, through"), functions=[KEPT_ROWS])
+declare(plain("opskip::kept_rows", "visual, through, room"), functions=[KEPT_ROWS])
 declare(plain("opskip::select_rows", "input, rows, dim"), functions=[select_rows, select_packed])
 declare(plain("opskip::scatter_rows", "input, rows, update"), functions=[scatter_rows, scatter_packed])
 declare(plain("opskip::packed_rows", "rows, live, most"), functions=[PACKED_ROWS])
@@ -31,10 +33,11 @@ declare(plain("opskip::shared", "input"), functions=[SHARED])
 declare(plain("opskip::probe_rows", "visual, mask, columns"), functions=[PROBE_ROWS])
 declare(plain("opskip::spread_scores", "visual"), functions=[SPREAD_SCORES])
 declare(plain("opskip::kept_count", "visual, through, keep"), functions=[KEPT_COUNT])
+declare(plain("opskip::kept_share", "visual, through, keep"), functions=[KEPT_SHARE])
 declare(plain("opskip::kept_by_level", "visual, through, shares, level"), functions=[KEPT_BY_LEVEL])
 _CHOICE = "hidden, visual, mask, columns, weights, bias, gains, threshold, digest"
 declare(plain("opskip::choose_level", _CHOICE), functions=[CHOOSE_LEVEL])
-declare(plain("opskip::critical_rows", "visual, through, scores, count, most"), functions=[CRITICAL_ROWS])
+declare(plain("opskip::critical_rows", "visual, through, scores, count, most, room"), functions=[CRITICAL_ROWS])
 
 
 def flops_of_scores(call: Call, shape_of: ShapeOf) -> int | None:
@@ -45,9 +48,8 @@ def flops_of_scores(call: Call, shape_of: ShapeOf) -> int | None:
 
 _SCORES = "query, key, mask, rows, live, before, columns, scale, causal"
 declare(plain("opskip::row_scores", _SCORES, flops=flops_of_scores), functions=[ROW_SCORES])
-# `mark_visual` gives its argument back.
-declare(
-    plain("opskip::mark_visual", "input, visual_mask", renamed={"hidden_states": "input"}, aliases=("input",)),
-    functions=[mark_visual],
-)
+# These two give their argument back.
+_GIVEN_BACK: dict[str, Any] = {"renamed": {"hidden_states": "input"}, "aliases": ("input",)}
+declare(plain("opskip::mark_visual", "input, visual_mask", **_GIVEN_BACK), functions=[mark_visual])
+declare(plain("opskip::name_rows", "input, visual_mask, names, rooms", **_GIVEN_BACK), functions=[name_rows])
 declare(plain("opskip::visual_rows", "input, visual_mask"), functions=[VISUAL_ROWS])

@@ -18,7 +18,15 @@ from opskip_compile.passes.levels import CHOOSE_LEVEL, KEPT_BY_LEVEL
 from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.rewrite.selection import RowSet
 from opskip_compile.passes.runtime import KEPT_ROWS, PACKED_ROWS, select_rows
-from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT, PROBE_ROWS, ROW_SCORES, SPREAD_SCORES, counts_like
+from opskip_compile.passes.scores import (
+    CRITICAL_ROWS,
+    KEPT_COUNT,
+    KEPT_SHARE,
+    PROBE_ROWS,
+    ROW_SCORES,
+    SPREAD_SCORES,
+    counts_like,
+)
 from opskip_compile.schedule.left_out import LeftOut
 
 
@@ -32,7 +40,7 @@ class RowSets:
     Args:
         graph: gets their nodes.
         plan: the skips, and the attentions that give scores.
-        source: of the visual rows.
+        source: of the visual rows, and of the room for those whose number is known before the graph runs.
 
     Attributes:
         by_name: all of them.
@@ -41,6 +49,7 @@ class RowSets:
     def __init__(self, graph: fx.Graph, plan: Plan, source: RowSource) -> None:
         self.by_name: dict[str, RowSet] = {}
         self._graph, self._mask, self._stream = graph, row_mask(graph, source), tensor(source.root)
+        self._rooms = source.rooms
         self._last = list(graph.find_nodes(op="placeholder"))[-1] if self._mask.op == "placeholder" else self._mask
         for name in sorted({str(skip.left_out) for skip in plan.skips if not skip.left_out.chooses}):
             self.by_name[name] = self._whole(self._mask, name, name == "through_visual")
@@ -60,23 +69,28 @@ class RowSets:
         return self.by_name[name]
 
     def _whole(self, mask: fx.Node, name: str, through: bool = False) -> RowSet:
-        both = self._call(KEPT_ROWS, mask, through)
+        room = self._rooms.get(name)
+        both = self._call(KEPT_ROWS, mask, through, *([] if room is None else [room]))
         rows = self._call(op.getitem, both, 0, name=f"rows_{name}")
         live = self._call("unsqueeze", self._call(op.getitem, both, 1), -1, name=f"live_{name}")
         return RowSet(name, rows, live, self._call("size", rows, 1, name=f"kept_{name}"))
 
-    def _count(self, left_out: LeftOut) -> tuple[fx.Node, fx.Node]:
-        """How many rows each element updates, and the sizes that follow."""
-        through = left_out.rows == "through_visual"
-        if left_out.shares:
-            both = self._call(KEPT_BY_LEVEL, self._mask, through, list(left_out.shares), self._level)
+    def _count(self, left_out: LeftOut) -> tuple[fx.Node, fx.Node | None]:
+        """How many rows each element updates, and the sizes that follow unless there is room for them."""
+        through, most = left_out.rows == "through_visual", None
+        if str(left_out) in self._rooms:
+            count = self._call(KEPT_SHARE, self._mask, through, left_out.keep, name=f"count_{left_out}")
         else:
-            both = self._call(KEPT_COUNT, self._mask, through, left_out.keep)
-        count = self._call(op.getitem, both, 0, name=f"count_{left_out}")
-        most = self._call(op.getitem, both, 1, name=f"most_{left_out}")
+            how: list[Any] = [KEPT_BY_LEVEL, list(left_out.shares), self._level]
+            how = how if left_out.shares else [KEPT_COUNT, left_out.keep]
+            both = self._call(how[0], self._mask, through, *how[1:])
+            count = self._call(op.getitem, both, 0, name=f"count_{left_out}")
+            most = self._call(op.getitem, both, 1, name=f"most_{left_out}")
         if self._stream is not None:  # all of them have one form, and layers with them too
             like = self._stream.new_empty(self._stream.shape[:2], dtype=torch.bool)
-            count.meta["example_value"], most.meta["example_value"] = counts_like(like)
+            count.meta["example_value"], of_sizes = counts_like(like)
+            if most is not None:
+                most.meta["example_value"] = of_sizes
         return count, most
 
     def _packs(self, left_out: LeftOut) -> bool:
@@ -142,7 +156,9 @@ class RowSets:
             rows = self._call(op.getitem, both, 0, name=f"rows_{name}", origin=made)
             return rows, self._call(op.getitem, both, 1, origin=made)
 
-        rows, live = parts(CRITICAL_ROWS, self._mask, left_out.rows == "through_visual", scores, count, most)
+        room = self._rooms.get(str(left_out))
+        args = (self._mask, left_out.rows == "through_visual", scores, count, most)
+        rows, live = parts(CRITICAL_ROWS, *args, *([] if room is None else [room]))
         if packed:
             rows, live = parts(PACKED_ROWS, rows, live, most)
         live = self._call("unsqueeze", live, -1, name=f"live_{name}", origin=made)

@@ -23,10 +23,11 @@ from opskip_compile.passes.graph.sizes import PROBED
 from opskip_compile.passes.ops import is_inplace, mutated_nodes, tensor
 from opskip_compile.passes.ops.state import keeps_its_place
 from opskip_compile.passes.runtime import SELECTING, SHARED
-from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT, SPREAD_SCORES
+from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT, KEPT_SHARE, SPREAD_SCORES
 from opskip_compile.schedule.left_out import ROWS
 
 OUTSIDE = -1.0
+_SERVING = (SPREAD_SCORES, KEPT_COUNT, KEPT_SHARE)  # every layer, even if only one reads them
 _GIVEN = ("placeholder", "get_attr")
 _KEPT = (torch.where, *SELECTING)
 _OF_ALL = (*ROWS, PROBED)  # the row sets that stand before the layers
@@ -138,7 +139,7 @@ def _levels(graph: fx.Graph, layers: Layers) -> dict[fx.Node, float]:
     for node in reversed(graph.nodes):
         # The first scores go to the first layer as those of a layer go to the next, and so do numbers of kept rows.
         made = node.args[0].target if node.target is operator.getitem else node.target
-        if node not in stream and node.op not in (*_GIVEN, "output") and made not in (SPREAD_SCORES, KEPT_COUNT):
+        if node not in stream and node.op not in (*_GIVEN, "output") and made not in _SERVING:
             users = {level[user] for user in node.users}
             if len(users) == 1:
                 level[node] = users.pop()
