@@ -200,6 +200,7 @@ def _options(
         options.setdefault("num_layers", len(layers))
     if decoder is not None:
         options["in_place"] = True
+        options["attention"] = _compat.attention_implementation(getattr(decoder, "config", None))
     Settings.parse(options, kwargs.get("mode"))
     if kwargs.get("mode") is not None:
         options["mode"] = kwargs.pop("mode")

@@ -12,6 +12,7 @@ from opskip_compile.passes.analysis.plan import make_plan
 from opskip_compile.passes.analysis.remaining import Leftover
 from opskip_compile.passes.normalize.cleanup import remove_dead
 from opskip_compile.passes.normalize.functionalize import write_out_of_place
+from opskip_compile.passes.normalize.packages import lift_packages
 from opskip_compile.passes.normalize.unflatten import add_unflattened
 from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.refusal import Refusal, Why
@@ -46,7 +47,8 @@ NOTHING_TO_SKIP = Refusal(Why.NOTHING_TO_SKIP, "the schedule skips nothing here"
 
 def normalize(state: State) -> int:
     """One form for what models write in several ways."""
-    return write_out_of_place(state.graph) + add_unflattened(state.graph) + remove_dead(state.graph)
+    graph = state.graph
+    return write_out_of_place(graph) + add_unflattened(graph) + lift_packages(graph) + remove_dead(graph)
 
 
 def locate(state: State) -> int:

@@ -30,8 +30,8 @@ def cache_argument(forward: Callable[..., Any]) -> str:
 
 
 def attention_implementation(config: Any) -> str:
-    """The name under which a model looks its attention up, as ``set_attn_implementation`` set it."""
-    return str(config._attn_implementation)
+    """The name under which a model looks its attention up, as ``set_attn_implementation`` set it; empty without."""
+    return str(getattr(config, "_attn_implementation", None) or "")
 
 
 @contextmanager

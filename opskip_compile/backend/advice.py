@@ -18,6 +18,12 @@ ALONE = (
 )
 LAYERS = "opskip_compile.compile(model, regional=True) compiles layer by layer, which needs no count of them"
 BREAKS = "A graph break parts the decoder; TORCH_LOGS=graph_breaks shows where"
+ONE_GRAPH = ("sdpa", "eager")  # attentions of transformers that never end a graph
+OTHER_ATTENTION = (
+    "A graph break parts the decoder, and code around its attention ({name!r}) is known for that; with "
+    "model.set_attn_implementation('sdpa') before opskip_compile.compile(model) it is one graph, and PyTorch has "
+    "FlashAttention of its own"
+)
 READ = "opskip_compile.last_report() names the nodes and the lines of the model that they stand for"
 NOTHING = "No way to compile such a model skips anything"
 REGIONS = "Compile the layers without nested regions"
@@ -44,4 +50,6 @@ def _advice(why: Why | None, settings: Settings) -> str:
         return READ
     if not settings.in_place:
         return COMPILE
-    return BREAKS if why is None or settings.layer is not None else LAYERS
+    if why is not None and settings.layer is None:
+        return LAYERS
+    return BREAKS if settings.attention in (None, *ONE_GRAPH) else OTHER_ATTENTION.format(name=settings.attention)

@@ -45,6 +45,7 @@ class Settings:
         num_layers: layers of the decoder, where they are known: a graph that returns hidden states can't tell whether
             it holds all of them. `opskip_compile.compile` sets it.
         in_place: the model was compiled by `opskip_compile.compile`, which sets it: what a user is told is another.
+        attention: transformers' name of the decoder's attention, for advice. `opskip_compile.compile` sets it.
         inductor: Inductor config patches (from ``mode`` and from every option that is an Inductor config key).
     """
 
@@ -62,6 +63,7 @@ class Settings:
     layer: tuple[int, int] | None = None
     num_layers: int | None = None
     in_place: bool = False
+    attention: str | None = None
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -88,6 +90,7 @@ class Settings:
         if num_layers is not None and (type(num_layers) is not int or num_layers < 1):
             raise OptionError(f"options.num_layers: must be a number of layers, not {num_layers!r}")
         in_place = options.pop("in_place", False)
+        attention = options.pop("attention", None)
         pad_rows = options.pop("pad_rows", None)
         if pad_rows is not None and (type(pad_rows) is not int or pad_rows < 1):
             raise OptionError(f"options.pad_rows: must be a number of rows, 1 or more, not {pad_rows!r}")
@@ -116,6 +119,7 @@ class Settings:
             layer=None if layer is None else (layer[0], layer[1]),
             num_layers=num_layers,
             in_place=bool(in_place),
+            attention=attention if isinstance(attention, str) else None,
             inductor={**_mode_options(mode), **_inductor_options(options)},
         )
 

@@ -12,6 +12,7 @@ from opskip_compile._compat import is_collective, same_size
 from opskip_compile.passes.analysis.locate import RowSource
 from opskip_compile.passes.analysis.operators import Match, Operator
 from opskip_compile.passes.ops import Call, argument, call_of, is_inplace, name_of, op_name, operand, tensor
+from opskip_compile.passes.packages import KERNEL
 
 LAYER_ALONE = (
     "its critical rows can't be told: they depend on the layers before, and this graph holds one layer "
@@ -26,7 +27,7 @@ SPLIT = (
     "its critical rows can't be told: the graph exchanges values with other processes, each of which may have only a "
     "part of the heads, and all of them have to choose the same rows"
 )
-_SDPA, _PAGED = "scaled_dot_product_attention", "opskip::paged_attention"
+_SDPA, _PAGED, _PACKAGE = "scaled_dot_product_attention", "opskip::paged_attention", "opskip::attend_by_package"
 # How models give several heads of queries the same keys.
 _WRITES = ("index_copy_", "index_copy_.default")
 # What a cache of fixed size makes of its length to say where the keys of the rows are.
@@ -47,24 +48,25 @@ class Scored:
         layer: its number.
         call: of scaled dot-product attention.
         columns: where the keys of the rows are among all keys, int64 ``(sequence,)``; None if they are the last ones.
-        flat: its operands are ``(rows, heads, width)``, of all prompts of a step, each of which reads its own rows.
+        dim: of its operands that has the rows. They are ``(batch, heads, rows, width)``; or ``(batch, rows, heads,
+            width)``, with 1; or ``(rows, heads, width)``, of all prompts of a step, each of which reads its own rows.
     """
 
     layer: int
     call: Call
     columns: fx.Node | None = None
-    flat: bool = False
+    dim: int = 2
 
     @property
     def mask(self) -> fx.Node | None:
         """Its attention mask, ``(batch or 1, heads or 1, sequence or 1, keys)``."""
-        mask = None if self.flat else self.call["attn_mask"]
+        mask = self.call["attn_mask"] if self.dim == 2 else None
         return mask if isinstance(mask, fx.Node) else None
 
     @property
     def is_causal(self) -> bool:
         """True if a row reads the rows up to itself without a mask that says so."""
-        return self.flat or bool(self.call["is_causal"])
+        return self.dim == 0 or bool(self.call["is_causal"])
 
 
 def scored_attentions(match: Match, source: RowSource) -> tuple[Scored, ...]:
@@ -76,10 +78,13 @@ def scored_attentions(match: Match, source: RowSource) -> tuple[Scored, ...]:
     for operator in match.everything() if stream is not None else ():
         for node in operator.region if operator.kind == "attention" else ():
             name = op_name(node)
-            call = call_of(node) if name in (_SDPA, _PAGED) else None
+            call = call_of(node) if name in (_SDPA, _PAGED, _PACKAGE) else None
             if call is not None and name == _PAGED and stream is not None:
                 if _fits_flat(call, stream.shape[1]):
-                    found.setdefault(node, Scored(operator.layer, call, flat=True))
+                    found.setdefault(node, Scored(operator.layer, call, dim=0))
+            elif call is not None and name == _PACKAGE and stream is not None:
+                if _fits_package(call, stream.shape[1]):
+                    found.setdefault(node, Scored(operator.layer, call, dim=1))
             elif call is not None and stream is not None and _fits(call, stream.shape[1]):
                 keys = _keys(call, stream.shape[1], order)
                 if keys is not None:
@@ -93,7 +98,7 @@ def unscored_attentions(attentions: Sequence[Scored], source: RowSource) -> tupl
     nodes = list(source.root.graph.nodes)
     found = []
     for node in nodes[nodes.index(source.root) :] if stream is not None else ():
-        if op_name(node) == _PAGED and node not in scored:
+        if op_name(node) in (_PAGED, _PACKAGE, KERNEL) and node not in scored:
             found.append(node)
         elif op_name(node) == _SDPA and node not in scored:
             query = tensor(argument(node, "query"))
@@ -106,6 +111,11 @@ def _fits_flat(call: Call, rows: int | torch.SymInt) -> bool:
     query, key = tensor(call["query"]), tensor(call["key"])
     fits = query is not None and key is not None and query.dim() == key.dim() == 3 and call["scale"] is not None
     return fits and same_size(query.shape[0], rows) and same_size(key.shape[0], rows)  # type: ignore[union-attr]
+
+
+def _fits_package(call: Call, rows: int | torch.SymInt) -> bool:
+    query, key = tensor(call["query"]), tensor(call["key"])
+    return all(x is not None and x.dim() == 4 and same_size(x.shape[1], rows) for x in (query, key))
 
 
 def _fits(call: Call, rows: int | torch.SymInt) -> bool:

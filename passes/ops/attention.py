@@ -19,8 +19,10 @@ from opskip_compile.passes.ops.operation import (
     Trait,
     declined,
     shape,
+    tensor,
 )
 from opskip_compile.passes.ops.table import declare
+from opskip_compile.passes.packages import KERNEL, attend_by_package
 from opskip_compile.passes.refusal import Refusal, Why
 from opskip_compile.passes.runtime import causal_mask
 
@@ -122,10 +124,57 @@ def explicit_causal(call: Call, dim: int, n: fx.Node) -> Arguments:
     if not call["is_causal"] or dim != call.rank - 2:  # all queries of some heads or elements stay aligned
         return node.args, dict(node.kwargs)
     rows = n.args[0]  # n is rows.size(1)
-    mask = node.graph.call_function(causal_mask, (rows, call.operand("key")))
+    query, key, value = (call.operand(name) for name in ("query", "key", "value"))
+    mask = node.graph.call_function(causal_mask, (rows, key))
     named = {name: call[name] for name in ("dropout_p", "scale", "enable_gqa")}
-    operands = tuple(call.operand(name) for name in ("query", "key", "value"))
-    return operands, {**named, "attn_mask": mask, "is_causal": False}
+    if named["enable_gqa"] and _wants_all_heads(query):
+        named["enable_gqa"] = False
+        key, value = (_for_all_heads(x, call) for x in (key, value))
+    return (query, key, value), {**named, "attn_mask": mask, "is_causal": False}
+
+
+def _wants_all_heads(query: fx.Node) -> bool:
+    """True where a kernel for shared heads knows no mask, and the operation would be composed of plain products.
+
+    transformers repeats the keys in the same cases (``use_gqa_in_sdpa``).
+    """
+    value = tensor(query)
+    return value is not None and value.device.type != "cpu"
+
+
+def _for_all_heads(x: fx.Node, call: Call) -> fx.Node:
+    heads, shared = shape(call.operand("query"))[1], shape(x)[1]
+    return call.node.graph.call_method("repeat_interleave", (x, heads // shared, 1))
+
+
+def whole_package(call: Call, dim: int) -> Dims | Refusal:
+    """A kernel that was not lifted (`passes/normalize/packages.py`)."""
+    return declined("this kernel has a window, a cap, a bias, dropout or other keys than those of its rows")
+
+
+def by_package(call: Call, dim: int) -> Dims | Refusal:
+    """Queries are rows along dimension 1, as in FlashAttention; each needs its own row and all keys and values."""
+    query, key, value = call.operand("query"), call.operand("key"), call.operand("value")
+    if dim == 0:
+        return {query: 0, key: 0, value: 0}
+    if dim != 1:
+        return declined("the rows are heads or features")
+    if query in (key, value):
+        return declined("queries and keys are the same tensor")
+    return declined("its queries are kept rows already") if isinstance(call["rows"], fx.Node) else {query: 1}
+
+
+def which_queries(call: Call, dim: int, n: fx.Node) -> Arguments:
+    """Kept queries are told which rows they are, unless every query reads all keys."""
+    return call.replaced("rows", n.args[0]) if call["is_causal"] and dim == 1 else (call.node.args, call.node.kwargs)
+
+
+def flops_by_package(call: Call, shape_of: ShapeOf) -> int | None:
+    """As `flops_of_attention`; keys are along dimension 1."""
+    query, key, value = (shape_of(call[name]) for name in ("query", "key", "value"))
+    if not query or not key or not value:
+        return None
+    return 2 * prod(query) * key[1] + 2 * prod(query[:-1]) * key[1] * value[-1]
 
 
 def flops_of_product(left: str) -> Flops:
@@ -201,5 +250,29 @@ declare(
         mixes_rows=True,
         traits=frozenset({Trait.CONVOLUTION}),
     ),
+    Operation(
+        KERNEL,
+        (),
+        synonyms=(f"*::{KERNEL}",),
+        renamed={"q": "query", "k": "key", "v": "value", "softmax_scale": "scale", "causal": "is_causal"},
+        rows=whole_package,
+        flops=flops_by_package,
+        product=True,
+        mixes_rows=True,
+        traits=frozenset({Trait.PARTS}),
+    ),
     Operation("flex_attention", ("query, key, value",), synonyms=("higher_order::flex_attention",), mixes_rows=True),
+)
+_OPERANDS = "query, key, value, is_causal, scale, package, given, rows=None"
+declare(
+    Operation(
+        "opskip::attend_by_package",
+        (_OPERANDS,),
+        rows=by_package,
+        resize=which_queries,
+        flops=flops_by_package,
+        product=True,
+        mixes_rows=True,
+    ),
+    functions=[attend_by_package],
 )

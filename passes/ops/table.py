@@ -198,6 +198,7 @@ def _spelled_function(target: Any) -> Spelling | None:
     if namespace != "aten":  # an operator of a library is known under its whole name only
         name = f"{namespace}::{name}"
     entry, writes = _by_name().get(name) or _by_name().get(name.removeprefix("special_")), False
+    entry = entry or _by_name().get(f"*::{name.partition('::')[2]}")  # of any library
     if entry is None and name.endswith("_"):
         entry, writes = _by_name().get(name[:-1]), True
     if entry is None:

@@ -132,14 +132,17 @@ class RowSets:
         call, at = each.call, each.call.node.name
 
         def probes(operand: fx.Node) -> fx.Node:
-            dim = 0 if each.flat else 2
-            like = Origin(at, captured_name(operand), dim, PROBED)
-            return self._call(select_rows, operand, asked.rows, dim, name=f"{operand.name}_asked", origin=like)
+            like = Origin(at, captured_name(operand), each.dim, PROBED)
+            return self._call(select_rows, operand, asked.rows, each.dim, name=f"{operand.name}_asked", origin=like)
+
+        def by_heads(operand: fx.Node) -> fx.Node:
+            return self._call("transpose", operand, 1, 2, origin=Origin(at)) if each.dim == 1 else operand
 
         mask = each.mask
         if mask is not None and _is_by_row(each):
             mask = probes(mask)
-        operands = (probes(call.operand("query")), call.operand("key"), mask, asked.rows, asked.live, before)
+        query, key = by_heads(probes(call.operand("query"))), by_heads(call.operand("key"))
+        operands = (query, key, mask, asked.rows, asked.live, before)
         rest = (each.columns, call["scale"], each.is_causal)
         name = f"scores_{each.layer}"
         return self._call(ROW_SCORES, *operands, *rest, name=name, origin=Origin(at), example=torch.float32)

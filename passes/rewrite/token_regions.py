@@ -24,7 +24,18 @@ import torch
 from torch import fx
 
 from opskip_compile._compat import same_size
-from opskip_compile.passes.ops import Trait, call_of, having, name_of, op_name, operand, rows_of, shape, tensor
+from opskip_compile.passes.ops import (
+    Trait,
+    attention_kernels,
+    call_of,
+    having,
+    name_of,
+    op_name,
+    operand,
+    rows_of,
+    shape,
+    tensor,
+)
 from opskip_compile.passes.ops.operation import Call
 from opskip_compile.passes.refusal import Refusal, Refused, Why
 
@@ -175,7 +186,7 @@ def _operands(region: FlatRegion, node: fx.Node, order: Order) -> Mapping[fx.Nod
 
 
 def _by_rule(node: fx.Node, order: Order) -> Mapping[fx.Node, Order]:
-    if op_name(node) == "scaled_dot_product_attention":
+    if op_name(node) in attention_kernels():
         raise _unproved(node, f"no rule for {name_of(node)}", Why.NO_RULE)
     dims = rows_of(node, order.dim)
     if isinstance(dims, Refusal):

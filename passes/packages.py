@@ -1,0 +1,58 @@
+"""The attention of a FlashAttention package, for all rows by its own kernel and for kept rows by PyTorch's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from opskip_compile.passes.runtime import causal_mask
+
+KERNEL = "_flash_attn_forward"
+"""What packages call their kernel, each in a library of its own."""
+
+
+def name_of_operator(target: Any) -> str:
+    """``"library::name"`` of an operator of a library, by which `attend_by_package` finds it again."""
+    packet = getattr(target, "overloadpacket", target)
+    return str(packet._qualified_op_name)
+
+
+def attend_by_package(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    is_causal: bool,
+    scale: float | None,
+    package: str,
+    given: Sequence[Any],
+    rows: Tensor | None = None,
+) -> Tensor:
+    """``softmax(scale * q k^T) v`` for each head.
+
+    Args:
+        query: float16 or bfloat16 ``(batch, queries, heads, width of a head)``.
+        key, value: ``(batch, keys, heads, width)``, or fewer heads that several heads of queries share.
+        is_causal: query i reads the keys up to i.
+        scale: of the products; None is ``1 / sqrt(width)``.
+        package: name of the operator.
+        given: its arguments after the three tensors.
+        rows: int64 ``(batch, queries)``: which rows the queries are, where they are not all of them. PyTorch's kernels
+            compute those, under a mask.
+
+    Returns:
+        ``(batch, queries, heads, width of a value)``.
+    """
+    if rows is None:
+        library, _, name = package.partition("::")
+        out: Tensor = getattr(getattr(torch.ops, library), name)(query, key, value, *given)[0]
+        return out
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1:  # under a mask, kernels for a GPU want a key for each head
+        key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
+    out = F.scaled_dot_product_attention(query, key, value, causal_mask(rows, key), scale=scale)
+    return out.transpose(1, 2)
