@@ -51,8 +51,12 @@ def attend_by_package(
         out: Tensor = getattr(getattr(torch.ops, library), name)(query, key, value, *given)[0]
         return out
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return attend_kept(query, key, value, causal_mask(rows, key), scale).transpose(1, 2)
+
+
+def attend_kept(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None) -> Tensor:
+    """``scaled_dot_product_attention`` under a mask, with a key for each head as kernels for a GPU want it then."""
     shared = query.shape[1] // key.shape[1]
-    if shared > 1:  # under a mask, kernels for a GPU want a key for each head
+    if shared > 1:
         key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
-    out = F.scaled_dot_product_attention(query, key, value, causal_mask(rows, key), scale=scale)
-    return out.transpose(1, 2)
+    return F.scaled_dot_product_attention(query, key, value, mask, scale=scale)

@@ -44,6 +44,7 @@ from opskip_compile._compat.dynamo import (
     why_dynamo_is_off,
     with_own_code,
 )
+from opskip_compile._compat.flex import BlockMask, flex_attention
 from opskip_compile._compat.graphs import add_tensor_placeholder, keep_dynamo, pattern_matches
 from opskip_compile._compat.inductor import (
     allow_caching,
@@ -77,6 +78,7 @@ __all__ = [
     "DEEPSTACK_METHOD",
     "DEEPSTACK_PARAMETERS",
     "REGION",
+    "BlockMask",
     "HookWatch",
     "Patch",
     "add_tensor_placeholder",
@@ -94,6 +96,7 @@ __all__ = [
     "dispatch_modes_are_on",
     "emit_artifact",
     "fake_mask_like",
+    "flex_attention",
     "forget_backend",
     "forward_slot",
     "generated_kernels",

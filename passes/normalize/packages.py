@@ -8,6 +8,7 @@ then it is the attention that `attend_by_package` defines.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import fx
@@ -37,22 +38,30 @@ def lift_packages(graph: fx.Graph) -> int:
     for node in list(graph.nodes):
         call = call_of(node) if op_name(node) == KERNEL else None
         parts = [user for user in node.users if user.users] if call is not None else []
-        if call is None or not _is_plain(call) or any(not _is_result(part) for part in parts):
+        if call is None or not _is_plain(call) or any(not is_result(part) for part in parts):
             continue
         query, key, value = (call.operand(name) for name in _OWN[:3])
         given = tuple(call[name] for name in call.places[3:])
-        for part in parts:
-            with graph.inserting_before(part):
-                settings = (bool(call["is_causal"]), call["scale"], name_of_operator(node.target), given)
-                new = graph.create_node("call_function", attend_by_package, (query, key, value, *settings, None))
-            new.meta = dict(part.meta)
-            set_origin(new, Origin(node.name, like=part.name, twin=True))
-            part.replace_all_uses_with(new)
+        settings = (bool(call["is_causal"]), call["scale"], name_of_operator(node.target), given, None)
+        instead(parts, attend_by_package, (query, key, value, *settings))
         lifted += 1
     return lifted
 
 
-def _is_result(part: fx.Node) -> bool:
+def instead(parts: Sequence[fx.Node], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Let a call of ``function`` stand for the first of the values that an operator gives, each time it is taken."""
+    for part in parts:
+        graph, node = part.graph, part.args[0]
+        assert isinstance(node, fx.Node)
+        with graph.inserting_before(part):
+            new = graph.create_node("call_function", function, args)
+        new.meta = dict(part.meta)
+        set_origin(new, Origin(node.name, like=part.name, twin=True))
+        part.replace_all_uses_with(new)
+
+
+def is_result(part: fx.Node) -> bool:
+    """True for the first of the values that an operator gives, if it is a tensor."""
     return bool(part.target is operator.getitem and part.args[1] == 0 and tensor(part) is not None)
 
 

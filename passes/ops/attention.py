@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 
 from opskip_compile._compat import same_size
+from opskip_compile.passes.flex import attend_by_flex
 from opskip_compile.passes.ops.families import NOTHING
 from opskip_compile.passes.ops.operation import (
     Arguments,
@@ -169,12 +170,42 @@ def which_queries(call: Call, dim: int, n: fx.Node) -> Arguments:
     return call.replaced("rows", n.args[0]) if call["is_causal"] and dim == 1 else (call.node.args, call.node.kwargs)
 
 
-def flops_by_package(call: Call, shape_of: ShapeOf) -> int | None:
-    """As `flops_of_attention`; keys are along dimension 1."""
-    query, key, value = (shape_of(call[name]) for name in ("query", "key", "value"))
-    if not query or not key or not value:
-        return None
-    return 2 * prod(query) * key[1] + 2 * prod(query[:-1]) * key[1] * value[-1]
+def whole_flex(call: Call, dim: int) -> Dims | Refusal:
+    """One that was not lifted (`passes/normalize/flex.py`)."""
+    return declined("its scores are changed, or its queries and keys have other batches")
+
+
+def by_flex(call: Call, dim: int) -> Dims | Refusal:
+    """As of `attention`; the mask is made for the rows that the queries are."""
+    query, key, value = call.operand("query"), call.operand("key"), call.operand("value")
+    if dim == 0:
+        return {query: 0, key: 0, value: 0}
+    if dim != 2:
+        return declined("the rows are heads or features")
+    if query in (key, value):
+        return declined("queries and keys are the same tensor")
+    return declined("its queries are kept rows already") if isinstance(call["rows"], fx.Node) else {query: 2}
+
+
+def which_rows(call: Call, dim: int, n: fx.Node) -> Arguments:
+    """The mask depends on the rows that the queries are."""
+    return call.replaced("rows", n.args[0]) if dim == 2 else (call.node.args, call.node.kwargs)
+
+
+def _flops_of_keys(dim: int) -> Flops:
+    """As `flops_of_attention`, with keys along dimension ``dim``."""
+
+    def count(call: Call, shape_of: ShapeOf) -> int | None:
+        query, key, value = (shape_of(call[name]) for name in ("query", "key", "value"))
+        if not query or not key or not value:
+            return None
+        return 2 * prod(query) * key[dim] + 2 * prod(query[:-1]) * key[dim] * value[-1]
+
+    return count
+
+
+flops_by_package, flops_of_flex = _flops_of_keys(1), _flops_of_keys(2)
+_FLEX = "query, key, value, score_mod, block_mask, scale, kernel_options, score_buffers=(), mask_buffers=()"
 
 
 def flops_of_product(left: str) -> Flops:
@@ -261,7 +292,16 @@ declare(
         mixes_rows=True,
         traits=frozenset({Trait.PARTS}),
     ),
-    Operation("flex_attention", ("query, key, value",), synonyms=("higher_order::flex_attention",), mixes_rows=True),
+    Operation(
+        "flex_attention",
+        (_FLEX,),
+        synonyms=("higher_order::flex_attention",),
+        rows=whole_flex,
+        flops=flops_of_flex,
+        product=True,
+        mixes_rows=True,
+        traits=frozenset({Trait.PARTS}),
+    ),
 )
 _OPERANDS = "query, key, value, is_causal, scale, package, given, rows=None"
 declare(
@@ -275,4 +315,16 @@ declare(
         mixes_rows=True,
     ),
     functions=[attend_by_package],
+)
+declare(
+    Operation(
+        "opskip::attend_by_flex",
+        (f"{_FLEX}, by_head=True, rows=None",),
+        rows=by_flex,
+        resize=which_rows,
+        flops=flops_of_flex,
+        product=True,
+        mixes_rows=True,
+    ),
+    functions=[attend_by_flex],
 )
