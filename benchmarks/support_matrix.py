@@ -1,6 +1,7 @@
 """The support matrix: measure every cell against the oracle, and write the tables.
 
     python -m benchmarks.support_matrix [--keep FILE]     # about an hour on 2 cores
+    python -m benchmarks.support_matrix --only flex       # again the cells whose form has this in its name
     python -m benchmarks.support_matrix --tables-only     # the tables again from the figures
 
 The cells are tests (``tests/models/test_support.py --every-cell``); this runs them, writes what they say to
@@ -30,11 +31,12 @@ BEGIN, END = "<!-- support matrix: begin -->", "<!-- support matrix: end -->"
 Cells = Mapping[str, Mapping[str, tuple[str, str]]]
 
 
-def measure(kept: Path | None) -> dict[str, dict[str, tuple[str, str]]]:
-    """Run the cells in two processes; family -> form -> state and reason."""
+def measure(kept: Path | None, only: str = "") -> dict[str, dict[str, tuple[str, str]]]:
+    """Run the cells in two processes, all or those with ``only`` in their name; family -> form -> state and reason."""
     with tempfile.TemporaryDirectory() as folder:
         out = kept or Path(folder) / "cells.jsonl"
-        tests = ["tests/models/test_support.py", "-k", "test_cell", "--every-cell", "--support-out", str(out)]
+        wanted = f"test_cell and {only}" if only else "test_cell"
+        tests = ["tests/models/test_support.py", "-k", wanted, "--every-cell", "--support-out", str(out)]
         subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "2", *tests], cwd=ROOT, check=True)
         return read(out)
 
@@ -88,7 +90,7 @@ def every_cell(cells: Cells) -> str:
         groups: dict[tuple[str, str], list[str]] = {}
         for family, outcome in here.items():
             if outcome[0] != "skips":
-                groups.setdefault(outcome, []).append(title(family))
+                groups.setdefault((outcome[0], outcome[1]), []).append(title(family))
         parts += [f"* {state}, {', '.join(names)}: {reason}" for (state, reason), names in groups.items()]
         parts += [""] * bool(groups)
     return "\n".join(parts).rstrip() + "\n"
@@ -126,11 +128,16 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=Path, metavar="FILE", help="for the cells while they run; goes on with what stands there"
     )
+    parser.add_argument("--only", default="", metavar="WORD", help="measure these cells again, and keep the others")
     given = parser.parse_args()
+    known: dict[str, dict[str, tuple[str, str]]] = {}
+    if given.tables_only or given.only:
+        known = json.loads((RESULTS / "support.json").read_text(encoding="utf-8"))["cells"]
     if given.tables_only:
-        publish(json.loads((RESULTS / "support.json").read_text(encoding="utf-8"))["cells"])
-    else:
-        publish(measure(given.keep))
+        publish(known)
+        return
+    found = measure(given.keep, given.only)
+    publish({family: {**known.get(family, {}), **found.get(family, {})} for family in known or found})
 
 
 if __name__ == "__main__":
