@@ -25,6 +25,7 @@ RESULTS_PAGE: dict[str, Callable[[], str]] = {
     "compile": speed.compile_time,
     "level compile": speed.level_compile,
     "passes": speed.passes,
+    "row counts": speed.row_counts,
     "calibration": answers.calibration,
     "calibration samples": answers.calibration_samples,
     "evaluation": lambda: answers.evaluation("eval_demo"),
@@ -43,6 +44,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/results.md": RESULTS_PAGE,
     "docs/serving.md": {
         "vllm traffic": speed.vllm_traffic,
+        "serving": speed.serving,
         "vllm prefill": speed.vllm_prefill,
         "vllm prefill, bfloat16": lambda: speed.vllm_prefill("vllm_prefill_bf16"),
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.tables import figures
@@ -63,6 +64,41 @@ def vllm_prefill(name: str = "vllm_prefill") -> str:
                 f"{row['speedup'] / row['kernels']:.0%}",
             )
             for row in found
+        ),
+    )
+
+
+def serving() -> str:
+    """Two servers of vLLM under load, one of which skips."""
+    found = figures.read("serving")["found"]
+    measures = ("first_token_ms", "requests_per_s", "between_ms")
+
+    def cells(row: dict[str, Any]) -> Iterator[str]:
+        for name in measures:
+            median, *spread = row["better"][name]
+            digits = 2 if name == "requests_per_s" else 0 if name == "first_token_ms" else 1
+            before, after = (f"{row[server][name]:,.{digits}f}" for server in ("dense", "skipping"))
+            yield f"{before} → {after}, {figures.times(median, spread)}"
+
+    header = ("requests at a time", "of text alone", "ms to the first token", "requests a second", "ms between tokens")
+    return figures.table(header, ((str(row["concurrency"]), f"{row['text']:.0%}", *cells(row)) for row in found))
+
+
+def row_counts() -> str:
+    """What rounding the number of kept rows up costs, against sizes that the graph finds out."""
+    rows = figures.read("row_counts")["found"]
+    return figures.table(
+        ("schedule", "number of kept rows", "rows", "FLOPs: ideal", "to found by the graph"),
+        (
+            (
+                f"`{row['schedule']}`",
+                row["name"],
+                f"{row['kept']:,}",
+                f"{row['ideal']:.2f}x",
+                figures.times(row["ratio"], row["spread"]),
+            )
+            for row in rows
+            if row["name"] != "found by the graph"
         ),
     )
 

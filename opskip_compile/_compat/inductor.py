@@ -32,6 +32,13 @@ def inductor(gm: fx.GraphModule, inputs: Sequence[Any], config: dict[str, Any]) 
     return cast(Callable[..., Any], compiled)
 
 
+def inductor_cache() -> str:
+    """The folder where Inductor keeps compiled code."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return cache_dir()
+
+
 def lowering_sources() -> tuple[ModuleType, ...]:
     """The modules that mend Inductor: code that it made before one of them changed may be another."""
     return scheduler, regions

@@ -15,6 +15,7 @@ from opskip_compile.cli.bench import bench
 from opskip_compile.cli.calibrate import calibrate
 from opskip_compile.cli.demo import demo
 from opskip_compile.cli.diagnose import diagnose
+from opskip_compile.cli.doctor import doctor
 from opskip_compile.cli.eval import evaluate
 from opskip_compile.cli.flops import flops
 from opskip_compile.cli.inspect import inspect
@@ -65,6 +66,7 @@ app.command()(diagnose)
 app.command("eval")(evaluate)
 app.command()(presets)
 app.command()(flops)
+app.command()(doctor)
 app.add_typer(bench, name="bench")
 
 
