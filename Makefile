@@ -5,7 +5,7 @@ VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-vllm test-versions lint layout types imports check bench gpu-check support operations transformers-suite clean
+.PHONY: demo test test-vllm test-versions lint layout types imports docs check bench gpu-check support operations transformers-suite clean
 
 demo: $(VENV)/.ready-demo
 	$(BIN)/opskip demo
@@ -39,7 +39,14 @@ types: layout
 imports: layout
 	cd build/typed && ../../$(BIN)/lint-imports ../../pyproject.toml --no-cache --no-logo
 
-check: lint types imports test
+# The site, in build/site; a broken link, or a docstring that Sphinx can't read, is an error.
+docs: $(VENV)/.ready
+	rm -rf build/site
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -b html . build/site
+	@cp build/site/README.html build/site/index.html
+	@echo "build/site/index.html"
+
+check: lint types imports docs test
 
 bench: $(VENV)/.ready
 	$(BIN)/opskip bench prefill --schedule none --schedule late:0.33 --schedule late:0.5 --schedule qwen3-vl-8b/20 \

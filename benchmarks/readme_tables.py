@@ -46,6 +46,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "vllm traffic": speed.vllm_traffic,
         "serving": speed.serving,
         "vllm prefill": speed.vllm_prefill,
+        "vllm prefill, presets": lambda: speed.vllm_prefill("vllm_prefill_presets"),
         "vllm prefill, bfloat16": lambda: speed.vllm_prefill("vllm_prefill_bf16"),
     },
     "docs/support.md": {"releases": suites.releases, "transformers' own tests": suites.transformers_suite},

@@ -13,12 +13,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from opskip_compile._compat import any_size, with_own_code
@@ -46,6 +45,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    from rich.console import Console  # `benchmarks.gpu_check` runs without
+    from rich.table import Table
+
     model: Any = DECODERS[given.model].cut(given.layers).build(given.device)
     width = DECODERS[given.model].geometry.hidden_size
     hidden = torch.randn(1, given.visual + given.text, width, device=given.device)
@@ -72,12 +74,14 @@ def one_schedule(
     calls: dict[str, tuple[Callable[[], Any], int, int]] = {}
     for name in (FOUND, *(f"multiples of {multiple}" for multiple in MULTIPLES)):
         multiple = 0 if name == FOUND else int(name.rpartition(" ")[2])
-        call = torch.compile(forward(model, mask, schedule, multiple), backend="opskip", options={"schedule": schedule})
+        counts = RowCounts.of(schedule, multiple or 1)
+        call = torch.compile(forward(model, counts.names), backend="opskip", options={"schedule": schedule})
+        inputs = (hidden, mask, rooms_for(counts, mask) if multiple else ())
         before = REPORTS.count
-        call(hidden)
+        call(*inputs)
         (report,) = (each for each in REPORTS.since(before) if each.operators)
         kept = max(each.rows_after or 0 for each in report.operators if each.skipped)
-        calls[name] = (lambda call=call: call(hidden)), report.flops_after or 0, kept  # type: ignore[misc]
+        calls[name] = partial(call, *inputs), report.flops_after or 0, kept
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, (run, _, _) in calls.items():
@@ -90,18 +94,27 @@ def one_schedule(
     return {name: (seconds[name], flops, kept) for name, (_, flops, kept) in calls.items()}
 
 
-def forward(model: Any, mask: Tensor, schedule: Schedule, multiple: int) -> Callable[[Tensor], Any]:
-    """A forward with code of its own; without a multiple the graph finds its sizes."""
-    counts = RowCounts.of(schedule, multiple or 1)
-    names, rooms = counts.names, counts.count(mask) if multiple else ()
-    for room in rooms:
-        any_size(room, 0)
+def forward(model: Any, names: tuple[str, ...], skip: bool = True) -> Callable[..., Tensor]:
+    """A forward with code of its own, of embeddings, visual rows and the room for the sets of these names.
 
-    def call(embeds: Tensor) -> Any:
-        named = name_rows(embeds, mask, names, rooms) if rooms else mark_visual(embeds, mask)
-        return model(inputs_embeds=named, use_cache=True)
+    Without room the graph finds its sizes; without ``skip`` it is dense.
+    """
+
+    def call(embeds: Tensor, mask: Tensor, rooms: tuple[Tensor, ...]) -> Tensor:
+        if skip:
+            embeds = name_rows(embeds, mask, names, rooms) if rooms else mark_visual(embeds, mask)
+        found: Tensor = model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        return found
 
     return with_own_code(call)
+
+
+def rooms_for(counts: RowCounts, mask: Tensor) -> tuple[Tensor, ...]:
+    """What is counted of a prompt, of any size in the graph that is compiled for it."""
+    rooms = counts.count(mask)
+    for room in rooms:
+        any_size(room, 0)
+    return rooms
 
 
 def rows_of(spec: str, measured: dict[str, tuple[list[float], int, int]]) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ from opskip_compile.output.environment import environment
 from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.schedule import Schedule
 from opskip_compile.schedule.validation import write_json
+from opskip_compile.timing.decoders import thinned
 
 PACKAGED = Path(__file__).parents[1] / "opskip_compile/models/packaged/checkpoint"
 SCHEDULES = ("late:0.5", "transform:all", "attend:all", "silent:all")
@@ -72,12 +73,13 @@ def checkpoint(folder: Path, layers: int, width: int, dtype: torch.dtype) -> Geo
 
 def flops(geometry: Geometry, schedule: str, before: int, rows: int) -> int:
     """Of a prompt of ``rows`` rows, ``before`` of them text in front of the picture; `Geometry` has the formulas."""
-    kept = [*range(before), *range(before + SIDE**2, rows)]
+    after = range(before + SIDE**2, rows)
+    kept = {"visual": [*range(before), *after], "through_visual": [*after]}
     found = 0
     for state in Schedule.of(schedule).resolve(geometry.num_layers):
-        asked = kept if state.attention else range(rows)
+        asked = kept[state.attention.rows] if state.attention else range(rows)
         found += geometry.attention(0, rows) + geometry.queries(len(asked), sum(row + 1 for row in asked))
-        found += geometry.ffn(len(kept) if state.ffn else rows)
+        found += geometry.ffn(len(kept[state.ffn.rows]) if state.ffn else rows)
     return found
 
 
@@ -144,7 +146,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--schedule", action="append")
+    parser.add_argument("--schedule", action="append", help="a preset is thinned to so many layers")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     console, found = Console(), []
@@ -153,20 +155,21 @@ def main() -> None:
         geometry = checkpoint(folder, given.layers, given.width, getattr(torch, given.dtype))
         dense = Timed(folder, given.dtype, None)
         for schedule in given.schedule or SCHEDULES:
-            skipping = Timed(folder, given.dtype, schedule)
+            spec = thinned(Schedule.of(schedule), given.layers).to_spec()
+            skipping = Timed(folder, given.dtype, spec)
             for each in (dense, skipping):
                 each.prefill(0)
             pairs = [(dense.prefill(seed), skipping.prefill(seed)) for seed in range(1, given.rounds + 1)]
             ratios = [a / b for a, b in pairs]
             ratio = statistics.median(ratios)
             rows = {"visual_tokens": SIDE**2, "text_tokens": dense.rows - SIDE**2}
-            ideal = flops(geometry, "none", 1, dense.rows) / flops(geometry, schedule, 1, dense.rows)
+            ideal = flops(geometry, "none", 1, dense.rows) / flops(geometry, spec, 1, dense.rows)
             times = [statistics.median(times) * 1e3 for times in zip(*pairs, strict=True)]
             measured = {"speedup": round(ratio, 4), "spread": [round(min(ratios), 4), round(max(ratios), 4)]}
             ms = {"ms": [round(each, 2) for each in times]}
             alone = kernels(dense, skipping, given.rounds)
             bounds = {"ideal": round(ideal, 4), "kernels": round(alone, 4)}
-            found.append({"schedule": schedule, **rows, **measured, **bounds, **ms})
+            found.append({"schedule": schedule, "spec": spec, **rows, **measured, **bounds, **ms})
             console.print(
                 f"{schedule:16} {times[0]:8.1f} -> {times[1]:8.1f} ms  {ratio:.2f}x, "
                 f"ideal {ideal:.2f}x ({ratio / ideal:.0%}), kernels alone {alone:.2f}x ({ratio / alone:.0%})"

@@ -98,7 +98,7 @@ def explain(
     Args:
         model: the model.
         inputs: keyword inputs of one forward as a mapping, positional ones as a sequence, or one tensor.
-        schedule, **kwargs: as for `compile`.
+        schedule, kwargs: as for `compile`.
 
     Returns:
         The report of the decoder's graph, as `last_report` gives it, with its diff. Without visual rows or a

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opskip_compile._compat.operations import qualified_name
 from opskip_compile.passes.runtime import causal_mask
 
 KERNEL = "_flash_attn_forward"
@@ -17,8 +18,7 @@ KERNEL = "_flash_attn_forward"
 
 def name_of_operator(target: Any) -> str:
     """``"library::name"`` of an operator of a library, by which `attend_by_package` finds it again."""
-    packet = getattr(target, "overloadpacket", target)
-    return str(packet._qualified_op_name)
+    return "::".join(qualified_name(target))
 
 
 def attend_by_package(

@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 import opskip_compile as opskip
+from benchmarks.row_counts import forward, rooms_for
 from opskip_compile.models.tiny import FAMILIES, visual_mask
 from opskip_compile.output.environment import environment as facts
+from opskip_compile.passes.row_counts import RowCounts
 from opskip_compile.passes.runtime import mark_visual
 from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.schedule import Schedule
@@ -107,16 +109,49 @@ def batches(setting: Setting, keep: Keep) -> None:
         _measure(setting, keep, _cut(setting.decoder), 1024 if setting.on_gpu else 64, {"/20": MAIN["/20"]}, batch)
 
 
+def graphs(setting: Setting, keep: Keep) -> None:
+    """rows counted before the call, and CUDA graphs: two prompts of one length, each checked"""
+    visual = 1024 if setting.on_gpu else 64
+    decoder = _cut(setting.decoder)
+    model = decoder.build(setting.device, torch.bfloat16)
+    schedule = thinned(Schedule.of(MAIN["/20"]), decoder.geometry.num_layers)
+    prompts = [_prompt(setting, decoder, rows, visual + TEXT) for rows in (visual, visual - 9)]
+    skips: dict[str, Any] = {"backend": "opskip", "options": {"schedule": schedule, "lower": setting.lower}}
+    plain: dict[str, Any] = {"backend": setting.lower}
+    recorded: dict[str, Any] = {"mode": "reduce-overhead"} if setting.on_gpu and setting.lower == "inductor" else plain
+    if "mode" in recorded:
+        recorded_skips = {**skips, "options": {**skips["options"], "mode": "reduce-overhead"}}
+    else:
+        recorded_skips = skips
+    contenders: dict[str, tuple[int | None, dict[str, Any]]] = {
+        "dense": (None, plain),
+        "dense, CUDA graphs": (None, recorded),
+        "found by the graph": (0, skips),
+        "counted": (1, skips),
+        "counted, multiples of 64, CUDA graphs": (64, recorded_skips),
+    }
+    wanted: dict[bool, list[torch.Tensor]] = {}
+    for name, (multiple, how) in contenders.items():
+        torch.compiler.reset()
+        counts = RowCounts.of(schedule, multiple or 1)
+        call = torch.compile(forward(model, counts.names, skip=multiple is not None), dynamic=False, **how)
+        inputs = [(embeds, mask, rooms_for(counts, mask) if multiple else ()) for embeds, mask in prompts]
+        with torch.no_grad():
+            got = [[call(*one).clone() for one in inputs] for _ in range(3)][-1]
+            first = wanted.setdefault(multiple is None, got)
+            error = max(_error(one, other.float()) for one, other in zip(got, first, strict=True))
+            seconds = statistics.median(_timed(partial(call, *inputs[i % 2]), setting) for i in range(6))
+        wrong = not error <= 0.05  # of the largest number: two roundings to bfloat16, layer after layer
+        keep({"contender": name, "ms": round(seconds * 1e3, 3), "error": f"{error:.1e}", "wrong": wrong})
+
+
 def profile(setting: Setting, keep: Keep) -> None:
     """where the time of one call goes"""
     visual = 1024 if setting.on_gpu else 64
     decoder = _cut(setting.decoder)
     model = decoder.build(setting.device, torch.bfloat16)
-    rows = visual + TEXT
-    hidden = torch.randn(1, rows, decoder.geometry.hidden_size, device=setting.device, dtype=torch.bfloat16)
-    mask = torch.zeros(1, rows, dtype=torch.bool, device=setting.device)
-    mask[:, BEFORE : BEFORE + visual] = True
-    padding = torch.ones(1, rows, dtype=torch.int64, device=setting.device)
+    hidden, mask = _prompt(setting, decoder, visual, visual + TEXT)
+    padding = torch.ones(mask.shape, dtype=torch.int64, device=setting.device)
     schedule = thinned(Schedule.of(MAIN["/20"]), decoder.geometry.num_layers)
 
     def run(model: nn.Module, schedule: Schedule | None) -> Any:
@@ -147,6 +182,7 @@ STEPS = {
     "correctness": Step(correctness, 120, 60),
     "prefill": Step(prefill, 240, 80),
     "profile": Step(profile, 90, 40),
+    "graphs": Step(graphs, 90, 40),
     "batches": Step(batches, 90, 40),
 }
 
@@ -159,6 +195,23 @@ def _on(inputs: Mapping[str, Any], device: str, dtype: torch.dtype | None = None
 def _error(got: torch.Tensor, wanted: torch.Tensor) -> float:
     """The largest difference in parts of the largest number."""
     return float((got.float() - wanted).abs().max() / wanted.abs().max())
+
+
+def _prompt(setting: Setting, decoder: Decoder, visual: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings of one prompt and its visual rows."""
+    width = decoder.geometry.hidden_size
+    hidden = torch.randn(1, rows, width, device=setting.device, dtype=torch.bfloat16)
+    mask = torch.zeros(1, rows, dtype=torch.bool, device=setting.device)
+    mask[:, BEFORE : BEFORE + visual] = True
+    return hidden, mask
+
+
+def _timed(call: Callable[[], Any], setting: Setting) -> float:
+    start = time.perf_counter()
+    call()
+    if setting.on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def _cut(decoder: Decoder) -> Decoder:

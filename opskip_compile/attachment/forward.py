@@ -118,9 +118,9 @@ class CompiledForward:
 
         def part_forward(visual_mask: Tensor | None, rooms: tuple[Tensor, ...], *args: Any, **named: Any) -> Any:
             if visual_mask is not None and stream in named:
-                named[stream] = name_rows(named[stream], visual_mask, names, rooms)
+                named[stream] = name_rows(named[stream], visual_mask, names if rooms else (), rooms)
             elif visual_mask is not None:
-                args = (name_rows(args[0], visual_mask, names, rooms), *args[1:])
+                args = (name_rows(args[0], visual_mask, names if rooms else (), rooms), *args[1:])
             return dense(*args, **named)
 
         return part_forward
@@ -151,6 +151,7 @@ class CompiledForward:
             is_step = isinstance(hidden, Tensor) and hidden.shape[1] == 1
             return self._call(self.compiled("step" if is_step else "text"), None, (), args, named)[0]
         assert isinstance(hidden, Tensor)
+        owner.here.rooms = owner.here.rooms or owner.row_counts.count(mask)
         if mask.device != hidden.device:  # for the next layers there as well
             mask = owner.here.mask = mask.to(hidden.device)
             owner.here.rooms = tuple(room.to(hidden.device) for room in owner.here.rooms)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import opskip_compile as opskip
-from opskip_compile.attachment.attachment import ATTRIBUTE
+from opskip_compile.attachment.attachment import ATTRIBUTE, Attachment
 from opskip_compile.backend.settings import PADDED, Settings
+from opskip_compile.passes.row_counts import RowCounts
 from tests.helpers.families import FAMILIES, visual_mask
 from tests.helpers.lowered import asks_for_data, lowered_graphs
 from tests.helpers.own_decoder import EAGER
@@ -97,6 +98,29 @@ def test_other_ways_are_given_the_same_room(way: str, without_gradients: None) -
     prompt = opskip.last_report().prompt
     assert prompt is not None
     assert prompt.rooms["visual"] % 4 == 0 or prompt.rooms["visual"] == prompt.rows
+
+
+@pytest.mark.parametrize("regional", [False, True])
+@pytest.mark.parametrize("uncounted", [False, True])
+def test_a_decoder_that_is_called_in_another_way(
+    regional: bool, uncounted: bool, monkeypatch: pytest.MonkeyPatch, without_gradients: None
+) -> None:
+    """Rows that were not counted before the decoder are counted in it, or found by the graph."""
+    monkeypatch.setattr(Attachment, "_leave_out_plain_tokens", lambda *_: None)
+    if uncounted:
+        monkeypatch.setattr(RowCounts, "count", lambda *_: ())
+    family = FAMILIES["llava"]
+    model, inputs = family.build(2), family.inputs(LAYOUTS[1])
+    with opskip.oracle(model, opskip.Schedule.from_spec(WHOLE), visual_mask(inputs)):
+        want = model(**inputs).logits
+    opskip.compile(model, WHOLE, regional=regional, options=EAGER)
+    got = model(**inputs).logits
+    rows = inputs["attention_mask"].bool()
+    torch.testing.assert_close(got[rows], want[rows])
+    report = opskip.last_report()
+    assert report.skipped
+    assert report.prompt is not None
+    assert bool(report.prompt.rooms) is not uncounted
 
 
 def test_a_report_counts_the_rows_that_are_computed(without_gradients: None) -> None:

@@ -28,6 +28,7 @@ def test_all_steps_on_a_cpu(tmp_path: Path) -> None:
     assert [line["wrong"] for line in found["correctness"]] == [False] * 8
     assert {line["name"] for line in found["prefill"]} >= {"Inductor", "/20", "all silent"}
     assert {line["batch"] for line in found["batches"]} == {4}
+    assert [line["wrong"] for line in found["graphs"]] == [False] * 5
     assert all(line["top"] and line["busy_ms"] for line in found["profile"])
 
 
