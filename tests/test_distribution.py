@@ -15,7 +15,17 @@ pytest.importorskip("setuptools", minversion="77")
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("opskip_compile", "passes", "tests", "benchmarks", "docs")
-FILES = ("pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "Makefile", "constraints.txt")
+FILES = (
+    "pyproject.toml",
+    "MANIFEST.in",
+    "README.md",
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "Makefile",
+    "constraints.txt",
+)
 BUILD = """
 import sys
 from setuptools import build_meta
