@@ -201,7 +201,9 @@ def _options(
     if decoder is not None:
         options["in_place"] = True
         options["attention"] = _compat.attention_implementation(getattr(decoder, "config", None))
-    Settings.parse(options, kwargs.get("mode"))
+    asked = Settings.parse(options, kwargs.get("mode")).schedule
+    if asked is not None and layers:
+        asked.resolve(len(layers))  # refused if it was made for another model
     if kwargs.get("mode") is not None:
         options["mode"] = kwargs.pop("mode")
     return options

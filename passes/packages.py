@@ -28,7 +28,8 @@ def attend_by_package(
     is_causal: bool,
     scale: float | None,
     package: str,
-    given: Sequence[Any],
+    names: Sequence[str],
+    given: dict[str, Any],
     rows: Tensor | None = None,
 ) -> Tensor:
     """``softmax(scale * q k^T) v`` for each head.
@@ -39,7 +40,8 @@ def attend_by_package(
         is_causal: query i reads the keys up to i.
         scale: of the products; None is ``1 / sqrt(width)``.
         package: name of the operator.
-        given: its arguments after the three tensors.
+        names: what it calls the three tensors.
+        given: its other arguments.
         rows: int64 ``(batch, queries)``: which rows the queries are, where they are not all of them. PyTorch's kernels
             compute those, under a mask.
 
@@ -48,7 +50,8 @@ def attend_by_package(
     """
     if rows is None:
         library, _, name = package.partition("::")
-        out: Tensor = getattr(getattr(torch.ops, library), name)(query, key, value, *given)[0]
+        tensors = dict(zip(names, (query, key, value), strict=True))
+        out: Tensor = getattr(getattr(torch.ops, library), name)(**tensors, **given)[0]
         return out
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     return attend_kept(query, key, value, causal_mask(rows, key), scale).transpose(1, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -167,7 +168,7 @@ def never_traced(function: Callable[..., Any]) -> Any:
 
 def is_dynamo_disabled() -> bool:
     """True if Dynamo compiles nothing, and gives up for good whatever is called meanwhile."""
-    return bool(torch._dynamo.config.disable)
+    return bool(torch._dynamo.config.disable) or os.environ.get("TORCHDYNAMO_DISABLE") == "1"
 
 
 def why_dynamo_is_off() -> str:
@@ -175,7 +176,8 @@ def why_dynamo_is_off() -> str:
     from torch._dynamo import eval_frame
 
     if is_dynamo_disabled():
-        return "torch.compile is switched off (TORCH_COMPILE_DISABLE, or torch._dynamo.config.disable)"
+        how = "TORCH_COMPILE_DISABLE, TORCHDYNAMO_DISABLE, or torch._dynamo.config.disable"
+        return f"torch.compile is switched off ({how})"
     stance = eval_frame._stance.stance
     return "" if stance == "default" else f"torch.compiler.set_stance({stance!r}) is in force"
 

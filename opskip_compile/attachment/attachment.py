@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,6 +24,12 @@ from opskip_compile.passes.marks import MARKS
 from opskip_compile.passes.row_counts import RowCounts
 
 ATTRIBUTE = "_opskip_compiled"
+PICTURES = ("pixel_values", _compat.ENCODED_PICTURES)  # how arguments begin that bring a prompt's pictures
+
+
+def _is_given(value: object) -> bool:
+    """False for None, and for a dictionary that holds no pictures."""
+    return bool(value) if isinstance(value, Mapping) else value is not None
 
 
 class ThreadState(threading.local):
@@ -167,7 +173,7 @@ class Attachment:
         ids = named.get("input_ids", args[0] if args else None)
         if ids is not None or module is self._outermost:  # an inner module may get embeddings of what the outer one got
             self.here.mask = token_mask(ids, self.tokens)
-        pixels = any(v is not None for k, v in named.items() if k.startswith("pixel_values"))
+        pixels = any(_is_given(value) for name, value in named.items() if name.startswith(PICTURES))
         if ids is None and self.here.mask is None and pixels:
             self.here.mask = embedded_mask(named.get("inputs_embeds"), self.model, self.tokens)
             if self.here.mask is None and MARKS.get(named.get("inputs_embeds")) is None:

@@ -33,6 +33,10 @@ from opskip_compile.passes.state import Options, PassReport
 from opskip_compile.report.build import failed_report, make_report
 from opskip_compile.report.report import Report
 
+PAD_ROWS = (
+    "pad_rows has no effect on this graph: a graph break lies between the embeddings and the layers, so that it finds "
+    "the number of kept rows itself"
+)
 Compiled = Callable[..., Any]
 log = logging.getLogger(__name__)
 
@@ -78,6 +82,8 @@ def opskip(
             raise
         result = None
         report = _failed(f"a pass failed, please report it: {type(error).__name__}: {error}", captured)
+    if report.rewritten and settings.pad_rows and report.prompt is not None and not report.prompt.rooms:
+        log.warning(PAD_ROWS)
     report = REPORTS.add(report)
     if not settings.in_place and not report.operators and _asks(settings):
         say_decode_only(opskip)

@@ -96,8 +96,8 @@ class Settings:
             raise OptionError(f"options.pad_rows: must be a number of rows, 1 or more, not {pad_rows!r}")
         if pad_rows is not None and not in_place:
             raise OptionError(
-                "options.pad_rows: the number of kept rows is known before a graph runs only where "
-                "opskip_compile.compile(model, options=...) finds the model's text decoder"
+                "options.pad_rows: needs opskip_compile.compile(model, options=...), and a model whose text decoder it "
+                "finds: else the number of kept rows is not known before a graph runs"
             )
         lower, dump = options.pop("lower", "inductor"), options.pop("dump", None)
         flags = {name: options.pop(name, default) for name, default in FLAGS.items()}

@@ -17,9 +17,12 @@ Quick = Annotated[bool, typer.Option("--no-trials", help="Read facts only: nothi
 def doctor(device: Device = None, without_trials: Quick = False, as_json: AsJson = False) -> None:
     """Versions, devices, plug-ins, settings, and whether a small model skips here. Exit code 1: something is wrong."""
     from opskip_compile.doctor.facts import facts
-    from opskip_compile.doctor.trials import trials
 
-    found = [*facts(), *(() if without_trials else trials(device))]
+    found = list(facts())  # before the imports of the trials: torch adds variables of its own
+    if not without_trials:
+        from opskip_compile.doctor.trials import trials
+
+        found += trials(device)
     wrong = [each for each in found if each.fine is False]
     if as_json:
         print_json([each.to_dict() for each in found])

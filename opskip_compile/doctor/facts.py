@@ -26,7 +26,7 @@ SETTINGS = ("OPSKIP_", "TORCH", "PYTORCH_", "VLLM_PLUGINS", "OMP_NUM_THREADS", "
 
 def facts() -> Iterator[Finding]:
     """All of them, in the order in which they are printed."""
-    given = list(settings())  # before torch adds variables of its own
+    given = list(settings())  # before `devices` lets torch add variables of its own
     yield from versions()
     yield from devices()
     yield from plugins()
@@ -67,7 +67,7 @@ def plugins() -> Iterator[Finding]:
     for title, distributions, group, extra in PLUGINS:
         found = next((known for name in distributions if (known := _version(name))), "")
         if not found:
-            yield Finding("plug-ins", title, "not installed")
+            yield Finding("plug-ins", title, "not installed (needed for nothing else)")
             continue
         if not any(each.name == "opskip" for each in entry_points(group=group)):
             advice = "install this package again in the same environment"

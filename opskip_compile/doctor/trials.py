@@ -12,6 +12,7 @@ from opskip_compile import _compat
 from opskip_compile.api import compile as compile_model
 from opskip_compile.api import decompiled, last_report
 from opskip_compile.doctor.finding import Finding
+from opskip_compile.errors import OptionError, in_one_line
 from opskip_compile.models.oracle import oracle
 from opskip_compile.models.tiny import FAMILIES, visual_mask
 from opskip_compile.schedule.schedule import Schedule
@@ -21,8 +22,16 @@ BOUND = 1e-4  # float32 of either side, of logits around 1
 
 
 def trials(device: str | None = None) -> Iterator[Finding]:
-    """Try both on ``device``; None for a GPU where there is one."""
+    """Try both on ``device``; None for a GPU where there is one.
+
+    Raises:
+        OptionError: there is no such device here.
+    """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.ones(1, device=device).item()
+    except Exception as error:
+        raise OptionError(f"device: nothing can be computed on {device!r}: {in_one_line(error)}") from None
     compiles = _tried("Inductor", lambda: _compiles(device))
     yield compiles
     if compiles.fine:

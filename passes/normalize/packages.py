@@ -14,6 +14,7 @@ from typing import Any
 from torch import fx
 
 from opskip_compile._compat import same_size
+from opskip_compile._compat.operations import only_schema
 from opskip_compile.passes.graph.origin import Origin, set_origin
 from opskip_compile.passes.ops import Call, call_of, op_name, tensor
 from opskip_compile.passes.packages import KERNEL, attend_by_package, name_of_operator
@@ -40,9 +41,14 @@ def lift_packages(graph: fx.Graph) -> int:
         parts = [user for user in node.users if user.users] if call is not None else []
         if call is None or not _is_plain(call) or any(not is_result(part) for part in parts):
             continue
+        schema = only_schema(node.target)
+        if schema is None:
+            continue
+        spelled = {call.operation.renamed.get(each.name, each.name): each.name for each in schema.arguments}
         query, key, value = (call.operand(name) for name in _OWN[:3])
-        given = tuple(call[name] for name in call.places[3:])
-        settings = (bool(call["is_causal"]), call["scale"], name_of_operator(node.target), given, None)
+        given = {other: call[name] for name, other in spelled.items() if name not in _OWN[:3]}
+        names = tuple(spelled[name] for name in _OWN[:3])
+        settings = (bool(call["is_causal"]), call["scale"], name_of_operator(node.target), names, given, None)
         instead(parts, attend_by_package, (query, key, value, *settings))
         lifted += 1
     return lifted
@@ -81,4 +87,4 @@ def _is_plain(call: Call) -> bool:
     others = (name for name in call.arguments if name not in (*_OWN, *_MANNER))
     if any(call[name] not in _NOTHING.get(name, (None,)) for name in others):
         return False
-    return not any(isinstance(call[name], fx.Node) for name in call.places[3:])
+    return not any(isinstance(value, fx.Node) for name, value in call.arguments.items() if name not in _OWN[:3])

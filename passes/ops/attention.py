@@ -150,7 +150,8 @@ def _for_all_heads(x: fx.Node, call: Call) -> fx.Node:
 
 def whole_package(call: Call, dim: int) -> Dims | Refusal:
     """A kernel that was not lifted (`passes/normalize/packages.py`)."""
-    return declined("this kernel has a window, a cap, a bias, dropout or other keys than those of its rows")
+    others = "other keys than those of its rows, or more than its result is read"
+    return declined(f"this kernel has a window, a cap, a bias, dropout, {others}")
 
 
 def by_package(call: Call, dim: int) -> Dims | Refusal:
@@ -172,7 +173,7 @@ def which_queries(call: Call, dim: int, n: fx.Node) -> Arguments:
 
 def whole_flex(call: Call, dim: int) -> Dims | Refusal:
     """One that was not lifted (`passes/normalize/flex.py`)."""
-    return declined("its scores are changed, or its queries and keys have other batches")
+    return declined("its scores are changed or read, or its queries and keys have other batches")
 
 
 def by_flex(call: Call, dim: int) -> Dims | Refusal:
@@ -303,7 +304,7 @@ declare(
         traits=frozenset({Trait.PARTS}),
     ),
 )
-_OPERANDS = "query, key, value, is_causal, scale, package, given, rows=None"
+_OPERANDS = "query, key, value, is_causal, scale, package, names, given, rows=None"
 declare(
     Operation(
         "opskip::attend_by_package",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -65,11 +68,13 @@ def test_training_and_gradient_modes_have_the_limit_for_themselves() -> None:
     assert sum(bool(report.skipped) for report in opskip.reports()) == 20
 
 
-@pytest.mark.parametrize("how", ["stance", "config"])
+@pytest.mark.parametrize("how", ["stance", "config", "environment"])
 def test_dynamo_that_is_switched_off(how: str) -> None:
     family = FAMILIES["llava"]
     model, inputs = opskip.compile(family.build(2), "silent:1", options=EAGER), family.inputs()
-    off = torch.compiler.set_stance("force_eager") if how == "stance" else torch._dynamo.config.patch(disable=True)
+    off: Any = torch.compiler.set_stance("force_eager") if how == "stance" else torch._dynamo.config.patch(disable=True)
+    if how == "environment":
+        off = mock.patch.dict(os.environ, {"TORCHDYNAMO_DISABLE": "1"})
     match = "set_stance" if how == "stance" else "switched off"
     with off, pytest.warns(opskip.NothingSkippedWarning, match=match):
         model(**inputs)

@@ -133,12 +133,25 @@ def test_a_report_counts_the_rows_that_are_computed(without_gradients: None) -> 
     assert flops[1] < flops[7]
 
 
+def test_padding_without_effect_is_told(caplog: pytest.LogCaptureFixture, without_gradients: None) -> None:
+    """A graph break in front of the layers: flex_attention's on a CPU."""
+    family = FAMILIES["llava"]
+    for pad_rows in (None, 8):
+        model = family.build(2)
+        model.set_attn_implementation({"text_config": "flex_attention"})
+        options = EAGER if pad_rows is None else {**EAGER, "pad_rows": pad_rows}
+        opskip.compile(model, WHOLE, options=options)
+        model(**family.inputs(LAYOUTS[0]))
+        assert opskip.last_report().skipped
+        assert ("pad_rows has no effect on this graph" in caplog.text) is (pad_rows is not None)
+
+
 def test_options() -> None:
     family = FAMILIES["llava"]
     for wrong in (0, 1.5, True, "8"):
         with pytest.raises(opskip.OptionError, match=r"options\.pad_rows: must be"):
-            opskip.compile(family.build(1), WHOLE, options={"pad_rows": wrong})
+            opskip.compile(family.build(2), WHOLE, options={"pad_rows": wrong})
     with pytest.raises(opskip.OptionError, match=r"options\.pad_rows.*opskip_compile\.compile"):
         Settings.parse({"pad_rows": 8})
-    recorded = opskip.compile(family.build(1), WHOLE, mode="reduce-overhead")
+    recorded = opskip.compile(family.build(2), WHOLE, mode="reduce-overhead")
     assert getattr(recorded, ATTRIBUTE).row_counts.multiple == PADDED

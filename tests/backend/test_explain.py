@@ -255,3 +255,11 @@ def test_only_the_newest_reports_keep_their_graphs() -> None:
     with pytest.raises(opskip.OpSkipError, match="not kept any more"):
         kept.diff()
     assert first.diff().changes, "whoever holds the report keeps the graphs"
+
+
+@pytest.mark.parametrize("schedule", ["qwen3-vl-8b/20", "attend:99", {"version": 1}])
+def test_a_schedule_for_another_model_is_refused_before_anything_is_changed(schedule: object) -> None:
+    model = FAMILIES["llava"].build(2)
+    with pytest.raises(opskip.ScheduleError):
+        opskip.compile(model, schedule)  # type: ignore[arg-type]
+    assert not [module for module in model.modules() if module._forward_pre_hooks or "forward" in vars(module)]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from opskip_compile.doctor import facts, trials
 from opskip_compile.doctor.finding import Finding
-from tests.helpers.commands import call
+from tests.helpers.commands import call, one_line
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
@@ -68,6 +71,20 @@ def test_torch_compile_is_off() -> None:
     assert "!! torch.compile: torch.compile is switched off" in said
     assert "a small LLaVA" not in said
     assert said.rstrip().endswith("2 marked with !!")
+
+
+@pytest.mark.parametrize("device", ["banana", "meta", "cuda:7"])
+def test_a_device_that_is_not_there(device: str) -> None:
+    assert f"nothing can be computed on '{device}'" in one_line(call("doctor", "--device", device))
+
+
+def test_variables_are_those_of_the_user() -> None:
+    """torch sets one itself once Inductor is loaded."""
+    code = "from opskip_compile.cli.main import app; app(['doctor', '--no-trials'])"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCH")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "TORCHINDUCTOR_CACHE_DIR" not in done.stdout
 
 
 def test_a_trial_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:

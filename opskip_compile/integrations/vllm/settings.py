@@ -63,6 +63,7 @@ def asked(vllm_config: Any) -> Asked | None:
         raise OptionError(f"additional_config.{KEY}.schedule: is missing")
     schedule = Schedule.of(given["schedule"])
     if schedule.is_empty:
+        warn_once("the schedule leaves out nothing ('none'): this server runs vLLM's own dense model")
         return None
     refuse(vllm_config, schedule)
     if serving.caches_prefixes(vllm_config):

@@ -84,7 +84,12 @@ def test_who_gets_nothing_is_told_what_works() -> None:
 
 
 class Flash(nn.Module):
-    """A decoder that calls a kernel with given arguments; ``kept`` computes attention for text rows only."""
+    """A decoder that calls a kernel with given arguments; with ``kept`` the first attention updates text rows only."""
+
+    def kernel_of(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The result of the kernel."""
+        out: Tensor = self.kernel(q, k, v, **self.more)[0]
+        return out
 
     def __init__(self, library: str, more: dict[str, Any], cached: int = 0) -> None:
         super().__init__()
@@ -101,7 +106,7 @@ class Flash(nn.Module):
             q, k, v = (x.unflatten(-1, (2, -1)) for x in attention(self.norm(hidden)).chunk(3, dim=-1))
             if self.cached:
                 k, v = (torch.cat([x[:, : self.cached], x], 1) for x in (k, v))
-            update = self.kernel(q, k, v, **self.more)[0].flatten(2)
+            update = self.kernel_of(q, k, v).flatten(2)
             hidden = hidden + (update.masked_fill(mask[..., None], 0) if kept and i == 0 else update)
             hidden = hidden + nn.functional.silu(ffn(self.norm(hidden)))
         return self.norm(hidden)
@@ -119,6 +124,63 @@ SECOND = {
 }
 THIRD = {"causal": True, "num_splits": 2, "pack_gqa": True}
 HUB = "opskip_tests_hub_flash3"
+
+
+OTHER_ORDER, BY_NAME, READ = "opskip_tests_order", "opskip_tests_by_name", "opskip_tests_read"
+SCHEMAS = {
+    OTHER_ORDER: "(Tensor k, Tensor q, Tensor v, float? softmax_scale=None, bool causal=False) -> (Tensor, Tensor)",
+    BY_NAME: "(Tensor q, Tensor k, Tensor v, *, float? softmax_scale=None, bool causal=False) -> (Tensor, Tensor)",
+}
+LIBRARIES = {name: torch.library.Library(name, "DEF") for name in SCHEMAS}
+
+
+def _by_name(**given: Any) -> tuple[Tensor, Tensor]:
+    q, k, v = (given[name].transpose(1, 2) for name in "qkv")
+    out = nn.functional.scaled_dot_product_attention(q, k, v, scale=given["softmax_scale"], is_causal=given["causal"])
+    return out.transpose(1, 2).contiguous(), q.new_zeros(1)
+
+
+def _in_order(k: Tensor, q: Tensor, v: Tensor, softmax_scale: float | None = None, causal: bool = False) -> Any:
+    return _by_name(q=q, k=k, v=v, softmax_scale=softmax_scale, causal=causal)
+
+
+def _named(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float | None = None, causal: bool = False) -> Any:
+    return _by_name(q=q, k=k, v=v, softmax_scale=softmax_scale, causal=causal)
+
+
+for name, function in ((OTHER_ORDER, _in_order), (BY_NAME, _named)):
+    LIBRARIES[name].define(f"_flash_attn_forward{SCHEMAS[name]}")
+    LIBRARIES[name].impl("_flash_attn_forward", function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{name}::_flash_attn_forward", function, lib=LIBRARIES[name])
+
+
+class Unusual(Flash):
+    """As `Flash`, with other libraries, or one that reads the scores' sums as well."""
+
+    def __init__(self, library: str) -> None:
+        super().__init__("flash_attn" if library == READ else library, {}, 0)
+        self.library = library
+
+    def kernel_of(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.library == READ:
+            out, sums, *_ = self.kernel(q, k, v, **SECOND)
+            return out + 0 * sums.transpose(1, 2).unsqueeze(-1)
+        first = (k, q, v) if self.library == OTHER_ORDER else (q, k, v)
+        out: Tensor = self.kernel(*first, causal=True)[0]
+        return out
+
+
+@pytest.mark.parametrize("library", [OTHER_ORDER, BY_NAME, READ])
+def test_unusual_kernels(library: str) -> None:
+    """Arguments go by their names; a kernel of which more is read stays full."""
+    model, hidden, mask = Unusual(library).eval(), torch.randn(2, 12, 16), visual(2, 12, 2, 8)
+    want = model(hidden, mask, kept=True)
+    model.compile(backend="opskip", options={"schedule": "transform:0", "lower": "eager"})
+    torch.testing.assert_close(model(hidden, mask), want)
+    report = opskip.last_report()
+    assert len(report.skipped) == 1
+    assert bool(report.stops) is (library == READ)
+    assert all("more than its result is read" in stop.reason for stop in report.stops)
 
 
 @pytest.mark.parametrize(
