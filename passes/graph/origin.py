@@ -24,6 +24,7 @@ class Origin:
         dim: the dimension of ``like`` that holds kept rows only, or None.
         rows: the row set of ``dim``; empty without one.
         twin: True if it does what ``like`` does, on the kept rows.
+        times: how many times as many heads it has as ``like``, in dimension 1.
     """
 
     at: str
@@ -31,6 +32,7 @@ class Origin:
     dim: int | None = None
     rows: str = ""
     twin: bool = False
+    times: int = 1
 
 
 def set_origin(node: fx.Node, origin: Origin) -> None:

@@ -86,6 +86,8 @@ class Sizes:
         if value is None:
             return None
         shape: list[Size] = [size_hint(size) for size in value.shape]
+        if source is not None and source.times > 1 and isinstance(shape[1], int):
+            shape[1] *= source.times
         if source is not None and source.dim is not None:
             shape[source.dim] = (
                 KEPT if self.prompt is None else self._shrunk(shape[source.dim], source.rows, self.prompt)

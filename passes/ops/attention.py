@@ -9,6 +9,7 @@ from torch import fx
 
 from opskip_compile._compat import same_size
 from opskip_compile.passes.flex import attend_by_flex
+from opskip_compile.passes.graph.origin import Origin, captured_name, captured_place, set_origin
 from opskip_compile.passes.ops.families import NOTHING
 from opskip_compile.passes.ops.operation import (
     Arguments,
@@ -140,12 +141,14 @@ def _wants_all_heads(query: fx.Node) -> bool:
     transformers repeats the keys in the same cases (``use_gqa_in_sdpa``).
     """
     value = tensor(query)
-    return value is not None and value.device.type != "cpu"
+    return value is not None and value.device.type == "cuda"
 
 
 def _for_all_heads(x: fx.Node, call: Call) -> fx.Node:
-    heads, shared = shape(call.operand("query"))[1], shape(x)[1]
-    return call.node.graph.call_method("repeat_interleave", (x, heads // shared, 1))
+    times = int(shape(call.operand("query"))[1] // shape(x)[1])
+    repeated = call.node.graph.call_method("repeat_interleave", (x, times, 1))
+    set_origin(repeated, Origin(captured_place(call.node), captured_name(x), times=times))
+    return repeated
 
 
 def whole_package(call: Call, dim: int) -> Dims | Refusal:

@@ -19,6 +19,8 @@ VISUAL = torch.tensor([[0, 1, 1, 0, 0, 1, 0], [1, 1, 1, 1, 1, 1, 0], [0, 0, 1, 0
 ONE_KEPT = VISUAL[1:2]
 ELSEWHERE = {value.name() for value in vars(of_vllm).values() if isinstance(value, torch._ops.OpOverload)}
 """What the plug-in of vLLM declares: `tests/integrations/test_vllm_rewrite.py` and `tests/vllm`."""
+ELSEWHERE |= {"_flash_attn_forward", "opskip::attend_by_package", "flex_attention", "opskip::attend_by_flex"}
+"""Kernels that are lifted or stay full: `tests/passes/normalize`."""
 
 
 def make(shape: str, batch: int, dynamic: bool = False) -> Tensor:

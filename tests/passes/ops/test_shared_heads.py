@@ -27,6 +27,10 @@ def test_keys_for_all_heads(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> No
     kept = next(node for node in grabbed.after.graph.nodes if op_name(node) == "scaled_dot_product_attention")
     assert kept.kwargs["enable_gqa"] is not on_gpu
     assert any(op_name(node) == "repeat_interleave" for node in grabbed.after.graph.nodes) is on_gpu
+    counted = grabbed.report.operators[0]
+    assert counted.flops_before is not None
+    assert counted.flops_after is not None
+    assert counted.flops_after < counted.flops_before
     with torch.no_grad():
         opskip.compile(model, SPEC, options={"lower": "eager"})
         torch.testing.assert_close(model(**inputs).logits, want)
