@@ -201,9 +201,9 @@ def _options(
     if decoder is not None:
         options["in_place"] = True
         options["attention"] = _compat.attention_implementation(getattr(decoder, "config", None))
-    asked = Settings.parse(options, kwargs.get("mode")).schedule
-    if asked is not None and layers:
-        asked.resolve(len(layers))  # refused if it was made for another model
+    asked = Settings.parse(options, kwargs.get("mode"))
+    if asked.schedule is not None and asked.num_layers is not None:
+        asked.schedule.resolve(asked.num_layers)  # refused if it was made for another model
     if kwargs.get("mode") is not None:
         options["mode"] = kwargs.pop("mode")
     return options

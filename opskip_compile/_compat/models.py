@@ -21,6 +21,7 @@ DEEPSTACK_PARAMETERS = ("self", "hidden_states", "visual_pos_masks", "visual_emb
 
 ENCODED_PICTURES = "mm_encoder_outputs"
 """What ``generate`` hands over instead of pixels since transformers 5.23, where it encodes the pictures itself."""
+
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 """Names of the argument that takes keys and values: transformers 5.24 renamed it, and takes the old name until 5.40."""
 

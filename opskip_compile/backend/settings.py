@@ -91,6 +91,8 @@ class Settings:
             raise OptionError(f"options.num_layers: must be a number of layers, not {num_layers!r}")
         in_place = options.pop("in_place", False)
         attention = options.pop("attention", None)
+        if not isinstance(attention, str | None):
+            raise OptionError(f"options.attention: must be a name, not {attention!r}")
         pad_rows = options.pop("pad_rows", None)
         if pad_rows is not None and (type(pad_rows) is not int or pad_rows < 1):
             raise OptionError(f"options.pad_rows: must be a number of rows, 1 or more, not {pad_rows!r}")
@@ -119,7 +121,7 @@ class Settings:
             layer=None if layer is None else (layer[0], layer[1]),
             num_layers=num_layers,
             in_place=bool(in_place),
-            attention=attention if isinstance(attention, str) else None,
+            attention=attention,
             inductor={**_mode_options(mode), **_inductor_options(options)},
         )
 

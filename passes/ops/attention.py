@@ -17,6 +17,8 @@ from opskip_compile.passes.ops.operation import (
     Dims,
     Flops,
     Operation,
+    Resize,
+    Rows,
     ShapeOf,
     Trait,
     declined,
@@ -157,43 +159,35 @@ def whole_package(call: Call, dim: int) -> Dims | Refusal:
     return declined(f"this kernel has a window, a cap, a bias, dropout, {others}")
 
 
-def by_package(call: Call, dim: int) -> Dims | Refusal:
-    """Queries are rows along dimension 1, as in FlashAttention; each needs its own row and all keys and values."""
-    query, key, value = call.operand("query"), call.operand("key"), call.operand("value")
-    if dim == 0:
-        return {query: 0, key: 0, value: 0}
-    if dim != 1:
-        return declined("the rows are heads or features")
-    if query in (key, value):
-        return declined("queries and keys are the same tensor")
-    return declined("its queries are kept rows already") if isinstance(call["rows"], fx.Node) else {query: 1}
-
-
-def which_queries(call: Call, dim: int, n: fx.Node) -> Arguments:
-    """Kept queries are told which rows they are, unless every query reads all keys."""
-    return call.replaced("rows", n.args[0]) if call["is_causal"] and dim == 1 else (call.node.args, call.node.kwargs)
-
-
 def whole_flex(call: Call, dim: int) -> Dims | Refusal:
     """One that was not lifted (`passes/normalize/flex.py`)."""
     return declined("its scores are changed or read, or its queries and keys have other batches")
 
 
-def by_flex(call: Call, dim: int) -> Dims | Refusal:
-    """As of `attention`; the mask is made for the rows that the queries are."""
-    query, key, value = call.operand("query"), call.operand("key"), call.operand("value")
-    if dim == 0:
-        return {query: 0, key: 0, value: 0}
-    if dim != 2:
-        return declined("the rows are heads or features")
-    if query in (key, value):
-        return declined("queries and keys are the same tensor")
-    return declined("its queries are kept rows already") if isinstance(call["rows"], fx.Node) else {query: 2}
+def queries_along(at: int) -> Rows:
+    """Queries are rows along dimension ``at``: each needs its own row, and all keys and values of its element."""
+
+    def rows(call: Call, dim: int) -> Dims | Refusal:
+        query, key, value = call.operand("query"), call.operand("key"), call.operand("value")
+        if dim == 0:
+            return {query: 0, key: 0, value: 0}
+        if dim != at:
+            return declined("the rows are heads or features")
+        if query in (key, value):
+            return declined("queries and keys are the same tensor")
+        return declined("its queries are kept rows already") if isinstance(call["rows"], fx.Node) else {query: at}
+
+    return rows
 
 
-def which_rows(call: Call, dim: int, n: fx.Node) -> Arguments:
-    """The mask depends on the rows that the queries are."""
-    return call.replaced("rows", n.args[0]) if dim == 2 else (call.node.args, call.node.kwargs)
+def told_along(at: int) -> Resize:
+    """Kept queries along dimension ``at`` are told which rows they are, unless it is said that they read all keys."""
+
+    def resize(call: Call, dim: int, n: fx.Node) -> Arguments:
+        tell = dim == at and call["is_causal"] is not False
+        return call.replaced("rows", n.args[0]) if tell else (call.node.args, dict(call.node.kwargs))
+
+    return resize
 
 
 def _flops_of_keys(dim: int) -> Flops:
@@ -312,8 +306,8 @@ declare(
     Operation(
         "opskip::attend_by_package",
         (_OPERANDS,),
-        rows=by_package,
-        resize=which_queries,
+        rows=queries_along(1),
+        resize=told_along(1),
         flops=flops_by_package,
         product=True,
         mixes_rows=True,
@@ -324,8 +318,8 @@ declare(
     Operation(
         "opskip::attend_by_flex",
         (f"{_FLEX}, by_head=True, rows=None",),
-        rows=by_flex,
-        resize=which_rows,
+        rows=queries_along(2),
+        resize=told_along(2),
         flops=flops_of_flex,
         product=True,
         mixes_rows=True,

@@ -166,7 +166,7 @@ def test_what_stays_full(score: Callable[..., Tensor] | None, one_key_batch: boo
     if score is None and not one_key_batch:
         assert not report.stops
     else:
-        assert ["its scores are changed, or" in stop.reason for stop in report.stops] == [True]
+        assert ["its scores are changed or read, or" in stop.reason for stop in report.stops] == [True]
 
 
 def test_fields_of_a_block_mask() -> None:
