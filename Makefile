@@ -51,7 +51,7 @@ check: lint types imports docs test
 bench: $(VENV)/.ready
 	$(BIN)/opskip bench prefill --schedule none --schedule late:0.33 --schedule late:0.5 --schedule qwen3-vl-8b/20 \
 		--schedule qwen3-vl-8b/28 --schedule transform:all --schedule attend:all --schedule silent:all --schedule silent:0 \
-		--out benchmarks/results/prefill_cpu.json --plot benchmarks/results/prefill_cpu.png
+		--out benchmarks/results/prefill/prefill_cpu.json --plot benchmarks/results/prefill/prefill_cpu.png
 
 # On a machine with a GPU: is it right, and how fast, within 9 minutes (python -m benchmarks.gpu_check -h).
 gpu-check: $(VENV)/.ready
@@ -59,12 +59,12 @@ gpu-check: $(VENV)/.ready
 
 support: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.support_matrix
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.recompiles --json benchmarks/results/recompiles.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.recompiles --json benchmarks/results/compile/recompiles.json
 
 # Every sample of PyTorch's of every operation of the table (half an hour on an idle core), and 200 random decoders.
 operations: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.operations --json benchmarks/results/operations.json \
-		--markdown benchmarks/results/OPERATIONS.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.operations --json benchmarks/results/checks/operations.json \
+		--markdown benchmarks/results/checks/OPERATIONS.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.operations --graphs 200
 
 # transformers' own tests of nine families, three times (an hour): its sources are fetched, and nothing of them is kept here.

@@ -1,7 +1,7 @@
 """What calibrated schedules do to the demo model's test answers, against other ways to choose at equal FLOPs.
 
 Schedules are chosen on training questions of easy-VQA alone; accuracy is that on questions of the test split, run
-eagerly under the oracle's definition. Writes benchmarks/results/calibration_cpu.json.
+eagerly under the oracle's definition. Writes benchmarks/results/calibration/calibration_cpu.json.
 
 python -m benchmarks.calibration [--questions 2000] [--samples 64] [--cut 0.337 --cut 0.5]
 """
@@ -34,7 +34,7 @@ from opskip_compile.output.environment import environment
 from opskip_compile.output.progress import Step, progress
 from opskip_compile.schedule.validation import write_json
 
-RESULTS = Path(__file__).parent / "results" / "calibration_cpu.json"
+RESULTS = Path(__file__).parent / "results" / "calibration" / "calibration_cpu.json"
 BATCH = 50
 # name: options of `calibrate`
 WAYS: Mapping[str, Mapping[str, Any]] = {

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from opskip_compile.output.environment import environment
 from opskip_compile.passes.ops import TABLE, known_operations
 from tests.helpers.in_place_programs import run_programs
 from tests.helpers.sample_facts import check_facts, check_facts_of_others
@@ -134,7 +135,9 @@ def main() -> int:
     )
     print(json.dumps(whole, indent=1))
     if given.json:
-        given.json.write_text(json.dumps({"totals": whole, "operations": rows}, indent=1) + "\n")
+        given.json.write_text(
+            json.dumps({**environment("cpu", "float32"), "totals": whole, "operations": rows}, indent=1) + "\n"
+        )
     if given.markdown:
         given.markdown.write_text(markdown(rows, whole))
     return 1 if whole["wrong"] or whole["wrong_facts"] else 0

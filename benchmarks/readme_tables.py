@@ -9,17 +9,18 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 
-from benchmarks.tables import answers, speed, suites
-from benchmarks.tables.figures import ROOT
+from benchmarks.tables import answers, files, speed, suites
+from benchmarks.tables.figures import RESULTS, ROOT
 
 RESULTS_PAGE: dict[str, Callable[[], str]] = {
-    "prefill": lambda: speed.prefill("prefill_cpu"),
-    "peers": lambda: speed.prefill("prefill_cpu_llava"),
+    "prefill": lambda: speed.prefill("prefill/prefill_cpu"),
+    "peers": lambda: speed.prefill("prefill/prefill_cpu_llava"),
     "widths": speed.widths,
     "profile": speed.profile,
-    "shares": lambda: speed.prefill("prefill_cpu_shares"),
-    "shares, 8B": lambda: speed.prefill("prefill_cpu_shares_8b"),
+    "shares": lambda: speed.prefill("prefill/prefill_cpu_shares"),
+    "shares, 8B": lambda: speed.prefill("prefill/prefill_cpu_shares_8b"),
     "mixed levels": speed.mixed_levels,
     "signals": answers.signals,
     "compile": speed.compile_time,
@@ -28,14 +29,14 @@ RESULTS_PAGE: dict[str, Callable[[], str]] = {
     "row counts": speed.row_counts,
     "calibration": answers.calibration,
     "calibration samples": answers.calibration_samples,
-    "evaluation": lambda: answers.evaluation("eval_demo"),
-    "ten tasks, Qwen3-VL": lambda: answers.evaluation("vqa_qwen3_vl"),
-    "levels, Qwen3-VL": lambda: answers.evaluation("vqa_levels_qwen3_vl", "vqa_dropping_qwen3_vl"),
-    "levels, LLaVA": lambda: answers.evaluation("vqa_levels_llava", "vqa_dropping_llava"),
-    "levels, InternVL": lambda: answers.evaluation("vqa_levels_internvl", "vqa_dropping_internvl"),
-    "long answers": lambda: answers.long_answers("vqa_long_qwen3_vl"),
-    "ten tasks, LLaVA": lambda: answers.evaluation("vqa_llava"),
-    "ten tasks, InternVL": lambda: answers.evaluation("vqa_internvl"),
+    "evaluation": lambda: answers.evaluation("answers/eval_demo"),
+    "ten tasks, Qwen3-VL": lambda: answers.evaluation("answers/vqa_qwen3_vl"),
+    "levels, Qwen3-VL": lambda: answers.evaluation("answers/vqa_levels_qwen3_vl", "answers/vqa_dropping_qwen3_vl"),
+    "levels, LLaVA": lambda: answers.evaluation("answers/vqa_levels_llava", "answers/vqa_dropping_llava"),
+    "levels, InternVL": lambda: answers.evaluation("answers/vqa_levels_internvl", "answers/vqa_dropping_internvl"),
+    "long answers": lambda: answers.long_answers("answers/vqa_long_qwen3_vl"),
+    "ten tasks, LLaVA": lambda: answers.evaluation("answers/vqa_llava"),
+    "ten tasks, InternVL": lambda: answers.evaluation("answers/vqa_internvl"),
 }
 
 
@@ -46,10 +47,15 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "vllm traffic": speed.vllm_traffic,
         "serving": speed.serving,
         "vllm prefill": speed.vllm_prefill,
-        "vllm prefill, presets": lambda: speed.vllm_prefill("vllm_prefill_presets"),
-        "vllm prefill, bfloat16": lambda: speed.vllm_prefill("vllm_prefill_bf16"),
+        "vllm prefill, presets": lambda: speed.vllm_prefill("vllm/vllm_prefill_presets"),
+        "vllm prefill, bfloat16": lambda: speed.vllm_prefill("vllm/vllm_prefill_bf16"),
     },
     "docs/support.md": {"releases": suites.releases, "transformers' own tests": suites.transformers_suite},
+    **{
+        f"benchmarks/results/{study.name}/README.md": {"files": partial(files.files, study)}
+        for study in sorted(RESULTS.iterdir())
+        if study.is_dir()
+    },
 }
 
 

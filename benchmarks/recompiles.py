@@ -11,13 +11,11 @@ up and runs it uncompiled (``torch._dynamo.config.recompile_limit``); here it fa
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -27,6 +25,8 @@ from opskip_compile.backend import capture
 from opskip_compile.backend.entry import REPORTS
 from opskip_compile.backend.entry import opskip as backend
 from opskip_compile.models.tiny import FAMILIES, Family, visual_mask
+from opskip_compile.output.environment import environment
+from opskip_compile.schedule.validation import write_json
 
 LAYERS, SPEC = 2, "silent:1 transform:0"
 # Text rows of one element, with an image of 16 rows between two.
@@ -142,9 +142,7 @@ def main() -> None:
             table.add_row(mode, str(batch), *(f"{a} ({b})" for a, b in cells.values()))
     Console(width=110).print(table)
     if given.json:
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        command = "python -m benchmarks.recompiles --json benchmarks/results/recompiles.json"
-        given.json.write_text(json.dumps({"command": command, "versions": versions, "rows": rows}, indent=1) + "\n")
+        write_json({**environment("cpu", "float32"), "rows": rows}, given.json)
 
 
 if __name__ == "__main__":

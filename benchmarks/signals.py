@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=10, help="calibration prompts of each task")
     parser.add_argument("--keep", type=float, default=0.25)
     parser.add_argument("--work", type=Path, default=Path("vqa_evaluation"), help="folder for data")
-    parser.add_argument("--out", type=Path, default=RESULTS / "signals.json")
+    parser.add_argument("--out", type=Path, default=RESULTS.parent / "calibration" / "signals.json")
     given = parser.parse_args(arguments)
     names = given.model or sorted(path.name for path in MODELS.iterdir() if path.is_dir())
     found = {name: study(name, given.prompts, given.keep, given.work) for name in names}

@@ -5,7 +5,7 @@
     python -m benchmarks.support_matrix --tables-only     # the tables again from the figures
 
 The cells are tests (``tests/models/test_support.py --every-cell``); this runs them, writes what they say to
-``benchmarks/results/support.json``, all cells in words to ``benchmarks/results/SUPPORT.md``, and the matrix into
+``benchmarks/results/checks/support.json``, all cells in words to ``SUPPORT.md`` beside it, and the matrix into
 ``docs/support.md``. If a cell fails, nothing is published.
 """
 
@@ -20,13 +20,11 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import torch
-import transformers
-
+from opskip_compile.output.environment import environment
 from tests.helpers.support import COLUMNS, FORMS, ZOO
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "benchmarks" / "results" / "checks"
 BEGIN, END = "<!-- support matrix: begin -->", "<!-- support matrix: end -->"
 Cells = Mapping[str, Mapping[str, tuple[str, str]]]
 
@@ -101,8 +99,7 @@ def publish(cells: Cells) -> None:
     states = [state for forms in cells.values() for state, _ in forms.values()]
     counts = {state: states.count(state) for state in ("skips", "partly", "dense", "absent")}
     head = {
-        "command": "python -m benchmarks.support_matrix",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **environment("cpu", "float32"),
         "counts": counts,
     }
     RESULTS.mkdir(exist_ok=True)
@@ -124,7 +121,7 @@ def publish(cells: Cells) -> None:
 def main() -> None:
     """Measure if wanted, then publish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables-only", action="store_true", help="from benchmarks/results/support.json")
+    parser.add_argument("--tables-only", action="store_true", help="from benchmarks/results/checks/support.json")
     parser.add_argument(
         "--keep", type=Path, metavar="FILE", help="for the cells while they run; goes on with what stands there"
     )

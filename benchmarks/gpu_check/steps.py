@@ -243,16 +243,14 @@ def _measure(
         step=lambda what, done, total: began.append((what, time.perf_counter())),
     )
     compiling = dict(_durations(began))
-    fastest = min(statistics.median(row.seconds) for row in rows if row.kind == "dense")
     for row in rows:
-        of_fastest = fastest / statistics.median(row.seconds)
         more = {
             "layers": layers,
             "visual": visual,
             "batch": batch,
             "first_call_s": round(compiling.get(row.name, 0.0), 1),
         }
-        keep({**row.to_dict(), **more, "to_faster_dense": round(of_fastest, 4)})
+        keep({**row.to_dict(), **more})
 
 
 def _durations(began: list[tuple[str, float]]) -> Iterator[tuple[str, float]]:

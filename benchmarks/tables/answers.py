@@ -10,7 +10,7 @@ from benchmarks.tables import figures
 
 def calibration() -> str:
     """Accuracy of every way to choose, by cut."""
-    found = figures.read("calibration_cpu")["by_cut"]
+    found = figures.read("calibration/calibration_cpu")["by_cut"]
     cuts = list(dict.fromkeys(row["asked"] for row in found))
     names = list(dict.fromkeys(row["name"] for row in found))
 
@@ -45,7 +45,7 @@ def calibration_samples() -> str:
                 f"{row['halves_overlap']:.0%}" if "halves_overlap" in row else "",
                 f"{row['dense_prefills']:.0f}",
             )
-            for row in figures.read("calibration_cpu")["by_samples"]["results"]
+            for row in figures.read("calibration/calibration_cpu")["by_samples"]["results"]
         ),
     )
 
@@ -104,7 +104,7 @@ def long_answers(name: str) -> str:
 
 def signals() -> str:
     """What keeping a quarter of the rows leaves of the divergence of skipping, by what chooses them."""
-    models = figures.read("signals")["models"]
+    models = figures.read("calibration/signals")["models"]
     names = {"qwen3_vl": "Qwen3-VL", "llava": "LLaVA", "internvl": "InternVL"}
     first = next(iter(models.values()))["left_of_skipping"]
     return figures.table(

@@ -38,6 +38,7 @@ def named(name: str, layers: int | None) -> str:
         "silent:0": "one silent layer",
         "none": "none",
         "eager": "eager transformers",
+        "Inductor": "plain Inductor, dense",
         "Inductor, oneDNN": "Inductor, dense, linear layers in oneDNN",
     }
     if name in known:

@@ -7,7 +7,7 @@ from benchmarks.tables import figures
 
 def releases() -> str:
     """The suite under every combination of releases."""
-    rows = figures.read("versions")["combinations"].values()
+    rows = figures.read("checks/versions")["combinations"].values()
     return figures.table(
         ("Python", "torch", "transformers", "passed", "failed", "skipped"),
         (
@@ -26,7 +26,7 @@ def releases() -> str:
 
 def transformers_suite() -> str:
     """transformers' own tests, plain and compiled."""
-    totals = figures.read("transformers_suite")["totals"]
+    totals = figures.read("checks/transformers_suite")["totals"]
     return figures.table(
         ("", *totals), ((what, *(f"{run[what]:,}" for run in totals.values())) for what in totals["plain"])
     )

@@ -21,18 +21,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from benchmarks.transformers_suite.differences import complaints, differences
 from benchmarks.transformers_suite.folder import REPOSITORY, lay_out
 from benchmarks.transformers_suite.outcomes import Outcome, Suite, join, of_plain, read_lines, to_plain
 from benchmarks.transformers_suite.page import page, totals
 from benchmarks.transformers_suite.selection import FAMILIES, RUNS, Family
+from opskip_compile.output.environment import environment as measured_with
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "transformers_suite"
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "benchmarks" / "results" / "checks"
 JSON_FILE, PAGE_FILE = RESULTS / "transformers_suite.json", RESULTS / "TRANSFORMERS_SUITE.md"
 
 
@@ -129,8 +127,7 @@ def main() -> None:
         return None
     suite = gather(FOLDER)
     results = {
-        "command": "python -m benchmarks.transformers_suite",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **measured_with("cpu", "float32"),
         "sources": json.loads(sources.read_text(encoding="utf-8")),
         "totals": totals(suite),
         "tests": to_plain(suite),

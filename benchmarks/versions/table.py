@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.versions.environments import COMBINATIONS, ROOT, Combination
 from benchmarks.versions.runs import Outcome
 
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "benchmarks" / "results" / "checks"
 
 
 def publish(

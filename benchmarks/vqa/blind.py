@@ -1,6 +1,6 @@
 """How far the words of a question alone lead: the most frequent training answer, without looking at the image.
 
-python -m benchmarks.vqa.blind [--train 20000] [--out benchmarks/results/vqa_blind.json]
+python -m benchmarks.vqa.blind [--train 20000] [--out benchmarks/results/answers/vqa_blind.json]
 
 Two guesses are made: by the question's own text (by its template where the text is new), and by its template alone.
 """
@@ -19,9 +19,10 @@ from typing import Any
 
 from benchmarks.vqa.base import Example, Task, score
 from benchmarks.vqa.tasks import TASKS
+from opskip_compile.output.environment import environment
 from opskip_compile.output.files import write_whole
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / "vqa_blind.json"
+RESULT = Path(__file__).resolve().parents[1] / "results" / "answers" / "vqa_blind.json"
 PACKAGES = ("numpy", "pillow", "matplotlib", "scikit-learn", "easy-vqa")
 
 
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results[name] = measure(task, given.train)
     print(table(results))
     content = {
-        "command": f"python -m benchmarks.vqa.blind --train {given.train}",
+        **environment("cpu", "float32"),
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},

@@ -3,7 +3,7 @@
 python -m benchmarks.vqa.controls --model qwen3_vl [--limit 60] [--cut 0.337 --cut 0.5]
 
 The schedules of the published table (`vqa_MODEL.json`), the one that goes by `update_norm` alone, and random operators.
-Answers are computed without Inductor. Writes `benchmarks/results/vqa_controls_MODEL.json`.
+Answers are computed without Inductor. Writes `benchmarks/results/answers/vqa_controls_MODEL.json`.
 """
 
 from __future__ import annotations

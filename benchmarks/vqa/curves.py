@@ -18,7 +18,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-BLIND = Path(__file__).resolve().parents[1] / "results" / "vqa_blind.json"
+BLIND = Path(__file__).resolve().parents[1] / "results" / "answers" / "vqa_blind.json"
 
 
 def joined(logs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[Mapping[str, Any]], list[int]]:

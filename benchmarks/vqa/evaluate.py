@@ -2,7 +2,7 @@
 
 python -m benchmarks.vqa.evaluate [--model qwen3_vl ...] [--models FOLDER] [--limit 1000] [--calibration 16]
 
-Writes `benchmarks/results/vqa_MODEL.json`, `.md` and `.png` for each. Operators are chosen on the calibration
+Writes `benchmarks/results/answers/vqa_MODEL.json`, `.md` and `.png` for each. Operators are chosen on the calibration
 split alone. Models that `recipe.py` exported to `FOLDER/qwen3_vl` and the like are evaluated by `--models FOLDER`.
 """
 
@@ -38,7 +38,7 @@ from opskip_compile.output.progress import Step, progress
 from opskip_compile.schedule.validation import write_json
 
 MODELS = Path(__file__).parent / "models"
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "answers"
 
 
 class KitEncoder(Encoder):

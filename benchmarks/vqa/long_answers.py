@@ -4,8 +4,8 @@ python -m benchmarks.vqa.long_answers [--model qwen3_vl] [--steps 900] [--limit 
 
 Dropping visual tokens is known to fail where the answer goes on reading the image; an operator that leaves rows out
 keeps them in the cache. The suite's models give short answers, so one of them first learns this task for some minutes;
-then all methods are asked at equal FLOPs. Writes `benchmarks/results/vqa_long_MODEL.json` and `.md`: the share of
-answers that are right as a whole, and of the eight facts of an answer, by their place.
+then all methods are asked at equal FLOPs. Writes `benchmarks/results/answers/vqa_long_MODEL.json` and `.md`: the share
+of answers that are right as a whole, and of the eight facts of an answer, by their place.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 python -m benchmarks.vqa.silent --model qwen3_vl [--prompts 32]
 
 `opskip_compile.diagnose` on the calibration split, the model's own answers. Writes
-`benchmarks/results/vqa_silent_MODEL.json` and `.png`.
+`benchmarks/results/answers/vqa_silent_MODEL.json` and `.png`.
 """
 
 from __future__ import annotations

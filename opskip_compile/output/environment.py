@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import platform
 import shlex
 import sys
@@ -24,10 +25,19 @@ def processor() -> str:
     return f"{known['model name']}, family {known.get('cpu family')}, model {known.get('model')}"
 
 
+def command() -> str:
+    """The command line of this process as it would be typed: a module is ``python -m its.name``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None:
+        return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join(["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]])
+
+
 def environment(device: str, dtype: str) -> dict[str, Any]:
-    """The command, the machine and the versions, for a file of figures."""
+    """The command, the date, the machine and the versions, for a file of figures."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
+        "date": datetime.date.today().isoformat(),
         "device": device,
         "machine": platform.machine(),
         "processor": processor(),

@@ -18,8 +18,8 @@ def test_a_page_says_what_was_measured(page: str) -> None:
 @pytest.mark.parametrize(
     ("page", "file", "change"),
     [
-        ("README.md", "prefill_cpu_llava", lambda found: found["cases"][0]["results"][3].update(ideal=17.0)),
-        ("docs/results.md", "compile_cpu", lambda found: found["results"][0].update(seconds=117.0)),
+        ("README.md", "prefill/prefill_cpu_llava", lambda found: found["cases"][0]["results"][3].update(ideal=17.0)),
+        ("docs/results.md", "compile/compile_cpu", lambda found: found["results"][0].update(seconds=117.0)),
     ],
 )
 def test_a_figure_that_changes_shows(page: str, file: str, change: object, monkeypatch: pytest.MonkeyPatch) -> None:
