@@ -5,7 +5,7 @@ VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-vllm test-versions lint layout types imports docs check bench gpu-check support operations transformers-suite clean
+.PHONY: demo test test-vllm test-wheel test-versions lint layout types imports docs check bench gpu-check support operations transformers-suite clean
 
 demo: $(VENV)/.ready-demo
 	$(BIN)/opskip demo
@@ -18,6 +18,18 @@ test-vllm: $(VLLM)/.ready
 	@set -e; for file in tests/vllm/test_*.py; do \
 		OMP_NUM_THREADS=1 PYTHONPATH=tests/vllm/site $(VLLM)/bin/python -m pytest -q --confcutdir=tests/vllm -c /dev/null \
 			--rootdir . -p no:cacheprovider --disable-warnings $$file; done
+
+# Source distribution -> wheel -> an environment that has nothing else -> tried from another folder.
+test-wheel: $(VENV)/.ready
+	rm -rf build/archives && mkdir -p build/archives/away
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('build/archives')" > build/archives/log
+	$(PIP) wheel --no-deps --wheel-dir build/archives build/archives/*.tar.gz
+	$(PYTHON) -m venv build/archives/env
+	build/archives/env/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		"$$(ls build/archives/*.whl)[demo]"
+	cp examples/answer.py build/archives/away
+	cd build/archives/away && ../env/bin/opskip doctor && ../env/bin/opskip demo --questions 20 --eager \
+		&& ../env/bin/python answer.py --eager
 
 # The whole suite under every supported release, in environments of some gigabytes each (python -m benchmarks.versions -h).
 # One of them: make test-versions ONLY=torch2.15

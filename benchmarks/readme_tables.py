@@ -11,22 +11,20 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.tables import answers, files, speed, suites
+from benchmarks.tables import answers, files, front, speed, suites
 from benchmarks.tables.figures import RESULTS, ROOT
 
 RESULTS_PAGE: dict[str, Callable[[], str]] = {
     "prefill": lambda: speed.prefill("prefill/prefill_cpu"),
     "peers": lambda: speed.prefill("prefill/prefill_cpu_llava"),
     "widths": speed.widths,
-    "profile": speed.profile,
+    "profile": lambda: speed.profile("prefill/prefill_cpu_8b"),
+    "bfloat16": lambda: speed.prefill("prefill/prefill_cpu_bf16"),
+    "bfloat16, profile": lambda: speed.profile("prefill/prefill_cpu_bf16"),
     "shares": lambda: speed.prefill("prefill/prefill_cpu_shares"),
     "shares, 8B": lambda: speed.prefill("prefill/prefill_cpu_shares_8b"),
     "mixed levels": speed.mixed_levels,
     "signals": answers.signals,
-    "compile": speed.compile_time,
-    "level compile": speed.level_compile,
-    "passes": speed.passes,
-    "row counts": speed.row_counts,
     "calibration": answers.calibration,
     "calibration samples": answers.calibration_samples,
     "evaluation": lambda: answers.evaluation("answers/eval_demo"),
@@ -41,8 +39,14 @@ RESULTS_PAGE: dict[str, Callable[[], str]] = {
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"same kernels": speed.same_kernels},
+    "README.md": {"front": front.front},
     "docs/results.md": RESULTS_PAGE,
+    "docs/compile-time.md": {
+        "compile": speed.compile_time,
+        "level compile": speed.level_compile,
+        "passes": speed.passes,
+        "row counts": speed.row_counts,
+    },
     "docs/serving.md": {
         "vllm traffic": speed.vllm_traffic,
         "serving": speed.serving,

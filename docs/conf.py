@@ -16,7 +16,7 @@ html_static_path = ["_static"]
 html_css_files = ["wide.css"]
 html_title = f"opskip_compile {version}"
 root_doc = "README"
-include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/*.md", "benchmarks/**.md"]
+include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/*.md", "examples/*.md", "benchmarks/**.md"]
 myst_heading_anchors = 4  # as GitHub has them
 default_role = "py:obj"  # names in docstrings; those that have no page stay text
 autodoc_member_order = "bysource"
@@ -26,16 +26,28 @@ napoleon_use_ivar = True
 
 CONTENTS = {
     "Use it": (
+        "docs/quick-start",
         "docs/usage",
+        "docs/options",
         "docs/schedules",
         "docs/calibration",
         "docs/evaluation",
-        "docs/lmms-eval",
-        "docs/serving",
         "docs/inspection",
+        "docs/serving",
+        "docs/several-devices",
+        "docs/lmms-eval",
         "docs/troubleshooting",
+        "examples/README",
     ),
-    "Know more": ("docs/results", "docs/support", "docs/limits", "docs/how-it-works", "docs/architecture", "docs/api"),
+    "Know more": (
+        "docs/how-it-works",
+        "docs/results",
+        "docs/compile-time",
+        "docs/support",
+        "docs/limits",
+        "docs/architecture",
+        "docs/api",
+    ),
     "The project": ("CONTRIBUTING", "CHANGELOG"),
 }
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from opskip_compile.evaluation.config import EvaluationConfig
     from opskip_compile.evaluation.evaluate import evaluate
     from opskip_compile.evaluation.result import Evaluation
+    from opskip_compile.models.loading import load
     from opskip_compile.models.oracle import oracle
     from opskip_compile.passes.runtime import mark_visual
     from opskip_compile.report.diff import GraphDiff
@@ -68,6 +69,7 @@ __all__ = [
     "evaluate",
     "explain",
     "last_report",
+    "load",
     "mark_visual",
     "oracle",
     "presets",
@@ -97,6 +99,7 @@ if not TYPE_CHECKING:  # else a checker takes any name for one of ours
         "evaluation.config": ("EvaluationConfig",),
         "evaluation.evaluate": ("evaluate",),
         "evaluation.result": ("Evaluation",),
+        "models.loading": ("load",),
         "models.oracle": ("oracle",),
         "passes.runtime": ("mark_visual",),
         "report.diff": ("GraphDiff",),

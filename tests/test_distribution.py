@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 pytest.importorskip("setuptools", minversion="77")
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("opskip_compile", "passes", "tests", "benchmarks", "docs")
+FOLDERS = ("opskip_compile", "passes", "tests", "benchmarks", "docs", "examples")
 FILES = (
     "pyproject.toml",
     "MANIFEST.in",
@@ -84,3 +85,13 @@ def test_nothing_is_complained_of(built: tuple[Path, Path, str]) -> None:
     """But that byte-compiling is off, where it is."""
     lines = [line for line in built[2].splitlines() if "warning" in line.lower() or "absent" in line]
     assert [line for line in lines if "byte-compiling" not in line] == []
+
+
+def test_the_version_stands_in_one_place(built: tuple[Path, Path, str]) -> None:
+    """In the package; the archives and the newest dated release of the changelog have it from there."""
+    from opskip_compile import __version__
+
+    names = sorted(archive.name for archive in built[1].glob("opskip_compile-*"))
+    assert names == [f"opskip_compile-{__version__}-py3-none-any.whl", f"opskip_compile-{__version__}.tar.gz"]
+    released = re.findall(r"^## \[([\d.]+)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released[0] == __version__

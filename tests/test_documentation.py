@@ -88,7 +88,7 @@ def test_the_front_page_lists_every_page_of_the_documentation() -> None:
     assert not set((ROOT / "docs").rglob("*.md")) - linked
 
 
-@pytest.mark.parametrize("page", [FRONT, ROOT / "docs" / "usage.md"], ids=name_of)
+@pytest.mark.parametrize("page", [FRONT, ROOT / "docs" / "quick-start.md"], ids=name_of)
 def test_the_versions_that_are_supported_are_those_of_the_package(page: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     windows = {"Python": project["requires-python"]}

@@ -144,34 +144,6 @@ def vllm_traffic() -> str:
     return figures.table((*header, "largest error", "ties", "wrong"), rows)
 
 
-def same_kernels() -> str:
-    """A few decoders of real widths against the fastest dense run, whose linear layers are in oneDNN, too."""
-
-    def row(file: str, name: str) -> tuple[str, ...]:
-        (case,) = figures.read(file)["cases"]
-        (result,) = (each for each in case["results"] if each["name"] == name)
-        return (
-            f"{case['model']}, {case['layers']} of {case['full_layers']} layers",
-            f"{case['visual']:,}",
-            figures.named(name, case["layers"] if case["layers"] < case["full_layers"] else None),
-            f"{result['flops_cut']:.1%}",
-            f"{result['ideal']:.2f}x",
-            f"{to_fastest(case, result):.2f}x",
-        )
-
-    header = ("decoder", "visual rows", "what is left out", "FLOPs cut", "ideal", "same kernels")
-    return figures.table(header, (row(*each) for each in FRONT))
-
-
-FRONT = (
-    ("prefill/prefill_cpu_4b_36", "qwen3-vl-8b/20"),
-    ("prefill/prefill_cpu_4b_36", "qwen3-vl-8b/28"),
-    ("prefill/prefill_cpu_8b_4096", "late:0.33"),
-    ("prefill/prefill_cpu_llava", "llava-1.5-7b/32"),
-    ("prefill/prefill_cpu_llava", "FastV-like, layer 1"),
-)
-
-
 def widths() -> str:
     """Speed-up and realised share over the real widths and numbers of rows."""
     cases = [case for name in WIDTHS for case in figures.read(name)["cases"]]
@@ -205,9 +177,9 @@ WIDTHS = tuple(
 )
 
 
-def profile() -> str:
-    """What the time of one call goes to, at the largest width."""
-    (case,) = figures.read("prefill/prefill_cpu_8b")["cases"]
+def profile(file: str) -> str:
+    """What the time of one call goes to."""
+    (case,) = figures.read(file)["cases"]
     kinds = list(case["results"][0]["seconds_by_kind"])
     (whole,) = (sum(row["seconds_by_kind"].values()) for row in case["results"] if row["name"] == "Inductor")
 

@@ -14,6 +14,37 @@ from opskip_compile.models.packaged import model as packaged
 from opskip_compile.models.prompts import Encoder
 
 
+def load(model: str = packaged.NAME, *, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:
+    """A model of transformers and its processor, as the commands load them: no torchvision needed for pictures.
+
+    Args:
+        model: ``"demo"``, the small trained Qwen3-VL that comes with this package, or a folder with weights and
+            processor. Nothing is downloaded, and no code in the folder is executed.
+        device: where the model goes; a CUDA device if there is one, else the CPU, if not given.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; the checkpoint's own if not given, float32 for the demo.
+
+    Returns:
+        The model, in evaluation mode with PyTorch's ``scaled_dot_product_attention`` if it can, and the processor.
+
+    Raises:
+        OptionError: there is no such device or dtype.
+        OpSkipError: something can't be loaded; names the file that is missing.
+    """
+    place = usable_device(device, dtype)
+    if model == packaged.NAME:
+        folder, dtype = packaged.MODEL_DIR, dtype or "float32"
+    else:
+        folder = _folder(model, False)
+    whole, processor = load_checkpoint(folder)
+    return whole.to(place) if dtype is None else whole.to(place, getattr(torch, dtype)), processor
+
+
+def _folder(model: str, download: bool) -> Path:
+    path = hub_folder(model) if download and not Path(model).exists() else Path(model)
+    read_config(path, "model")
+    return path if path.is_dir() else path.parent
+
+
 def load_source(model: str, device: str | None, dtype: str | None, download: bool = False) -> tuple[Any, Encoder]:
     """A model in evaluation mode on a device, and its encoder.
 
@@ -29,8 +60,6 @@ def load_source(model: str, device: str | None, dtype: str | None, download: boo
     if model == packaged.NAME:
         whole, encoder = packaged.load_model(), packaged.DemoEncoder(packaged.load_processor())
     else:
-        path = hub_folder(model) if download and not Path(model).exists() else Path(model)
-        read_config(path, "model")
-        whole, processor = load_checkpoint(path if path.is_dir() else path.parent)
+        whole, processor = load_checkpoint(_folder(model, download))
         encoder = Encoder.of(processor)
     return whole.to(place) if dtype is None else whole.to(place, getattr(torch, dtype)), encoder
