@@ -199,7 +199,7 @@ class Schedule:
         """The published schedule `name`, for example ``qwen3-vl-8b/20``."""
         known = published()
         if not isinstance(name, str) or name not in known:
-            near = difflib.get_close_matches(show(name), known, n=1, cutoff=0.0)[0]
+            near = _nearest(str(name), tuple(known))
             raise ScheduleError(
                 f"preset: there is no {show(name)}, the nearest is {near!r} (a file name ends in .json)"
             )
@@ -316,3 +316,12 @@ def _preset(source: Published) -> Schedule:
         provenance={"source": source.source},
         name=source.name,
     )
+
+
+def _nearest(name: str, known: tuple[str, ...]) -> str:
+    """The preset that was probably meant: of the same model the nearest number, else the most similar name."""
+    model, _, number = name.rpartition("/")
+    same = [each for each in known if each.rpartition("/")[0] == model]
+    if model and same and number.isdecimal():
+        return min(same, key=lambda each: abs(int(each.rpartition("/")[2]) - int(number)))
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

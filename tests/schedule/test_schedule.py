@@ -95,6 +95,7 @@ def test_spec_round_trip_is_the_normal_form(spec: str, normal: str) -> None:
     [
         ("", "spec: expected text"),
         ("  ", "spec: expected text"),
+        ("qwen3-vl-8b/21", "preset: there is no 'qwen3-vl-8b/21', the nearest is 'qwen3-vl-8b/20'"),
         ("qwen3-vl-8b-20", "preset: there is no 'qwen3-vl-8b-20', the nearest is 'qwen3-vl-8b/20'"),
         ("silent", "preset: there is no 'silent'"),
         ("none silent:1", "spec: 'none': state: "),
