@@ -1,4 +1,4 @@
-"""What a calibration of a large model would cost, from counts: dense prefills that the search runs, their FLOPs and bytes.
+"""What calibrating a large model would cost, from counts: dense prefills that the search runs, their FLOPs and bytes.
 
     python -m benchmarks.calibration_cost [--layers 94] [--json FILE]
 
