@@ -15,10 +15,24 @@ from tests.helpers.documented import check_engine_arguments
 
 ROOT = Path(__file__).parents[2]
 # What makes a command short enough for a test; each comes after what the page says.
+TOKENS = ("--answer-tokens", "1")
 SHORTER = {
-    "calibrate": ("--limit", "4", "--no-controls", "--no-stability", "--no-whole-front", "--answer-tokens", "1"),
-    "diagnose": ("--limit", "4", "--answer-tokens", "1"),
-    "eval": ("--limit", "4", "--eager", "--rounds", "0", "--cut", "0.3", "--method", "operators", "--method", "fastv"),
+    "calibrate": ("--limit", "4", "--search", "scores", "--no-controls", "--no-stability", "--no-whole-front", *TOKENS),
+    "diagnose": ("--limit", "4", *TOKENS),
+    "eval": (
+        "--limit",
+        "4",
+        "--eager",
+        "--rounds",
+        "0",
+        "--cut",
+        "0.3",
+        "--method",
+        "late",
+        "--method",
+        "fastv",
+        *TOKENS,
+    ),
 }
 
 
