@@ -11,6 +11,7 @@ from opskip_compile.passes.analysis.operators import Match
 from opskip_compile.passes.analysis.plan import make_plan
 from opskip_compile.passes.analysis.remaining import Leftover
 from opskip_compile.passes.normalize.cleanup import remove_dead
+from opskip_compile.passes.normalize.collectives import lift_collectives
 from opskip_compile.passes.normalize.flex import lift_flex
 from opskip_compile.passes.normalize.functionalize import write_out_of_place
 from opskip_compile.passes.normalize.packages import lift_packages
@@ -49,7 +50,7 @@ NOTHING_TO_SKIP = Refusal(Why.NOTHING_TO_SKIP, "the schedule skips nothing here"
 def normalize(state: State) -> int:
     """One form for what models write in several ways."""
     graph = state.graph
-    changed = write_out_of_place(graph) + add_unflattened(graph) + lift_packages(graph)
+    changed = write_out_of_place(graph) + add_unflattened(graph) + lift_packages(graph) + lift_collectives(graph)
     return changed + lift_flex(state.module, graph) + remove_dead(graph)
 
 

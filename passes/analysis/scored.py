@@ -11,6 +11,7 @@ from torch import fx
 from opskip_compile._compat import is_collective, same_size
 from opskip_compile.passes.analysis.locate import RowSource
 from opskip_compile.passes.analysis.operators import Match, Operator
+from opskip_compile.passes.collectives import EXCHANGES
 from opskip_compile.passes.ops import Call, argument, call_of, is_inplace, name_of, op_name, operand, tensor
 from opskip_compile.passes.packages import KERNEL
 
@@ -192,7 +193,7 @@ def late_nodes(each: Scored, order: Mapping[fx.Node, int], first: int) -> tuple[
 
 def is_split(graph: fx.Graph) -> bool:
     """True if several processes take part in a graph, so that each may have only a part of the heads."""
-    return any(is_collective(node.target) for node in graph.nodes)
+    return any(is_collective(node.target) or node.target in EXCHANGES for node in graph.nodes)
 
 
 def last_scored(operator: Operator) -> int:

@@ -12,9 +12,11 @@ from opskip_compile._compat import same_size
 from opskip_compile.passes.analysis.locate import RowSource, row_mask
 from opskip_compile.passes.analysis.plan import Plan, Skip
 from opskip_compile.passes.analysis.scored import Scored, last_scored
+from opskip_compile.passes.collectives import SAME_ROWS
 from opskip_compile.passes.graph.origin import Origin, captured_name, set_origin
 from opskip_compile.passes.graph.sizes import PACKED, PROBED
 from opskip_compile.passes.levels import CHOOSE_LEVEL, KEPT_BY_LEVEL
+from opskip_compile.passes.normalize.collectives import exchanged_in
 from opskip_compile.passes.ops import tensor
 from opskip_compile.passes.rewrite.selection import RowSet
 from opskip_compile.passes.runtime import KEPT_ROWS, PACKED_ROWS, select_rows
@@ -51,6 +53,8 @@ class RowSets:
         self._graph, self._mask, self._stream = graph, row_mask(graph, source), tensor(source.root)
         self._rooms = source.rooms
         self._last = list(graph.find_nodes(op="placeholder"))[-1] if self._mask.op == "placeholder" else self._mask
+        for group in exchanged_in(graph):
+            self._mask = self._call(SAME_ROWS, self._mask, group, name="visual_rows_of_all", example=torch.bool)
         for name in sorted({str(skip.left_out) for skip in plan.skips if not skip.left_out.chooses}):
             self.by_name[name] = self._whole(self._mask, name, name == "through_visual")
         keeping = [skip for skip in plan.skips if skip.left_out.chooses]

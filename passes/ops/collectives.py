@@ -1,0 +1,35 @@
+"""Exchanges between processes. All of them have the same rows (`opskip_compile.passes.collectives.same_rows`).
+
+Then the kept rows of a sum over processes are the sum of the kept rows, and fewer bytes travel. Where rows are handed
+from process to process (sequence parallel) each has rows of its own, and what is exchanged stays whole.
+"""
+
+from __future__ import annotations
+
+from opskip_compile.passes.collectives import SAME_ROWS, all_gather, all_reduce, reduce_scatter
+from opskip_compile.passes.ops.families import by_broadcasting, plain
+from opskip_compile.passes.ops.operation import Call, Dims, Operation, declined
+from opskip_compile.passes.ops.table import declare
+from opskip_compile.passes.refusal import Refusal
+
+HANDED = "the processes exchange rows, or elements of the batch, so that each has others"
+
+
+def _beside(call: Call, dim: int) -> Dims | Refusal:
+    """Parts of dimension 0 are exchanged; every other one stays."""
+    return declined(HANDED) if dim == 0 else {call.operand(): dim}
+
+
+declare(
+    Operation("opskip::all_reduce", ("input, reduce_op, group_name",), rows=by_broadcasting("input")),
+    functions=[all_reduce],
+)
+declare(
+    Operation("opskip::reduce_scatter", ("input, reduce_op, group_size, group_name",), rows=_beside),
+    functions=[reduce_scatter],
+)
+declare(Operation("opskip::all_gather", ("input, group_size, group_name",), rows=_beside), functions=[all_gather])
+declare(plain("opskip::same_rows", "visual, group_name"), functions=[SAME_ROWS])
+# What a DTensor has on this process: its own memory.
+declare(plain("to_local", "input, *, grad_placements=None", aliases=("input",)))
+declare(plain("copy", "input, other:T, non_blocking=False"))
