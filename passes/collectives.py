@@ -13,8 +13,8 @@ from torch import Tensor
 from opskip_compile._compat import check_on_device, collectives
 
 DIFFERENT = (
-    "opskip: the processes of a group have different visual rows. All processes of a tensor-parallel group have to be "
-    "given the same prompts"
+    "opskip: the processes of a group have different visual rows, or schedules. All processes of a tensor-parallel "
+    "group have to be given the same prompts"
 )
 _ODD = -7046029254386353131  # 2**64 / golden ratio, an odd number: different rows give different sums
 
@@ -35,14 +35,15 @@ def all_gather(x: Tensor, group_size: int, group_name: str) -> Tensor:
 
 
 @torch.library.custom_op("opskip::same_rows", mutates_args=())
-def same_rows(visual: Tensor, group_name: str) -> Tensor:
-    """A copy of ``visual`` if all processes have the same.
+def same_rows(visual: Tensor, plan: int, group_name: str) -> Tensor:
+    """A copy of ``visual`` if all processes have the same, and leave the same out.
 
     Else processes would exchange different numbers of rows, and wait for each other or mix up rows. What is compared is
-    four numbers a process, so that masks of different sizes are told apart, too.
+    five numbers a process, so that masks of different sizes are told apart, too.
 
     Args:
         visual: bool ``(batch, sequence)``, True where a row is visual.
+        plan: a number that stands for all that is left out.
         group_name: of the processes that exchange rows.
 
     Raises:
@@ -50,15 +51,15 @@ def same_rows(visual: Tensor, group_name: str) -> Tensor:
     """
     weights = torch.arange(1, visual.numel() + 1, device=visual.device) * _ODD
     mixed = (weights ^ (weights >> 29)) * visual.flatten()
-    sizes = torch.tensor(visual.shape, device=visual.device)
-    own = torch.cat([sizes, visual.sum().view(1), mixed.sum().view(1)])
+    given = torch.tensor([*visual.shape, plan], device=visual.device)
+    own = torch.cat([given, visual.sum().view(1), mixed.sum().view(1)])
     everybody = all_gather(own, collectives.group_size(group_name), group_name).view(-1, len(own))
     check_on_device((everybody == own).all(), DIFFERENT)
     return visual.clone()
 
 
 @same_rows.register_fake
-def _(visual: Tensor, group_name: str) -> Tensor:
+def _(visual: Tensor, plan: int, group_name: str) -> Tensor:
     return torch.empty_like(visual)
 
 

@@ -19,13 +19,13 @@ import torch
 from torch import fx
 
 from opskip_compile import _compat
-from opskip_compile.backend import capture, dump, handoff, images, lowering
+from opskip_compile.backend import agreement, capture, dump, handoff, images, lowering
 from opskip_compile.backend.advice import ALONE, not_skipped
 from opskip_compile.backend.decode_only import say_decode_only
 from opskip_compile.backend.reports import REPORTS
 from opskip_compile.backend.resolve import in_encoder_decoder, in_text_model, resolve_schedule
 from opskip_compile.backend.settings import Settings
-from opskip_compile.errors import NothingSkippedWarning, OpSkipError
+from opskip_compile.errors import NothingSkippedWarning, OpSkipError, RewriteError
 from opskip_compile.passes.marks import MARKS
 from opskip_compile.passes.pipeline import Rewritten, rewrite
 from opskip_compile.passes.refusal import Why
@@ -63,6 +63,27 @@ def opskip(
     settings = Settings.parse(options, mode)
     capture.reinstall()
     captured = gm.graph
+    groups = [] if settings.dry_run or settings.alone else agreement.groups_of(captured)
+    try:
+        run, does = _compiled(gm, example_inputs, settings)
+    except Exception as error:
+        if groups and not _compat.steers_dynamo(error):
+            agreement.agree(groups, f"{agreement.FAILED}{error}")
+        raise
+    if agreement.agree(groups, does):
+        return run
+    if settings.strict:
+        raise RewriteError(agreement.DIFFERENT)
+    gm.graph = captured
+    failed = _failed(agreement.DIFFERENT, captured)
+    if does != agreement.DENSE:
+        _carry_out(REPORTS.all()[-1].number, failed)
+    return _finish(gm, example_inputs, settings)
+
+
+def _compiled(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: Settings) -> tuple[Compiled, str]:
+    """The graph rewritten and lowered, and what it exchanges with other processes."""
+    captured = gm.graph
     marked = handoff.marked_position(captured, example_inputs)
     mark = None if marked is None else MARKS.get(example_inputs[marked])
     result: Rewritten | None = None
@@ -91,12 +112,14 @@ def opskip(
         gm.graph = result.graph
     _publish(report, settings, captured, gm, codes)
     if settings.dry_run and report.operators:
-        return _stopping(report) if marked is None else handoff.taking_up(_stopping(report), marked)
+        stopping = _stopping(report) if marked is None else handoff.taking_up(_stopping(report), marked)
+        return stopping, agreement.DENSE
     if result is None:
-        return _finish(gm, example_inputs, settings)
+        return _finish(gm, example_inputs, settings), agreement.DENSE
     try:
+        does = agreement.exchanges(result.graph)
         run = _lower(gm, example_inputs, result, report, settings, marked)
-        return run if settings.in_place else _with_images(run, captured, report, settings)
+        return run if settings.in_place else _with_images(run, captured, report, settings), does
     except Exception as error:
         if _compat.steers_dynamo(error):
             REPORTS.remove(report.number)  # the same code is captured again
@@ -105,9 +128,14 @@ def opskip(
             raise
         gm.graph = captured
         failed = _failed(f"the rewritten graph can't be lowered: {type(error).__name__}: {error}", captured)
-        changed = {"refusal": failed.refusal, "operators": (), "nodes_after": failed.nodes_after}
-        REPORTS.change(report.number, lambda report: replace(report, **changed))  # type: ignore[arg-type]
-        return _finish(gm, example_inputs, settings)
+        _carry_out(report.number, failed)
+        return _finish(gm, example_inputs, settings), agreement.DENSE
+
+
+def _carry_out(number: int, failed: Report) -> None:
+    """Let the report of a graph say that it is lowered as it was captured."""
+    changed = {"refusal": failed.refusal, "operators": (), "nodes_after": failed.nodes_after}
+    REPORTS.change(number, lambda report: replace(report, **changed))  # type: ignore[arg-type]
 
 
 def _asked(settings: Settings, marked: int | None, inputs: Sequence[Any]) -> Options:

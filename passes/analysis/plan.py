@@ -5,6 +5,7 @@ Nothing is rewritten here. Every (layer, operator) that the schedule names gets 
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 from torch import fx
@@ -71,6 +72,12 @@ class Plan:
     misses: tuple[Refusal, ...]
     attentions: tuple[Scored, ...] = ()
     levels: Choosing | None = None
+
+    @property
+    def number(self) -> int:
+        """Stands for all skips; the same in every process."""
+        text = " ".join(f"{skip.operator.name}:{skip.left_out}" for skip in self.skips)
+        return zlib.crc32(text.encode())
 
 
 def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:

@@ -29,7 +29,7 @@ declare(
     functions=[reduce_scatter],
 )
 declare(Operation("opskip::all_gather", ("input, group_size, group_name",), rows=_beside), functions=[all_gather])
-declare(plain("opskip::same_rows", "visual, group_name"), functions=[SAME_ROWS])
+declare(plain("opskip::same_rows", "visual, plan, group_name"), functions=[SAME_ROWS])
 # What a DTensor has on this process: its own memory.
 declare(plain("to_local", "input, *, grad_placements=None", aliases=("input",)))
 declare(plain("copy", "input, other:T, non_blocking=False"))

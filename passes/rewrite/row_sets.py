@@ -54,7 +54,7 @@ class RowSets:
         self._rooms = source.rooms
         self._last = list(graph.find_nodes(op="placeholder"))[-1] if self._mask.op == "placeholder" else self._mask
         for group in exchanged_in(graph):
-            self._mask = self._call(SAME_ROWS, self._mask, group, name="visual_rows_of_all", example=torch.bool)
+            self._mask = self._call(SAME_ROWS, self._mask, plan.number, group, name="visual_rows_of_all", example=torch.bool)
         for name in sorted({str(skip.left_out) for skip in plan.skips if not skip.left_out.chooses}):
             self.by_name[name] = self._whole(self._mask, name, name == "through_visual")
         keeping = [skip for skip in plan.skips if skip.left_out.chooses]
