@@ -7,6 +7,8 @@ Python that AOTAutograd traces through, and Inductor sees PyTorch's own collecti
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,17 +23,17 @@ _ODD = -7046029254386353131  # 2**64 / golden ratio, an odd number: different ro
 
 def all_reduce(x: Tensor, reduce_op: str, group_name: str) -> Tensor:
     """``x`` of all processes, combined element by element; every process gets the result."""
-    return collectives.finished(collectives.ALL_REDUCE(x, reduce_op, group_name))
+    return collectives.exchanged(collectives.ALL_REDUCE, x, reduce_op, group_name)
 
 
 def reduce_scatter(x: Tensor, reduce_op: str, group_size: int, group_name: str) -> Tensor:
     """As `all_reduce`, of which each process gets its part along dimension 0."""
-    return collectives.finished(collectives.REDUCE_SCATTER(x, reduce_op, group_size, group_name))
+    return collectives.exchanged(collectives.REDUCE_SCATTER, x, reduce_op, group_size, group_name)
 
 
 def all_gather(x: Tensor, group_size: int, group_name: str) -> Tensor:
     """``x`` of all processes, one after the other along dimension 0."""
-    return collectives.finished(collectives.ALL_GATHER(x, group_size, group_name))
+    return collectives.exchanged(collectives.ALL_GATHER, x, group_size, group_name)
 
 
 @torch.library.custom_op("opskip::same_rows", mutates_args=())
@@ -63,5 +65,27 @@ def _(visual: Tensor, plan: int, group_name: str) -> Tensor:
     return torch.empty_like(visual)
 
 
+@torch.library.custom_op("opskip::of_all", mutates_args=())
+def of_all(x: Tensor, mean: bool, group_name: str) -> Tensor:
+    """What all processes choose rows by: the same on each of them to the last bit.
+
+    Args:
+        x: of this process.
+        mean: the mean over all processes, of which each knows a part; else what the first one has.
+        group_name: of the processes.
+    """
+    size = collectives.group_size(group_name)
+    everybody = all_gather(x.contiguous(), size, group_name).view(size, *x.shape)
+    return everybody.mean(0) if mean else everybody[0].clone()
+
+
+@of_all.register_fake
+def _(x: Tensor, mean: bool, group_name: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+# Which rows are chosen is no function that could be differentiated.
+of_all.register_autograd(lambda ctx, gradient: (None,) * 3)
+OF_ALL = torch.ops.opskip.of_all.default
 SAME_ROWS = torch.ops.opskip.same_rows.default
-EXCHANGES = (all_reduce, reduce_scatter, all_gather)
+EXCHANGES: tuple[Callable[..., Tensor], ...] = (all_reduce, reduce_scatter, all_gather)

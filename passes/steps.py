@@ -11,7 +11,7 @@ from opskip_compile.passes.analysis.operators import Match
 from opskip_compile.passes.analysis.plan import make_plan
 from opskip_compile.passes.analysis.remaining import Leftover
 from opskip_compile.passes.normalize.cleanup import remove_dead
-from opskip_compile.passes.normalize.collectives import lift_collectives
+from opskip_compile.passes.normalize.collectives import drop_idle_checks, exchanged_in, lift_collectives
 from opskip_compile.passes.normalize.flex import lift_flex
 from opskip_compile.passes.normalize.functionalize import write_out_of_place
 from opskip_compile.passes.normalize.packages import lift_packages
@@ -90,6 +90,7 @@ def match(state: State) -> int:
     elif matched.operators and matched.num_layers == options.num_layers:
         matched.doubt = None
     state.match = matched
+    state.groups = exchanged_in(node for operator in matched.everything() for node in operator.region)
     if not matched.operators:
         state.refusal = matched.doubt or NO_OPERATOR
     return 0
@@ -119,7 +120,7 @@ def plan(state: State) -> int:
 def insert(state: State) -> int:
     """The definition of skipping, for each operator of the plan."""
     assert state.source is not None
-    state.row_sets = insert_skips(state.graph, state.plan, state.source)
+    state.row_sets = insert_skips(state.graph, state.plan, state.source, state.groups)
     return len(state.plan.skips)
 
 
@@ -127,6 +128,7 @@ def push_down(state: State) -> int:
     """Every selection towards the inputs."""
     pushdown = _pushdown(state)
     state.stops = tuple(pushdown.run())
+    drop_idle_checks(state.graph)
     return pushdown.pushed
 
 

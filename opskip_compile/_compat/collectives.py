@@ -1,4 +1,4 @@
-"""PyTorch's collectives as Dynamo captures them, and what the processes of a group tell each other while they compile."""
+"""PyTorch's collectives as Dynamo captures them, and what processes of a group tell each other as they compile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opskip_compile._compat.operations import is_overload, is_packet, qualified_
 
 _NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "c10d_functional")
 ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER, WAIT = (
-    getattr(torch.ops._c10d_functional, name).default if distributed.is_available() else None
+    f"{_NAMESPACES[0]}::{name}"
     for name in ("all_reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "wait_tensor")
 )
 _TOLD: Counter[tuple[int, ...]] = Counter()  # how often a group, named by its ranks, has told something
@@ -29,14 +29,34 @@ def is_collective(target: object) -> bool:
     return name_of(target).partition("::")[0] in _NAMESPACES
 
 
-def finished(started: Tensor) -> Tensor:
-    """What a collective gives, once it has ended."""
-    ended: Tensor = WAIT(started)  # type: ignore[misc]
+def exchanged(name: str, *args: Any) -> Tensor:
+    """What a collective gives, of one of the names above, once it has ended."""
+    started = getattr(torch.ops._c10d_functional, name.partition("::")[2])(*args)
+    ended: Tensor = torch.ops._c10d_functional.wait_tensor(started)
     return ended
 
 
 def _group(name: str) -> Any:
-    return distributed.distributed_c10d._resolve_process_group(name)
+    module: Any = distributed.distributed_c10d
+    return module._resolve_process_group(name)
+
+
+def group_of_shards(value: Tensor | None, dim: int) -> str | None:
+    """The group whose processes have equal parts of ``value`` along ``dim``, and the whole of every other dimension.
+
+    None for what is no ``DTensor``, or is spread in another way.
+    """
+    if not distributed.is_available():
+        return None
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    if not isinstance(value, DTensor):
+        return None
+    spread = [(i, each) for i, each in enumerate(value.placements) if not isinstance(each, Replicate)]
+    if len(spread) != 1 or type(spread[0][1]) is not Shard or spread[0][1].dim != dim:
+        return None
+    mesh, at = value.device_mesh, spread[0][0]
+    return str(mesh.get_group(at).group_name) if value.shape[dim] % mesh.size(at) == 0 else None
 
 
 def group_size(name: str) -> int:
@@ -58,7 +78,8 @@ def told_by_all(name: str, own: str, timeout: datetime.timedelta) -> list[str] |
         return None
     ranks = tuple(distributed.get_process_group_ranks(group))
     _TOLD[ranks] += 1
-    store: Any = distributed.distributed_c10d._get_default_store()
+    module: Any = distributed.distributed_c10d
+    store = module._get_default_store()
     keys = [f"opskip/{'-'.join(map(str, ranks))}/{_TOLD[ranks]}/{rank}" for rank in ranks]
     store.set(keys[ranks.index(distributed.get_rank())], own)
     for rank, key in zip(ranks, keys, strict=True):

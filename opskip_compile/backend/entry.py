@@ -63,26 +63,25 @@ def opskip(
     settings = Settings.parse(options, mode)
     capture.reinstall()
     captured = gm.graph
-    groups = [] if settings.dry_run or settings.alone else agreement.groups_of(captured)
+    told = agreement.Told() if settings.dry_run or settings.alone else agreement.Told.of(captured)
     try:
-        run, does = _compiled(gm, example_inputs, settings)
+        run = _compiled(gm, example_inputs, settings, told)
     except Exception as error:
-        if groups and not _compat.steers_dynamo(error):
-            agreement.agree(groups, f"{agreement.FAILED}{error}")
+        if not _compat.steers_dynamo(error):
+            told.fails(error)
         raise
-    if agreement.agree(groups, does):
+    if told.is_agreed():
         return run
     if settings.strict:
         raise RewriteError(agreement.DIFFERENT)
     gm.graph = captured
     failed = _failed(agreement.DIFFERENT, captured)
-    if does != agreement.DENSE:
-        _carry_out(REPORTS.all()[-1].number, failed)
+    _carry_out(REPORTS.all()[-1].number, failed)
     return _finish(gm, example_inputs, settings)
 
 
-def _compiled(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: Settings) -> tuple[Compiled, str]:
-    """The graph rewritten and lowered, and what it exchanges with other processes."""
+def _compiled(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: Settings, told: agreement.Told) -> Compiled:
+    """The graph rewritten and lowered; ``told`` learns what it exchanges with other processes."""
     captured = gm.graph
     marked = handoff.marked_position(captured, example_inputs)
     mark = None if marked is None else MARKS.get(example_inputs[marked])
@@ -112,14 +111,13 @@ def _compiled(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: Setti
         gm.graph = result.graph
     _publish(report, settings, captured, gm, codes)
     if settings.dry_run and report.operators:
-        stopping = _stopping(report) if marked is None else handoff.taking_up(_stopping(report), marked)
-        return stopping, agreement.DENSE
+        return _stopping(report) if marked is None else handoff.taking_up(_stopping(report), marked)
     if result is None:
-        return _finish(gm, example_inputs, settings), agreement.DENSE
+        return _finish(gm, example_inputs, settings)
+    told.rewritten(result.graph, result.state.groups)
     try:
-        does = agreement.exchanges(result.graph)
         run = _lower(gm, example_inputs, result, report, settings, marked)
-        return run if settings.in_place else _with_images(run, captured, report, settings), does
+        return run if settings.in_place else _with_images(run, captured, report, settings)
     except Exception as error:
         if _compat.steers_dynamo(error):
             REPORTS.remove(report.number)  # the same code is captured again
@@ -129,7 +127,8 @@ def _compiled(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: Setti
         gm.graph = captured
         failed = _failed(f"the rewritten graph can't be lowered: {type(error).__name__}: {error}", captured)
         _carry_out(report.number, failed)
-        return _finish(gm, example_inputs, settings), agreement.DENSE
+        told.does = agreement.DENSE
+        return _finish(gm, example_inputs, settings)
 
 
 def _carry_out(number: int, failed: Report) -> None:

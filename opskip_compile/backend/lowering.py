@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,7 @@ from opskip_compile import _compat
 from opskip_compile.passes import collectives, flex, packages, runtime
 from opskip_compile.passes.tune import causal_attention
 
-FUNCTIONS = (
+FUNCTIONS: tuple[Callable[..., Any], ...] = (
     runtime.select_rows,
     runtime.scatter_rows,
     runtime.select_packed,

@@ -6,7 +6,7 @@ from process to process (sequence parallel) each has rows of its own, and what i
 
 from __future__ import annotations
 
-from opskip_compile.passes.collectives import SAME_ROWS, all_gather, all_reduce, reduce_scatter
+from opskip_compile.passes.collectives import OF_ALL, SAME_ROWS, all_gather, all_reduce, reduce_scatter
 from opskip_compile.passes.ops.families import by_broadcasting, plain
 from opskip_compile.passes.ops.operation import Call, Dims, Operation, declined
 from opskip_compile.passes.ops.table import declare
@@ -30,6 +30,7 @@ declare(
 )
 declare(Operation("opskip::all_gather", ("input, group_size, group_name",), rows=_beside), functions=[all_gather])
 declare(plain("opskip::same_rows", "visual, plan, group_name"), functions=[SAME_ROWS])
+declare(plain("opskip::of_all", "input, mean, group_name"), functions=[OF_ALL])
 # What a DTensor has on this process: its own memory.
 declare(plain("to_local", "input, *, grad_placements=None", aliases=("input",)))
 declare(plain("copy", "input, other:T, non_blocking=False"))
