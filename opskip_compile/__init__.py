@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from opskip_compile.evaluation.evaluate import evaluate
     from opskip_compile.evaluation.result import Evaluation
     from opskip_compile.models.oracle import oracle
+    from opskip_compile.models.plans import tensor_parallel_plan
     from opskip_compile.passes.runtime import mark_visual
     from opskip_compile.report.diff import GraphDiff
     from opskip_compile.report.report import Report
@@ -73,6 +74,7 @@ __all__ = [
     "presets",
     "remove",
     "reports",
+    "tensor_parallel_plan",
     "unpatch",
 ]
 
@@ -98,6 +100,7 @@ if not TYPE_CHECKING:  # else a checker takes any name for one of ours
         "evaluation.evaluate": ("evaluate",),
         "evaluation.result": ("Evaluation",),
         "models.oracle": ("oracle",),
+        "models.plans": ("tensor_parallel_plan",),
         "passes.runtime": ("mark_visual",),
         "report.diff": ("GraphDiff",),
         "report.report": ("Report",),
