@@ -121,7 +121,7 @@ def test_a_process_that_does_not_compile_is_named() -> None:
 def strict_on_one(rank: int) -> str:
     """The second process can't skip what it is told to, and raises; the first one would wait for it."""
     spec = "attend@keep=0.5:1" if rank else "attend:1"
-    with pytest.raises(Exception, match="opskip|stays full") as failed:
+    with pytest.raises(Exception, match=r"opskip|stays full") as failed:
         torch.compile(Split(), backend="opskip", options={"schedule": spec, "strict": True, **EAGER})(
             HIDDEN, visual(2, 12, 2, 9)
         )
