@@ -32,6 +32,7 @@ CONTENTS = {
         "docs/evaluation",
         "docs/lmms-eval",
         "docs/serving",
+        "docs/several-devices",
         "docs/inspection",
         "docs/troubleshooting",
     ),

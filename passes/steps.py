@@ -10,6 +10,7 @@ from opskip_compile.passes.analysis.match import as_layer, match_operators, matc
 from opskip_compile.passes.analysis.operators import Match
 from opskip_compile.passes.analysis.plan import make_plan
 from opskip_compile.passes.analysis.remaining import Leftover
+from opskip_compile.passes.analysis.split_heads import why_spread
 from opskip_compile.passes.normalize.cleanup import remove_dead
 from opskip_compile.passes.normalize.collectives import drop_idle_checks, exchanged_in, lift_collectives
 from opskip_compile.passes.normalize.flex import lift_flex
@@ -89,6 +90,9 @@ def match(state: State) -> int:
         matched = as_layer(matched, *options.layer)
     elif matched.operators and matched.num_layers == options.num_layers:
         matched.doubt = None
+    spread = why_spread(state.graph) if matched.doubt is not None or not matched.operators else None
+    if spread is not None:
+        matched = Match(doubt=spread)
     state.match = matched
     state.groups = exchanged_in(node for operator in matched.everything() for node in operator.region)
     if not matched.operators:

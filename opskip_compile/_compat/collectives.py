@@ -41,17 +41,25 @@ def _group(name: str) -> Any:
     return module._resolve_process_group(name)
 
 
+def is_spread(value: object) -> bool:
+    """True for a ``DTensor``, of which each process of a mesh has its part."""
+    if not distributed.is_available() or type(value) in (Tensor, torch.nn.Parameter):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(value, DTensor)
+
+
 def group_of_shards(value: Tensor | None, dim: int) -> str | None:
     """The group whose processes have equal parts of ``value`` along ``dim``, and the whole of every other dimension.
 
     None for what is no ``DTensor``, or is spread in another way.
     """
-    if not distributed.is_available():
+    if not is_spread(value):
         return None
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
-    if not isinstance(value, DTensor):
-        return None
+    assert isinstance(value, DTensor)
     spread = [(i, each) for i, each in enumerate(value.placements) if not isinstance(each, Replicate)]
     if len(spread) != 1 or type(spread[0][1]) is not Shard or spread[0][1].dim != dim:
         return None

@@ -169,7 +169,7 @@ def _failed(reason: str, captured: fx.Graph) -> Report:
 
 
 UNUSED = "no decoder in the graphs after it could be matched, or it was compiled for a prompt without images first"
-_SAID = frozenset({Why.ENCODER, Why.CROSS_ATTENTION, Why.PART_WITHOUT_ROWS, Why.NESTED})
+_SAID = frozenset({Why.ENCODER, Why.CROSS_ATTENTION, Why.PART_WITHOUT_ROWS, Why.NESTED, Why.SPREAD})
 
 
 def _lower(

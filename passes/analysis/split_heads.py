@@ -13,8 +13,15 @@ from opskip_compile._compat import collectives
 from opskip_compile.passes.analysis.operators import Match
 from opskip_compile.passes.analysis.scored import Scored
 from opskip_compile.passes.collectives import EXCHANGES
-from opskip_compile.passes.ops import having, op_name, operand, products, tensor
+from opskip_compile.passes.ops import having, name_of, op_name, operand, products, tensor
 from opskip_compile.passes.ops.operation import Trait
+from opskip_compile.passes.refusal import Refusal, Why
+
+SPREAD = Refusal(
+    Why.SPREAD,
+    "the layers compute with DTensors, as transformers' tensor parallel does while gradients are recorded; under "
+    "torch.no_grad() it computes with the part of each process, and rows can be left out",
+)
 
 
 def group_of_heads(graph: fx.Graph, match: Match, attentions: Sequence[Scored]) -> str | None:
@@ -22,11 +29,15 @@ def group_of_heads(graph: fx.Graph, match: Match, attentions: Sequence[Scored]) 
 
     Empty where no processes take part in the graph; None if some do, and it can't be told which have what.
     """
-    if not any(collectives.is_collective(node.target) or node.target in EXCHANGES for node in graph.nodes):
+    if not any(_exchanges(node) or collectives.is_spread(tensor(node)) for node in graph.nodes):
         return ""
     inside = {node for operator in match.everything() if operator.kind == "attention" for node in operator.region}
     groups = {_group_of(each.call.operand(name), inside) for each in attentions for name in ("query", "key")}
     return groups.pop() if len(groups) == 1 else None
+
+
+def _exchanges(node: fx.Node) -> bool:
+    return node.target in EXCHANGES or collectives.is_collective(node.target)
 
 
 def _group_of(value: fx.Node, inside: Collection[fx.Node]) -> str | None:
@@ -38,7 +49,7 @@ def _group_of(value: fx.Node, inside: Collection[fx.Node]) -> str | None:
     seen, stack = {value}, [value]
     while stack:
         node = stack.pop()
-        if node.target in EXCHANGES or collectives.is_collective(node.target):
+        if _exchanges(node) or collectives.is_spread(tensor(node)):
             return None
         if op_name(node) in products():
             groups.add(_spread_by(operand(node, "weight")) if op_name(node) == "linear" else None)
@@ -54,3 +65,11 @@ def _spread_by(weight: fx.Node | None) -> str | None:
         weight = operand(weight)
     whole = operand(weight) if weight is not None and op_name(weight) == "to_local" else None
     return None if whole is None else collectives.group_of_shards(tensor(whole), 0)
+
+
+def why_spread(graph: fx.Graph) -> Refusal | None:
+    """Why the operators of a graph can't be told if what they compute with is spread over processes as a DTensor."""
+    for node in graph.nodes:
+        if node.op != "placeholder" and collectives.is_spread(tensor(node)):
+            return SPREAD.at(node, name_of(node))
+    return None

@@ -10,11 +10,13 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed._functional_collectives as functional
 from torch import Tensor, distributed
 
 import opskip_compile as opskip
 from opskip_compile.backend import agreement
 from opskip_compile.passes.analysis.scored import SPLIT
+from opskip_compile.passes.ops.collectives import HANDED
 from tests.helpers.own_decoder import EAGER, Decoder, visual
 from tests.helpers.processes import several
 
@@ -39,28 +41,53 @@ class Split(Decoder):
         return self.last(hidden)
 
 
+class Sequence(Split):
+    """Each process has its own rows between the operators; an FFN reads those of all of them."""
+
+    def decode(self, hidden: Tensor, visual: Tensor, skip: str = "") -> Tensor:
+        drop, world = visual[..., None], distributed.group.WORLD
+        half = slice(8 * distributed.get_rank(), 8 * distributed.get_rank() + 8)
+        for i, (attention, ffn) in enumerate(zip(self.attention, self.ffn, strict=True)):
+            q, k, v, _ = (x.unflatten(-1, (2, -1)).transpose(1, 2) for x in attention(self.norm(hidden)).chunk(4, -1))
+            update = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            hidden = hidden + update.transpose(1, 2).flatten(2)
+            rows = functional.all_gather_tensor(self.norm(hidden), 1, world)
+            update = torch.nn.functional.linear(torch.nn.functional.silu(rows[..., half]), ffn.weight[:, half])
+            update = functional.reduce_scatter_tensor(update, "sum", 1, world)
+            hidden = hidden + (update.masked_fill(drop, 0) if f"{i}f" in skip else update)
+        return self.last(hidden)
+
+
 def run(
-    rank: int, specs: tuple[str, ...], starts: tuple[int, int] = (2, 2), broken: int = -1, by_variable: bool = False
+    rank: int,
+    specs: tuple[str, ...],
+    starts: tuple[int, int] = (2, 2),
+    broken: int = -1,
+    by_variable: bool = False,
+    kind: type[Split] = Split,
+    batch: int = 2,
 ) -> dict[str, Any]:
     """One process: its result, those of its eager model, dense and skipped, and what was said."""
+    hidden = HIDDEN[:batch]
     spec = specs[rank % len(specs)]
     if by_variable:
         os.environ["OPSKIP_SCHEDULE"] = spec
     options = EAGER if by_variable else {"schedule": spec, **EAGER}
-    model = Split()
-    mask = visual(2, 12, starts[rank], 9)
+    model = kind()
+    mask = visual(batch, 12, starts[rank], 9)
     fails = mock.patch("opskip_compile.passes.steps.insert_skips", side_effect=ValueError("on purpose"))
     with warnings.catch_warnings(record=True) as said, fails if rank == broken else mock.MagicMock():
         warnings.simplefilter("always")
-        got = torch.compile(model, backend="opskip", options=options)(HIDDEN, mask)
+        got = torch.compile(model, backend="opskip", options=options)(hidden, mask)
     report = opskip.last_report()
     return {
         "got": got,
-        "dense": model(HIDDEN, mask),
-        "skipped": model(HIDDEN, mask, skip="1f"),
+        "dense": model(hidden, mask),
+        "skipped": model(hidden, mask, skip="1f"),
         "said": [str(each.message) for each in said if each.category is opskip.NothingSkippedWarning],
         "left out": report.skipped,
         "kept": (report.flops_before or 0) > (report.flops_after or 0),
+        "stops": [stop.reason for stop in report.stops],
         "misses": [miss.reason for miss in report.misses],
     }
 
@@ -70,6 +97,16 @@ def test_plain_collectives_take_kept_rows() -> None:
         torch.testing.assert_close(each["got"], each["skipped"], rtol=1e-4, atol=1e-5)
         assert (each["skipped"] - each["dense"]).abs().max() > 1e-2
         assert (each["left out"], each["kept"], each["said"]) == (("1.ffn",), True, [])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_rows_that_are_handed_from_process_to_process_stay(batch: int) -> None:
+    """Sequence parallel: each process has other visual rows, and what is exchanged stays whole."""
+    for each in several(run, 2, ("attend:1",), (2, 5), -1, False, Sequence, batch):
+        torch.testing.assert_close(each["got"], each["skipped"], rtol=1e-4, atol=1e-5)
+        assert (each["skipped"] - each["dense"]).abs().max() > 1e-2
+        assert (each["left out"], each["kept"], each["said"]) == (("1.ffn",), False, [])
+        assert any(HANDED in stop for stop in each["stops"])
 
 
 def test_heads_in_plain_tensors_give_no_scores() -> None:

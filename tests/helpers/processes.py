@@ -33,34 +33,36 @@ _SIZES = {"float": 4, "double": 8, "long int": 8, "int": 4, "c10::BFloat16": 2, 
 _DECODER = "opskip: the decoder"
 
 
-def several(check: Callable[..., Result], count: int, *args: Any) -> list[Result]:
+def several(check: Callable[..., Result], count: int, *args: Any, patience: int = PATIENCE) -> list[Result]:
     """``check(rank, *args)`` in ``count`` processes of one group; the results in the order of their ranks.
 
+    No result for ``patience`` seconds, and they are taken to wait for each other.
+
     Raises:
-        AssertionError: one of them failed, or they are not done in time: they wait for each other.
+        AssertionError: one of them failed, or they wait.
     """
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         ends = [context.Pipe(duplex=False) for _ in range(count)]
         processes = [
-            context.Process(target=_run, args=(there, folder, rank, count, check, args), daemon=True)
+            context.Process(target=_run, args=(there, folder, rank, count, patience, check, args), daemon=True)
             for rank, (_, there) in enumerate(ends)
         ]
         for process, (_, there) in zip(processes, ends, strict=True):
             process.start()
             there.close()
         try:
-            return _collect([here for here, _ in ends])
+            return _collect([here for here, _ in ends], patience)
         finally:
             for process in processes:
                 process.kill()
                 process.join()
 
 
-def _collect(ends: list[Connection]) -> list[Any]:
+def _collect(ends: list[Connection], patience: int) -> list[Any]:
     results: dict[int, Any] = {}
     while len(results) < len(ends):
-        ready = wait([end for rank, end in enumerate(ends) if rank not in results], PATIENCE)
+        ready = wait([end for rank, end in enumerate(ends) if rank not in results], patience)
         assert ready, f"processes {[rank for rank in range(len(ends)) if rank not in results]} are still waiting"
         for end in ready:
             result, error = pickle.loads(end.recv_bytes())  # type: ignore[union-attr]
@@ -70,14 +72,20 @@ def _collect(ends: list[Connection]) -> list[Any]:
 
 
 def _run(
-    there: Connection, folder: str, rank: int, count: int, check: Callable[..., Any], args: tuple[Any, ...]
+    there: Connection,
+    folder: str,
+    rank: int,
+    count: int,
+    patience: int,
+    check: Callable[..., Any],
+    args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
     try:
         where = f"file://{folder}/meet"
         distributed.init_process_group(
-            "gloo", init_method=where, rank=rank, world_size=count, timeout=timedelta(seconds=PATIENCE)
+            "gloo", init_method=where, rank=rank, world_size=count, timeout=timedelta(seconds=patience)
         )
         with torch.no_grad():
             there.send_bytes(pickle.dumps((check(rank, *args), "")))  # whole tensors, no shared memory

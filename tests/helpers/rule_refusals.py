@@ -21,6 +21,7 @@ from tests.helpers.rule_cases import (
     VIEW,
     Case,
     flat,
+    scattered,
     sdpa,
 )
 
@@ -173,10 +174,12 @@ DECLINED = (
     *(
         Case(name, exchange, shapes, dim, batches, "the processes exchange rows")
         for name, exchange in {
-            "opskip::reduce_scatter": lambda x: reduce_scatter(x, "sum", 1, ALONE),
+            "opskip::reduce_scatter": partial(scattered, dim=-1),
             "opskip::all_gather": lambda x: all_gather(x, 1, ALONE),
         }.items()
         for shapes, dim, batches in (("BSW", 1, THREE), ("SW", 0, ONE))
     ),
+    Case("opskip::reduce_scatter", partial(scattered, dim=1), reason="the processes exchange rows"),
+    Case("opskip::reduce_scatter", lambda x: reduce_scatter(x, "sum", 1, ALONE), reason="the processes exchange rows"),
     *(Case(n, f, " ".join(["1SW"] * k), reason=NOTHING, batches=THREE) for n, (k, f) in POINTWISE.items()),
 )

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import opskip_compile as opskip
-from tests.helpers.families import UNEVEN, Family, visual_mask
+from opskip_compile.passes.analysis.split_heads import SPREAD
+from tests.helpers.families import FAMILIES, UNEVEN, Family, visual_mask
 from tests.helpers.own_decoder import EAGER
 from tests.helpers.processes import bytes_in_decoder, several, split_model, with_heads
 
@@ -84,6 +86,35 @@ def test_bytes_fall_with_the_rows(tmp_path: Path) -> None:
 
 def test_four_processes(tmp_path: Path) -> None:
     assert_equal_to_oracle("qwen3_vl", tmp_path, 4, ("silent@keep=0.4:1-2",), EAGER)
+
+
+def with_gradients(rank: int, family: Family, folder: Path) -> tuple[Any, str, list[str]]:
+    model, inputs = split_model(family, folder), family.inputs(UNEVEN)
+    opskip.compile(model, "silent:1", options=dict(EAGER))
+    with torch.enable_grad(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", opskip.NothingSkippedWarning)
+        logits = model(**inputs).logits.detach()
+    return logits, opskip.last_report().reason, [str(each.message) for each in said]
+
+
+def test_with_gradients_it_is_dense_and_says_what_to_do(tmp_path: Path) -> None:
+    """transformers then computes with DTensors."""
+    family = with_heads("llava")
+    model = family.build(2)
+    model.save_pretrained(tmp_path)
+    want = model(**family.inputs(UNEVEN)).logits
+    for logits, reason, said in several(with_gradients, 2, family, tmp_path):
+        torch.testing.assert_close(logits, want, rtol=1e-4, atol=1e-5)
+        assert reason == SPREAD.reason
+        assert any("torch.no_grad(), as generate() does" in text for text in said)
+
+
+def test_every_family_has_a_plan_for_its_layers() -> None:
+    plans = {name: opskip.tensor_parallel_plan(with_heads(name).config(2)) for name in FAMILIES}
+    assert {name for name, plan in plans.items() if plan == "auto"} == {"llava", "qwen2_5_vl", "internvl"}
+    assert plans["qwen3_vl"]["model.language_model.layers.*.mlp.down_proj"] == "rowwise"
+    with pytest.raises(opskip.OpSkipError, match="no plan for the decoder layers of 'blip-2'"):
+        opskip.tensor_parallel_plan(transformers.Blip2Config())
 
 
 @pytest.mark.inductor
