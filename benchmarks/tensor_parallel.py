@@ -15,6 +15,7 @@ import argparse
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def in_process(
     rounds: int,
 ) -> list[dict[str, Any]]:
     """What one process measures, for each schedule."""
+    warnings.simplefilter("error", opskip.NothingSkippedWarning)
     inputs, options = family.inputs(LAYOUT), {"lower": lower}
     dense = opskip.compile(split_model(family, folder), "none", options=dict(options))
     dense(**inputs)

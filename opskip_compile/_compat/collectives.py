@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from collections import Counter
 from typing import Any
 
@@ -43,11 +44,8 @@ def _group(name: str) -> Any:
 
 def is_spread(value: object) -> bool:
     """True for a ``DTensor``, of which each process of a mesh has its part."""
-    if not distributed.is_available() or type(value) in (Tensor, torch.nn.Parameter):
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(value, DTensor)
+    known = sys.modules.get("torch.distributed.tensor")  # nobody has made one before it is loaded
+    return known is not None and isinstance(value, known.DTensor)
 
 
 def group_of_shards(value: Tensor | None, dim: int) -> str | None:
@@ -96,8 +94,3 @@ def told_by_all(name: str, own: str, timeout: datetime.timedelta) -> list[str] |
         except Exception as error:
             raise TimeoutError(f"process {rank} of {list(ranks)} has not compiled the same within {timeout}") from error
     return [store.get(key).decode() for key in keys]
-
-
-def forget_told() -> None:
-    """Count from the start again: the process groups were made anew."""
-    _TOLD.clear()

@@ -45,7 +45,8 @@ class Told:
     def of(cls, captured: fx.Graph) -> Told:
         """Of a captured graph, of which nothing is known yet."""
         called = [node for node in captured.nodes if collectives.is_collective(node.target)]
-        return cls(tuple(dict.fromkeys(str(node.args[-1]) for node in called if len(node.args) > 1)))
+        groups = [node.args[-1] for node in called if len(node.args) > 1]
+        return cls(tuple(dict.fromkeys(group for group in groups if isinstance(group, str))))
 
     def rewritten(self, graph: fx.Graph | None, groups: Sequence[str]) -> None:
         """The passes have run: what they made of the graph, and the groups of its operators."""
