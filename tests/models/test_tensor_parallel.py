@@ -13,6 +13,7 @@ import transformers
 import opskip_compile as opskip
 from opskip_compile.passes.analysis.split_heads import SPREAD
 from tests.helpers.families import FAMILIES, UNEVEN, Family, visual_mask
+from tests.helpers.leveled import leveled
 from tests.helpers.own_decoder import EAGER
 from tests.helpers.processes import bytes_in_decoder, several, split_model, with_heads
 
@@ -86,6 +87,24 @@ def test_bytes_fall_with_the_rows(tmp_path: Path) -> None:
 
 def test_four_processes(tmp_path: Path) -> None:
     assert_equal_to_oracle("qwen3_vl", tmp_path, 4, ("silent@keep=0.4:1-2",), EAGER)
+
+
+def with_levels(rank: int, family: Family, folder: Path, schedule: opskip.Schedule) -> tuple[Any, tuple[int, ...], int]:
+    model = opskip.compile(split_model(family, folder), schedule, options=dict(EAGER))
+    return model(**family.inputs(UNEVEN)).logits, opskip.last_report().levels, len(opskip.last_report().skipped)
+
+
+def test_prompts_have_the_same_level_in_all_processes(tmp_path: Path) -> None:
+    family = with_heads("llava")
+    model, inputs = family.build(LAYERS), family.inputs(UNEVEN)
+    model.save_pretrained(tmp_path)
+    schedule = leveled("none", "silent@keep=0.25:1-2", threshold=1000.0, num_layers=LAYERS)
+    with opskip.oracle(model, schedule, visual_mask(inputs)):
+        want = model(**inputs).logits
+    shown = inputs["attention_mask"].bool()
+    for logits, levels, skipped in several(with_levels, 2, family, tmp_path, schedule):
+        torch.testing.assert_close(logits[shown], want[shown], rtol=1e-4, atol=1e-5)
+        assert (levels, skipped) == ((1, 1), 4)
 
 
 def with_gradients(rank: int, family: Family, folder: Path) -> tuple[Any, str, list[str]]:
