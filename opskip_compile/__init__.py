@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from opskip_compile.evaluation.result import Evaluation
     from opskip_compile.models.loading import load
     from opskip_compile.models.oracle import oracle
+    from opskip_compile.models.plans import tensor_parallel_plan
     from opskip_compile.passes.runtime import mark_visual
     from opskip_compile.report.diff import GraphDiff
     from opskip_compile.report.report import Report
@@ -75,6 +76,7 @@ __all__ = [
     "presets",
     "remove",
     "reports",
+    "tensor_parallel_plan",
     "unpatch",
 ]
 
@@ -101,6 +103,7 @@ if not TYPE_CHECKING:  # else a checker takes any name for one of ours
         "evaluation.result": ("Evaluation",),
         "models.loading": ("load",),
         "models.oracle": ("oracle",),
+        "models.plans": ("tensor_parallel_plan",),
         "passes.runtime": ("mark_visual",),
         "report.diff": ("GraphDiff",),
         "report.report": ("Report",),

@@ -28,6 +28,7 @@ class Why(StrEnum):
     ENCODER = "the rows are an encoder's"
     CROSS_ATTENTION = "the image is read by cross-attention"
     NESTED = "the layers are in subgraphs"
+    SPREAD = "the layers compute with DTensors"
     PART = "a part of the decoder only"
     UNCERTAIN_LAYERS = "the layers can't be counted"
     # No graph: Dynamo compiles nothing, or not this prompt.

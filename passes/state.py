@@ -83,6 +83,7 @@ class State:
         facts: what holds by now.
         source: where the visual rows are named.
         match: the operators.
+        groups: of processes that exchange values in operators.
         resolved: the schedule.
         plan: what is skipped, and what can't be.
         leftover: what skipped operators compute in full by definition.
@@ -100,6 +101,7 @@ class State:
     facts: set[Fact] = field(default_factory=set)
     source: RowSource | None = None
     match: Match = field(default_factory=Match)
+    groups: Sequence[str] = ()
     resolved: Resolved | None = None
     plan: Plan = field(default_factory=lambda: Plan((), (), ()))
     leftover: Leftover | None = None

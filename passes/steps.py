@@ -10,7 +10,9 @@ from opskip_compile.passes.analysis.match import as_layer, match_operators, matc
 from opskip_compile.passes.analysis.operators import Match
 from opskip_compile.passes.analysis.plan import make_plan
 from opskip_compile.passes.analysis.remaining import Leftover
+from opskip_compile.passes.analysis.split_heads import why_spread
 from opskip_compile.passes.normalize.cleanup import remove_dead
+from opskip_compile.passes.normalize.collectives import drop_idle_checks, exchanged_in, lift_collectives
 from opskip_compile.passes.normalize.flex import lift_flex
 from opskip_compile.passes.normalize.functionalize import write_out_of_place
 from opskip_compile.passes.normalize.packages import lift_packages
@@ -49,7 +51,7 @@ NOTHING_TO_SKIP = Refusal(Why.NOTHING_TO_SKIP, "the schedule skips nothing here"
 def normalize(state: State) -> int:
     """One form for what models write in several ways."""
     graph = state.graph
-    changed = write_out_of_place(graph) + add_unflattened(graph) + lift_packages(graph)
+    changed = write_out_of_place(graph) + add_unflattened(graph) + lift_packages(graph) + lift_collectives(graph)
     return changed + lift_flex(state.module, graph) + remove_dead(graph)
 
 
@@ -88,7 +90,11 @@ def match(state: State) -> int:
         matched = as_layer(matched, *options.layer)
     elif matched.operators and matched.num_layers == options.num_layers:
         matched.doubt = None
+    spread = why_spread(state.graph) if matched.doubt is not None or not matched.operators else None
+    if spread is not None:
+        matched = Match(doubt=spread)
     state.match = matched
+    state.groups = exchanged_in(node for operator in matched.everything() for node in operator.region)
     if not matched.operators:
         state.refusal = matched.doubt or NO_OPERATOR
     return 0
@@ -118,7 +124,7 @@ def plan(state: State) -> int:
 def insert(state: State) -> int:
     """The definition of skipping, for each operator of the plan."""
     assert state.source is not None
-    state.row_sets = insert_skips(state.graph, state.plan, state.source)
+    state.row_sets = insert_skips(state.graph, state.plan, state.source, state.groups)
     return len(state.plan.skips)
 
 
@@ -126,6 +132,7 @@ def push_down(state: State) -> int:
     """Every selection towards the inputs."""
     pushdown = _pushdown(state)
     state.stops = tuple(pushdown.run())
+    drop_idle_checks(state.graph)
     return pushdown.pushed
 
 

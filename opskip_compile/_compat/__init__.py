@@ -19,6 +19,7 @@ from opskip_compile._compat.accelerate import (
     without_checkpointing,
     without_hooks,
 )
+from opskip_compile._compat.collectives import is_collective
 from opskip_compile._compat.dynamo import (
     any_size,
     compile_seconds,
@@ -69,7 +70,7 @@ from opskip_compile._compat.models import (
     traceable_collector,
 )
 from opskip_compile._compat.modes import dispatch_modes_are_on, under_modes, without_modes
-from opskip_compile._compat.operations import is_collective, is_higher_order, is_overload, is_packet
+from opskip_compile._compat.operations import is_higher_order, is_overload, is_packet
 from opskip_compile._compat.patches import Patch, torch_is_older_than
 from opskip_compile._compat.regions import REGION, invoke_region
 from opskip_compile._compat.shapes import known_at_least, same_size, size_hint, unbacked_size

@@ -90,12 +90,6 @@ def qualified_name(target: Any) -> tuple[str, str]:
     return namespace, name
 
 
-def is_collective(target: object) -> bool:
-    """True for an operation in which several processes take part, in the form in which Dynamo captures it."""
-    known = is_overload(target) or is_packet(target)
-    return known and qualified_name(target)[0] in ("_c10d_functional", "_c10d_functional_autograd", "c10d_functional")
-
-
 def aten_packet(name: str) -> Any:
     """``torch.ops.aten.NAME``, or None if aten has no such operation."""
     return getattr(torch.ops.aten, name, None) if name and not name.startswith("__") else None

@@ -13,7 +13,11 @@ from torch import fx
 from opskip_compile import _compat
 from opskip_compile.backend.entry import opskip
 
-_UNDER_MODES = {"lower": "eager", "regions": False}  # a mode sees each operation, and need not know of regions
+_UNDER_MODES = {
+    "lower": "eager",
+    "regions": False,
+    "alone": True,
+}  # a mode sees each operation, and need not know of regions
 
 
 class _Here(threading.local):

@@ -27,6 +27,7 @@ OTHER_ATTENTION = (
 READ = "opskip_compile.last_report() names the nodes and the lines of the model that they stand for"
 NOTHING = "No way to compile such a model skips anything"
 REGIONS = "Compile the layers without nested regions"
+NO_GRADIENTS = "Call the model under torch.no_grad(), as generate() does"
 CHECKPOINTS = "opskip_compile.compile(model) puts its code inside of activation checkpoints; leave nested regions out"
 
 
@@ -44,6 +45,8 @@ def not_skipped(reason: str, why: Why | None, settings: Settings) -> str:
 def _advice(why: Why | None, settings: Settings) -> str:
     if why in (Why.ENCODER, Why.CROSS_ATTENTION):
         return NOTHING
+    if why is Why.SPREAD:
+        return NO_GRADIENTS
     if why is Why.NESTED:
         return REGIONS if settings.in_place else CHECKPOINTS
     if why not in (None, Why.PART, Why.UNCERTAIN_LAYERS):

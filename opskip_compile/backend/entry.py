@@ -19,13 +19,13 @@ import torch
 from torch import fx
 
 from opskip_compile import _compat
-from opskip_compile.backend import capture, dump, handoff, images, lowering
+from opskip_compile.backend import agreement, capture, dump, handoff, images, lowering
 from opskip_compile.backend.advice import ALONE, not_skipped
 from opskip_compile.backend.decode_only import say_decode_only
 from opskip_compile.backend.reports import REPORTS
 from opskip_compile.backend.resolve import in_encoder_decoder, in_text_model, resolve_schedule
 from opskip_compile.backend.settings import Settings
-from opskip_compile.errors import NothingSkippedWarning, OpSkipError
+from opskip_compile.errors import NothingSkippedWarning, OpSkipError, RewriteError
 from opskip_compile.passes.marks import MARKS
 from opskip_compile.passes.pipeline import Rewritten, rewrite
 from opskip_compile.passes.refusal import Why
@@ -63,6 +63,26 @@ def opskip(
     settings = Settings.parse(options, mode)
     capture.reinstall()
     captured = gm.graph
+    told = agreement.Told() if settings.dry_run or settings.alone else agreement.Told.of(captured)
+    try:
+        run = _compiled(gm, example_inputs, settings, told)
+    except Exception as error:
+        if not _compat.steers_dynamo(error):
+            told.fails(error)
+        raise
+    if told.is_agreed():
+        return run
+    if settings.strict:
+        raise RewriteError(agreement.DIFFERENT)
+    gm.graph = captured
+    failed = _failed(agreement.DIFFERENT, captured)
+    _carry_out(REPORTS.all()[-1].number, failed)
+    return _finish(gm, example_inputs, settings)
+
+
+def _compiled(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: Settings, told: agreement.Told) -> Compiled:
+    """The graph rewritten and lowered; ``told`` learns what it exchanges with other processes."""
+    captured = gm.graph
     marked = handoff.marked_position(captured, example_inputs)
     mark = None if marked is None else MARKS.get(example_inputs[marked])
     result: Rewritten | None = None
@@ -94,6 +114,7 @@ def opskip(
         return _stopping(report) if marked is None else handoff.taking_up(_stopping(report), marked)
     if result is None:
         return _finish(gm, example_inputs, settings)
+    told.rewritten(result.graph, result.state.groups)
     try:
         run = _lower(gm, example_inputs, result, report, settings, marked)
         return run if settings.in_place else _with_images(run, captured, report, settings)
@@ -105,9 +126,15 @@ def opskip(
             raise
         gm.graph = captured
         failed = _failed(f"the rewritten graph can't be lowered: {type(error).__name__}: {error}", captured)
-        changed = {"refusal": failed.refusal, "operators": (), "nodes_after": failed.nodes_after}
-        REPORTS.change(report.number, lambda report: replace(report, **changed))  # type: ignore[arg-type]
+        _carry_out(report.number, failed)
+        told.does = agreement.DENSE
         return _finish(gm, example_inputs, settings)
+
+
+def _carry_out(number: int, failed: Report) -> None:
+    """Let the report of a graph say that it is lowered as it was captured."""
+    changed = {"refusal": failed.refusal, "operators": (), "nodes_after": failed.nodes_after}
+    REPORTS.change(number, lambda report: replace(report, **changed))  # type: ignore[arg-type]
 
 
 def _asked(settings: Settings, marked: int | None, inputs: Sequence[Any]) -> Options:
@@ -142,7 +169,7 @@ def _failed(reason: str, captured: fx.Graph) -> Report:
 
 
 UNUSED = "no decoder in the graphs after it could be matched, or it was compiled for a prompt without images first"
-_SAID = frozenset({Why.ENCODER, Why.CROSS_ATTENTION, Why.PART_WITHOUT_ROWS, Why.NESTED})
+_SAID = frozenset({Why.ENCODER, Why.CROSS_ATTENTION, Why.PART_WITHOUT_ROWS, Why.NESTED, Why.SPREAD})
 
 
 def _lower(

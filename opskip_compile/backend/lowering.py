@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from torch import fx
 
 from opskip_compile import _compat
-from opskip_compile.passes import flex, packages, runtime
+from opskip_compile.passes import collectives, flex, packages, runtime
 from opskip_compile.passes.tune import causal_attention
 
-FUNCTIONS = (
+FUNCTIONS: tuple[Callable[..., Any], ...] = (
     runtime.select_rows,
     runtime.scatter_rows,
     runtime.select_packed,
@@ -24,6 +25,7 @@ FUNCTIONS = (
     causal_attention.is_causal,
     packages.attend_by_package,
     flex.attend_by_flex,
+    *collectives.EXCHANGES,
 )
 
 
@@ -43,6 +45,6 @@ def config(graph: fx.Graph) -> dict[str, Any]:
 def _version() -> str:
     """Changes with the code of `FUNCTIONS` and with what mends Inductor: no code from before is taken from a cache."""
     digest = hashlib.sha256()
-    for module in (*_compat.lowering_sources(), causal_attention, flex, packages, runtime):
+    for module in (*_compat.lowering_sources(), causal_attention, collectives, flex, packages, runtime):
         digest.update(inspect.getsource(module).encode())
     return digest.hexdigest()

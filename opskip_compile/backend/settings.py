@@ -46,6 +46,8 @@ class Settings:
             it holds all of them. `opskip_compile.compile` sets it.
         in_place: the model was compiled by `opskip_compile.compile`, which sets it: what a user is told is another.
         attention: transformers' name of the decoder's attention, for advice. `opskip_compile.compile` sets it.
+        alone: this process may compile what the others of its group have compiled before: it counts FLOPs. They are not
+            asked (`agreement`). `opskip_compile.compile` sets it.
         inductor: Inductor config patches (from ``mode`` and from every option that is an Inductor config key).
     """
 
@@ -64,6 +66,7 @@ class Settings:
     num_layers: int | None = None
     in_place: bool = False
     attention: str | None = None
+    alone: bool = False
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -89,7 +92,7 @@ class Settings:
         num_layers = options.pop("num_layers", None)
         if num_layers is not None and (type(num_layers) is not int or num_layers < 1):
             raise OptionError(f"options.num_layers: must be a number of layers, not {num_layers!r}")
-        in_place = options.pop("in_place", False)
+        in_place, alone = options.pop("in_place", False), options.pop("alone", False)
         attention = options.pop("attention", None)
         if not isinstance(attention, str | None):
             raise OptionError(f"options.attention: must be a name, not {attention!r}")
@@ -122,6 +125,7 @@ class Settings:
             num_layers=num_layers,
             in_place=bool(in_place),
             attention=attention,
+            alone=bool(alone),
             inductor={**_mode_options(mode), **_inductor_options(options)},
         )
 

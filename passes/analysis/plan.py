@@ -5,6 +5,7 @@ Nothing is rewritten here. Every (layer, operator) that the schedule names gets 
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 from torch import fx
@@ -16,13 +17,13 @@ from opskip_compile.passes.analysis.scored import (
     LEVEL_LATE,
     Scored,
     before_layers,
-    is_split,
     late_nodes,
     level_known,
     scored_attentions,
     unscored_attentions,
     why_unscored,
 )
+from opskip_compile.passes.analysis.split_heads import group_of_heads
 from opskip_compile.passes.ops import is_inplace, mutated_nodes, name_of, tensor
 from opskip_compile.passes.refusal import Refusal, Why
 from opskip_compile.schedule.chooser import Chooser
@@ -64,6 +65,7 @@ class Plan:
     Attributes:
         attentions: those that give the scores of keep shares.
         levels: how each prompt finds its level; None if the schedule has none.
+        heads: the group of processes each of which has a part of the heads of these attentions; empty if all are here.
     """
 
     states: tuple[LayerStates, ...]
@@ -71,6 +73,13 @@ class Plan:
     misses: tuple[Refusal, ...]
     attentions: tuple[Scored, ...] = ()
     levels: Choosing | None = None
+    heads: str = ""
+
+    @property
+    def number(self) -> int:
+        """Stands for all skips; the same in every process."""
+        text = " ".join(f"{skip.operator.name}:{skip.left_out}" for skip in self.skips)
+        return zlib.crc32(text.encode())
 
 
 def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
@@ -89,7 +98,7 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
     keeps = any(left_out.chooses for state in states for left_out in (state.attention, state.ffn) if left_out)
     attentions = scored_attentions(match, source) if keeps else ()
     unscored = unscored_attentions(attentions, source) if keeps else ()
-    split = keeps and is_split(source.root.graph)
+    heads = group_of_heads(source.root.graph, match, attentions) if keeps else ""
     leveled = bool(schedule.levels) and level_known(match, attentions, order, known)
     for layer, state in enumerate(states):
         for kind, left_out in (("attention", state.attention), ("ffn", state.ffn)):
@@ -104,7 +113,7 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
             for operator in operators:
                 unsafe = _unsafe(operator, source, order, known, mutated)
                 if unsafe is None and left_out.chooses:
-                    unsafe = why_unscored(operator, match, attentions, unscored, order, known, split)
+                    unsafe = why_unscored(operator, match, attentions, unscored, order, known, heads is None)
                 if unsafe is None and left_out.shares and not leveled:
                     unsafe = LEVEL_LATE
                 if unsafe is None:
@@ -119,7 +128,7 @@ def make_plan(match: Match, schedule: Schedule, source: RowSource) -> Plan:
         first = min((node for operator in match.everything() for node in operator.region), key=order.__getitem__)
         late = late_nodes(attentions[0], order, order[first]) or ()
         levels = Choosing(schedule.chooser, schedule.digest, before_layers(match, order), first, late)
-    return Plan(states, tuple(skips), tuple(misses), attentions, levels)
+    return Plan(states, tuple(skips), tuple(misses), attentions, levels, heads or "")
 
 
 def _unsafe(

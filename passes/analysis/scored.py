@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from opskip_compile._compat import is_collective, same_size
+from opskip_compile._compat import same_size
 from opskip_compile.passes.analysis.locate import RowSource
 from opskip_compile.passes.analysis.operators import Match, Operator
 from opskip_compile.passes.ops import Call, argument, call_of, is_inplace, name_of, op_name, operand, tensor
@@ -24,8 +24,8 @@ NO_SCORES = (
 )
 PARTLY = "its critical rows can't be told: an attention before it has keys or a mask in which theirs can't be found"
 SPLIT = (
-    "its critical rows can't be told: the graph exchanges values with other processes, each of which may have only a "
-    "part of the heads, and all of them have to choose the same rows"
+    "its critical rows can't be told: the graph exchanges values with other processes, and the weights of an attention "
+    "do not tell which of them have the other heads (a DTensor does); all of them have to choose the same rows"
 )
 _SDPA, _PAGED, _PACKAGE = "scaled_dot_product_attention", "opskip::paged_attention", "opskip::attend_by_package"
 # How models give several heads of queries the same keys.
@@ -190,11 +190,6 @@ def late_nodes(each: Scored, order: Mapping[fx.Node, int], first: int) -> tuple[
     return tuple(late)
 
 
-def is_split(graph: fx.Graph) -> bool:
-    """True if several processes take part in a graph, so that each may have only a part of the heads."""
-    return any(is_collective(node.target) for node in graph.nodes)
-
-
 def last_scored(operator: Operator) -> int:
     """The last layer whose attention is known when the rows of ``operator`` are chosen."""
     return operator.layer - (operator.kind == "attention")
@@ -216,7 +211,7 @@ def why_unscored(
         unscored: of `unscored_attentions`.
         order: number of each node.
         known: the number of the node after which the visual rows are known.
-        split: of `is_split`.
+        split: the heads are with several processes, and it is not known which.
     """
     if match.only is not None:
         return LAYER_ALONE

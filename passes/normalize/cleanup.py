@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from opskip_compile._compat import keep_dynamo
+from opskip_compile.passes.collectives import OF_ALL, SAME_ROWS
 from opskip_compile.passes.levels import LEVELS
 from opskip_compile.passes.ops import Trait, having, is_inplace, known_operations, op_name
 from opskip_compile.passes.runtime import KEPT_ROWS, PACKED_ROWS, SCATTERING, SELECTING, causal_mask
@@ -12,7 +13,9 @@ from opskip_compile.passes.scores import SCORING
 
 # Exported programs check the data type of every cast: what the trace has shown already.
 _NOISE = ("_log_api_usage_once", "_assert_tensor_metadata.default")
-_OURS = frozenset({causal_mask, KEPT_ROWS, PACKED_ROWS, *SCATTERING, *SELECTING}) | SCORING | LEVELS
+_OURS = (
+    frozenset({causal_mask, KEPT_ROWS, PACKED_ROWS, *SCATTERING, *SELECTING}) | SCORING | LEVELS | {OF_ALL, SAME_ROWS}
+)
 
 
 def is_removable(node: fx.Node) -> bool:

@@ -68,6 +68,12 @@ def _pure(call: Call) -> Pure | None:
         if value.dim() > index.dim() + base.dim() - 1:  # index_put wants no leading dimensions of size 1
             return None
         return "call_method", "index_put", ((call["input"], (call["index"],), call["value"]), {})
+    if call.operation.name == "copy":
+        other = tensor(call["other"])
+        fits = other is not None and other.dtype == base.dtype and same_sizes(call["input"], call["other"])
+        if not fits or not _keeps_layout(call, base):
+            return None
+        return "call_method", "clone", ((call["other"],), {"memory_format": torch.contiguous_format})
     if call.operation.name != "scatter" and Trait.POINTWISE not in call.operation.traits:
         return None
     if not _keeps_type(call, base) or (Trait.LOGICAL in call.operation.traits and base.dtype != torch.bool):

@@ -4,7 +4,7 @@ One entry an operation, whatever its spelling: `table` leads from a node to its 
 `memory` says what it writes to and shares, `families` are the kinds of rules, and the other files hold the entries.
 """
 
-from opskip_compile.passes.ops import attention, elementwise, indexing, ours, reductions, shapes
+from opskip_compile.passes.ops import attention, collectives, elementwise, indexing, ours, reductions, shapes
 from opskip_compile.passes.ops.memory import effects, is_inplace, mutated_nodes
 from opskip_compile.passes.ops.operation import Call, Dims, Operation, Trait, shape, tensor
 from opskip_compile.passes.ops.table import (
@@ -34,6 +34,7 @@ __all__ = [
     "attention",
     "attention_kernels",
     "call_of",
+    "collectives",
     "declare",
     "effects",
     "elementwise",

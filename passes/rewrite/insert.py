@@ -6,6 +6,7 @@ This alone gives the oracle's result; it saves nothing yet, because ``f(h)`` is 
 from __future__ import annotations
 
 import operator as op
+from collections.abc import Sequence
 
 import torch
 from torch import fx
@@ -18,9 +19,12 @@ from opskip_compile.passes.rewrite.row_sets import RowSets
 from opskip_compile.passes.rewrite.selection import RowSet, copy_origin
 
 
-def insert_skips(graph: fx.Graph, plan: Plan, source: RowSource) -> dict[str, RowSet]:
-    """Replace the exit of every skipped operator by its definition; returns the row sets by name."""
-    sets = RowSets(graph, plan, source)
+def insert_skips(graph: fx.Graph, plan: Plan, source: RowSource, groups: Sequence[str] = ()) -> dict[str, RowSet]:
+    """Replace the exit of every skipped operator by its definition; returns the row sets by name.
+
+    ``groups`` are those of processes that exchange values in operators.
+    """
+    sets = RowSets(graph, plan, source, groups)
     by_exit: dict[fx.Node, list[Skip]] = {}
     for skip in plan.skips:
         by_exit.setdefault(skip.operator.exit, []).append(skip)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator as op
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from opskip_compile._compat import same_size
 from opskip_compile.passes.analysis.locate import RowSource, row_mask
 from opskip_compile.passes.analysis.plan import Plan, Skip
 from opskip_compile.passes.analysis.scored import Scored, last_scored
+from opskip_compile.passes.collectives import OF_ALL, SAME_ROWS
 from opskip_compile.passes.graph.origin import Origin, captured_name, set_origin
 from opskip_compile.passes.graph.sizes import PACKED, PROBED
 from opskip_compile.passes.levels import CHOOSE_LEVEL, KEPT_BY_LEVEL
@@ -41,16 +43,21 @@ class RowSets:
         graph: gets their nodes.
         plan: the skips, and the attentions that give scores.
         source: of the visual rows, and of the room for those whose number is known before the graph runs.
+        groups: of processes that exchange values in operators, and compare their rows.
 
     Attributes:
         by_name: all of them.
     """
 
-    def __init__(self, graph: fx.Graph, plan: Plan, source: RowSource) -> None:
+    def __init__(self, graph: fx.Graph, plan: Plan, source: RowSource, groups: Sequence[str] = ()) -> None:
         self.by_name: dict[str, RowSet] = {}
         self._graph, self._mask, self._stream = graph, row_mask(graph, source), tensor(source.root)
-        self._rooms = source.rooms
+        self._rooms, self._heads = source.rooms, plan.heads
         self._last = list(graph.find_nodes(op="placeholder"))[-1] if self._mask.op == "placeholder" else self._mask
+        for group in groups:
+            self._mask = self._call(
+                SAME_ROWS, self._mask, plan.number, group, name="visual_rows_of_all", example=torch.bool
+            )
         for name in sorted({str(skip.left_out) for skip in plan.skips if not skip.left_out.chooses}):
             self.by_name[name] = self._whole(self._mask, name, name == "through_visual")
         keeping = [skip for skip in plan.skips if skip.left_out.chooses]
@@ -109,7 +116,8 @@ class RowSets:
             self._last = self._last if node is None else _later(self._graph, self._last, node)
         weights = [weight for row in chooser.weights for weight in row]
         settings = (weights, list(chooser.bias), list(chooser.gains), chooser.threshold, plan.levels.digest)
-        return self._call(CHOOSE_LEVEL, plan.levels.hidden, self._mask, *shown, *settings, name="level")
+        level = self._call(CHOOSE_LEVEL, plan.levels.hidden, self._mask, *shown, *settings, name="level")
+        return self._call(OF_ALL, level, False, self._heads, name="level_of_all") if self._heads else level
 
     def _score(self, plan: Plan, last: int) -> None:
         """The scores after each attention up to that of layer ``last``."""
@@ -151,6 +159,8 @@ class RowSets:
         operator, (count, most) = skip.operator, self._counts[left_out]
         scores = self._last = [node for layer, node in self._scores if layer <= last_scored(operator)][-1]
         made = Origin(operator.branch.name, rows=str(left_out))
+        if self._heads:
+            scores = self._call(OF_ALL, scores, True, self._heads, name=f"{scores.name}_of_all", origin=made)
         name = f"{left_out}_{operator.name}"
         packed = operator.kind == "ffn" and self._packs(left_out)
 

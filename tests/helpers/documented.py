@@ -101,6 +101,12 @@ def offline(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     from opskip_compile import _compat
 
     model, processor = loading.load(str(folder / "deep"), device="cpu")
+    config = transformers.AutoConfig.from_pretrained
+
+    def named(source: Any, **how: Any) -> Any:
+        return config(source, **how) if Path(source).exists() else model.config
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", named)
     for name, value in (("AutoModelForImageTextToText", model), ("AutoProcessor", processor)):
         given = type(name, (), {"from_pretrained": staticmethod(lambda hub, value=value, **how: value)})
         monkeypatch.setattr(transformers, name, given)

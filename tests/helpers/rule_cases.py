@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opskip_compile.passes.collectives import EXCHANGES, all_gather, all_reduce, reduce_scatter
+
 BOTH, ONE, THREE = (1, 3), (1,), (3,)
 sdpa = F.scaled_dot_product_attention
 
@@ -40,6 +42,16 @@ class Case:
 def flat(x: Tensor) -> Tensor:
     """One row for each token of a batch of one."""
     return x.reshape(x.shape[1], x.shape[2])
+
+
+for exchange in EXCHANGES:  # captured as the one call that `lift_collectives` makes of two
+    torch.compiler.allow_in_graph(exchange)
+ALONE = "0"  # the group of one process that the tests are in
+
+
+def scattered(x: Tensor, dim: int) -> Tensor:
+    """As PyTorch writes it: parts along ``dim``, put one after the other along dimension 0, which are handed out."""
+    return reduce_scatter(torch.cat(torch.chunk(x, 1, dim=dim)), "sum", 1, ALONE)
 
 
 ATTENTION = "BHSD BHKD BHKD"
@@ -187,6 +199,11 @@ PUSHED = (
     Case("scatter_add", lambda x: x.scatter_add(2, x.argsort(-1)[..., :3], x.cos())),
     Case("take_along_dim", lambda x: x.take_along_dim(x.argsort(-1), -1), batches=THREE),
     Case("dropout", lambda x: F.dropout(x, p=0.0)),
+    # Exchanges between processes.
+    Case("opskip::all_reduce", lambda x: all_reduce(x, "sum", ALONE)),
+    Case("opskip::all_reduce", lambda x: all_reduce(x, "max", ALONE), "BHSD", dim=2),
+    Case("opskip::reduce_scatter chunk cat", partial(scattered, dim=-1), batches=ONE),
+    Case("opskip::all_gather", lambda x: all_gather(x, 1, ALONE), batches=ONE),
 )
 
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {

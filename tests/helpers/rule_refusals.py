@@ -7,7 +7,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from opskip_compile.passes.collectives import all_gather, all_reduce, reduce_scatter
 from tests.helpers.rule_cases import (
+    ALONE,
     ATTENTION,
     NO_BATCH,
     NOTHING,
@@ -19,6 +21,7 @@ from tests.helpers.rule_cases import (
     VIEW,
     Case,
     flat,
+    scattered,
     sdpa,
 )
 
@@ -167,5 +170,16 @@ DECLINED = (
     Case(SDPA, sdpa, f"{ATTENTION} b:SK", 2, THREE, reason=NO_BATCH),
     Case(SDPA, partial(sdpa, is_causal=True), "BSW BSW BSW", reason="is_causal without a dimension of heads"),
     Case("add", lambda x, y: x + y, "BSW SW", reason=NO_BATCH, batches=THREE),
+    Case("opskip::all_reduce", lambda x: all_reduce(x, "sum", ALONE), "1SW", reason=NOTHING, batches=THREE),
+    *(
+        Case(name, exchange, shapes, dim, batches, "the processes exchange rows")
+        for name, exchange in {
+            "opskip::reduce_scatter": partial(scattered, dim=-1),
+            "opskip::all_gather": lambda x: all_gather(x, 1, ALONE),
+        }.items()
+        for shapes, dim, batches in (("BSW", 1, THREE), ("SW", 0, ONE))
+    ),
+    Case("opskip::reduce_scatter", partial(scattered, dim=1), reason="the processes exchange rows"),
+    Case("opskip::reduce_scatter", lambda x: reduce_scatter(x, "sum", 1, ALONE), reason="the processes exchange rows"),
     *(Case(n, f, " ".join(["1SW"] * k), reason=NOTHING, batches=THREE) for n, (k, f) in POINTWISE.items()),
 )

@@ -3,9 +3,11 @@ its reason where it is not; the numbers are the full result's rows in both cases
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from opskip_compile.integrations.vllm import operations as of_vllm
 from opskip_compile.passes.ops import known_operations
@@ -47,6 +49,15 @@ def params(table: tuple[Case, ...]) -> list[object]:
         for i, case in enumerate(table)
         for batch in case.batches
     ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A group of this process alone, for the exchanges."""
+    meet = tmp_path_factory.mktemp("alone") / "meet"
+    distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,45 @@
+"""Plans of tensor parallelism for models of transformers that bring none for their decoder layers.
+
+In transformers 5.17 to 5.24 the plan of dense Qwen3-VL names its last linear layer, and its embedding at most. With
+``tp_plan="auto"`` every process then computes the whole decoder. Its layers are written as those of Qwen3, so the plan
+of that model fits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opskip_compile.errors import OpSkipError
+
+_LAYER = {
+    "self_attn.q_proj": "colwise",
+    "self_attn.k_proj": "colwise",
+    "self_attn.v_proj": "colwise",
+    "self_attn.q_norm": "replicated_with_grad_allreduce",
+    "self_attn.k_norm": "replicated_with_grad_allreduce",
+    "self_attn.o_proj": "rowwise",
+    "mlp.gate_proj": "colwise",
+    "mlp.up_proj": "colwise",
+    "mlp.down_proj": "rowwise",
+}
+_PLANS = {"qwen3_vl": {f"model.language_model.layers.*.{name}": style for name, style in _LAYER.items()}}
+
+
+def tensor_parallel_plan(config: Any) -> dict[str, str] | str:
+    """The ``tp_plan`` for ``transformers.distributed.DistributedConfig`` that splits the decoder layers of a model.
+
+    Args:
+        config: of the whole model, a ``PreTrainedConfig``.
+
+    Returns:
+        ``"auto"`` where transformers has such a plan itself; else rules that are added to its own.
+
+    Raises:
+        OpSkipError: neither transformers nor this package has a plan for the model.
+    """
+    own = getattr(config.get_text_config(), "base_model_tp_plan", None) or {}
+    if any(name.startswith("layers.") for name in own):
+        return "auto"
+    if config.model_type not in _PLANS:
+        raise OpSkipError(f"tensor_parallel_plan: no plan for the decoder layers of {config.model_type!r}")
+    return dict(_PLANS[config.model_type])

@@ -1,0 +1,141 @@
+"""Decoders that transformers splits among processes: the rewritten ones equal the oracle of the whole dense model."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import opskip_compile as opskip
+from opskip_compile.passes.analysis.split_heads import SPREAD
+from tests.helpers.families import FAMILIES, UNEVEN, Family, visual_mask
+from tests.helpers.leveled import leveled
+from tests.helpers.own_decoder import EAGER
+from tests.helpers.processes import bytes_in_decoder, several, split_model, with_heads
+
+pytestmark = pytest.mark.usefixtures("fresh")
+LAYERS = 3
+
+
+def in_process(
+    rank: int, family: Family, folder: Path, specs: tuple[str, ...], options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What one process finds, with each of the schedules."""
+    model, inputs, found = split_model(family, folder), family.inputs(UNEVEN), []
+    for spec in specs:
+        opskip.compile(model, spec, options=dict(options))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", opskip.NothingSkippedWarning)
+            logits = model(**inputs).logits
+        report = opskip.last_report()
+        found.append(
+            {
+                "logits": logits,
+                "flops": (report.flops_before, report.flops_after),
+                "bytes": bytes_in_decoder(model, inputs),
+                "said": [str(each.message) for each in said if each.category is opskip.NothingSkippedWarning],
+            }
+        )
+    return found
+
+
+def assert_equal_to_oracle(
+    name: str, folder: Path, processes: int, specs: tuple[str, ...], options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Every process gives the oracle's logits, and all the same; returns the findings of one, by schedule."""
+    family = with_heads(name)
+    model, inputs = family.build(LAYERS), family.inputs(UNEVEN)
+    model.save_pretrained(folder)
+    shown = inputs["attention_mask"].bool()
+    dense = model(**inputs).logits[shown]
+    by_process = several(in_process, processes, family, folder, specs, options)
+    for spec, found in zip(specs, zip(*by_process, strict=True), strict=True):
+        with opskip.oracle(model, opskip.Schedule.from_spec(spec), visual_mask(inputs)):
+            want = model(**inputs).logits[shown]
+        assert spec == "none" or (want - dense).abs().max() > 1e-2
+        whole = opskip.explain(model, inputs, spec)
+        for each in found:
+            torch.testing.assert_close(each["logits"][shown], want, rtol=1e-4, atol=1e-5)
+            assert torch.equal(each["logits"], found[0]["logits"])
+            assert (each["said"], each["bytes"]) == ([], found[0]["bytes"])
+            assert tuple(processes * flops for flops in each["flops"]) == (whole.flops_before, whole.flops_after)
+    return by_process[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [("llava", "silent:1-2"), ("qwen2_5_vl", "attend:0 transform:2"), ("internvl", "silent@keep=0.4:1-2")],
+)
+def test_two_processes(name: str, spec: str, tmp_path: Path) -> None:
+    (found,) = assert_equal_to_oracle(name, tmp_path, 2, (spec,), EAGER)
+    rows = with_heads(name).inputs(UNEVEN)["input_ids"].shape[1]
+    assert found["bytes"]["all_reduce"] < 2 * LAYERS * 2 * rows * 32 * 4
+
+
+def test_bytes_fall_with_the_rows(tmp_path: Path) -> None:
+    """Each layer has two sums over processes; of skipped operators they are those of the kept rows."""
+    dense, silent = assert_equal_to_oracle("qwen3_vl", tmp_path, 2, ("none", "silent:all"), EAGER)
+    visual = visual_mask(with_heads("qwen3_vl").inputs(UNEVEN))
+    rows, kept = visual.shape[1], int((~visual).sum(1).max())
+    assert dense["bytes"] == {"all_reduce": 2 * LAYERS * 2 * rows * 32 * 4}
+    assert silent["bytes"] == {"all_reduce": 2 * LAYERS * 2 * kept * 32 * 4, "all_gather": 5 * 8}  # and the comparison
+
+
+def test_four_processes(tmp_path: Path) -> None:
+    assert_equal_to_oracle("qwen3_vl", tmp_path, 4, ("silent@keep=0.4:1-2",), EAGER)
+
+
+def with_levels(rank: int, family: Family, folder: Path, schedule: opskip.Schedule) -> tuple[Any, tuple[int, ...], int]:
+    model = opskip.compile(split_model(family, folder), schedule, options=dict(EAGER))
+    return model(**family.inputs(UNEVEN)).logits, opskip.last_report().levels, len(opskip.last_report().skipped)
+
+
+def test_prompts_have_the_same_level_in_all_processes(tmp_path: Path) -> None:
+    family = with_heads("llava")
+    model, inputs = family.build(LAYERS), family.inputs(UNEVEN)
+    model.save_pretrained(tmp_path)
+    schedule = leveled("none", "silent@keep=0.25:1-2", threshold=1000.0, num_layers=LAYERS)
+    with opskip.oracle(model, schedule, visual_mask(inputs)):
+        want = model(**inputs).logits
+    shown = inputs["attention_mask"].bool()
+    for logits, levels, skipped in several(with_levels, 2, family, tmp_path, schedule):
+        torch.testing.assert_close(logits[shown], want[shown], rtol=1e-4, atol=1e-5)
+        assert (levels, skipped) == ((1, 1), 4)
+
+
+def with_gradients(rank: int, family: Family, folder: Path) -> tuple[Any, str, list[str]]:
+    model, inputs = split_model(family, folder), family.inputs(UNEVEN)
+    opskip.compile(model, "silent:1", options=dict(EAGER))
+    with torch.enable_grad(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", opskip.NothingSkippedWarning)
+        logits = model(**inputs).logits.detach()
+    return logits, opskip.last_report().reason, [str(each.message) for each in said]
+
+
+def test_with_gradients_it_is_dense_and_says_what_to_do(tmp_path: Path) -> None:
+    """transformers then computes with DTensors."""
+    family = with_heads("llava")
+    model = family.build(2)
+    model.save_pretrained(tmp_path)
+    want = model(**family.inputs(UNEVEN)).logits
+    for logits, reason, said in several(with_gradients, 2, family, tmp_path):
+        torch.testing.assert_close(logits, want, rtol=1e-4, atol=1e-5)
+        assert reason == SPREAD.reason
+        assert any("torch.no_grad(), as generate() does" in text for text in said)
+
+
+def test_every_family_has_a_plan_for_its_layers() -> None:
+    plans = {name: opskip.tensor_parallel_plan(with_heads(name).config(2)) for name in FAMILIES}
+    assert {name for name, plan in plans.items() if plan == "auto"} == {"llava", "qwen2_5_vl", "internvl"}
+    assert plans["qwen3_vl"]["model.language_model.layers.*.mlp.down_proj"] == "rowwise"
+    with pytest.raises(opskip.OpSkipError, match="no plan for the decoder layers of 'blip-2'"):
+        opskip.tensor_parallel_plan(transformers.Blip2Config())
+
+
+@pytest.mark.inductor
+def test_inductor(tmp_path: Path) -> None:
+    assert_equal_to_oracle("llava", tmp_path, 2, ("silent@keep=0.4:1-2",), {})
