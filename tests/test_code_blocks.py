@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT, ROOT / "docs", ROOT / "examples", *(ROOT / "benchmarks").iterdir())
 PAGES = sorted(page for folder in FOLDERS for page in folder.glob("*.md") if "```" in page.read_text(encoding="utf-8"))
 LANGUAGES = {"python", "shell", "text", "{eval-rst}"}  # the last one is for the site, which is built strictly
-DEEP = {"README", "usage", "inspection", "several-devices"}  # pages whose ``model`` is one of 36 layers, for a preset or a late layer
+DEEP = {"README", "usage", "inspection", "several-devices"}  # their ``model`` has 36 layers, as presets have them
 INDENTED = re.compile(r"(?:^|\n)\n {4}\S")
 
 

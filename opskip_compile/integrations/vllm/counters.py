@@ -124,6 +124,6 @@ class Counters:
         """One line."""
         share = self.left_out / max(1, self.rows * 2 * len(self.states))
         return (
-            f"steps that skipped: {self.skipping}, other steps: {self.dense}; left out in the first: {self.left_out:,} rows "
-            f"of operators, {share:.1%} of all rows of all attentions and FFNs"
+            f"steps that skipped: {self.skipping}, other steps: {self.dense}; left out in the first: "
+            f"{self.left_out:,} rows of operators, {share:.1%} of all rows of all attentions and FFNs"
         )
