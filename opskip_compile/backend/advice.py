@@ -46,7 +46,7 @@ def _advice(why: Why | None, settings: Settings) -> str:
         return NOTHING
     if why is Why.NESTED:
         return REGIONS if settings.in_place else CHECKPOINTS
-    if why not in (None, Why.PART, Why.UNCERTAIN_LAYERS):
+    if why not in (None, Why.PART, Why.UNCERTAIN_LAYERS, Why.UNTOLD_ROWS):
         return READ
     if not settings.in_place:
         return COMPILE

@@ -23,9 +23,11 @@ from opskip_compile.backend import capture, dump, handoff, images, lowering
 from opskip_compile.backend.advice import ALONE, not_skipped
 from opskip_compile.backend.decode_only import say_decode_only
 from opskip_compile.backend.reports import REPORTS
-from opskip_compile.backend.resolve import in_encoder_decoder, in_text_model, resolve_schedule
+from opskip_compile.backend.resolve import asked_modalities, in_encoder_decoder, in_text_model, resolve_schedule
+from opskip_compile.backend.row_tokens import InputTokens, row_tokens, saying, with_modalities
 from opskip_compile.backend.settings import Settings
 from opskip_compile.errors import NothingSkippedWarning, OpSkipError
+from opskip_compile.passes.analysis.merges import RowTokens
 from opskip_compile.passes.marks import MARKS
 from opskip_compile.passes.pipeline import Rewritten, rewrite
 from opskip_compile.passes.refusal import Why
@@ -66,15 +68,18 @@ def opskip(
     marked = handoff.marked_position(captured, example_inputs)
     mark = None if marked is None else MARKS.get(example_inputs[marked])
     result: Rewritten | None = None
+    told = InputTokens(example_inputs)
     codes: list[tuple[str, str]] = []
     try:
+        tokens = row_tokens(captured, settings.modalities or asked_modalities(settings.schedule), told)
         result = rewrite(
             gm,
-            _asked(settings, marked, example_inputs),
+            _asked(settings, marked, example_inputs, tokens),
             observe=dump.collecting(codes) if settings.dump else None,
         )
         inputs = example_inputs if mark is None else [*example_inputs, mark.mask]
         report = make_report(result, inputs, _compat.recompile_reason())
+        report = replace(report, prompt=with_modalities(report.prompt, tokens))
     except (OpSkipError, Warning):
         raise
     except Exception as error:
@@ -96,6 +101,8 @@ def opskip(
         return _finish(gm, example_inputs, settings)
     try:
         run = _lower(gm, example_inputs, result, report, settings, marked)
+        run = told.checking(run, lambda: fx.GraphModule(gm, captured))
+        run = saying(run, captured, example_inputs)
         return run if settings.in_place else _with_images(run, captured, report, settings)
     except Exception as error:
         if _compat.steers_dynamo(error):
@@ -110,7 +117,7 @@ def opskip(
         return _finish(gm, example_inputs, settings)
 
 
-def _asked(settings: Settings, marked: int | None, inputs: Sequence[Any]) -> Options:
+def _asked(settings: Settings, marked: int | None, inputs: Sequence[Any], tokens: RowTokens) -> Options:
     """What the passes are asked for. What changes the last bits, or shares code, is left alone under gradients.
 
     Nor is the device asked for the form of a mask in code of which CUDA graphs are to be recorded.
@@ -120,7 +127,9 @@ def _asked(settings: Settings, marked: int | None, inputs: Sequence[Any]) -> Opt
         isinstance(value, torch.Tensor) and value.device.type != "cpu" for value in inputs
     )
     return Options(
-        resolve=lambda match, graph: resolve_schedule(settings.schedule, match, graph, settings.model_type),
+        resolve=lambda match, graph: resolve_schedule(
+            settings.schedule, match, graph, settings.model_type, settings.modalities
+        ),
         strict=settings.strict,
         share_rotary=settings.share_rotary,
         causal=settings.causal and plain and not recorded,
@@ -131,6 +140,7 @@ def _asked(settings: Settings, marked: int | None, inputs: Sequence[Any]) -> Opt
         layer=settings.layer,
         num_layers=settings.num_layers,
         mark_input=None if marked is None else lambda graph: handoff.add_mask_input(graph, marked),
+        tokens=tokens,
     )
 
 
@@ -142,7 +152,7 @@ def _failed(reason: str, captured: fx.Graph) -> Report:
 
 
 UNUSED = "no decoder in the graphs after it could be matched, or it was compiled for a prompt without images first"
-_SAID = frozenset({Why.ENCODER, Why.CROSS_ATTENTION, Why.PART_WITHOUT_ROWS, Why.NESTED})
+_SAID = frozenset({Why.UNTOLD_ROWS, Why.ENCODER, Why.CROSS_ATTENTION, Why.PART_WITHOUT_ROWS, Why.NESTED})
 
 
 def _lower(
