@@ -18,8 +18,10 @@ from opskip_compile import _compat
 from opskip_compile.attachment.around import PARTED, lifted
 from opskip_compile.attachment.attachment import ATTRIBUTE, Attachment
 from opskip_compile.attachment.decoder import decoder_of, layers_of
+from opskip_compile.attachment.say import say_other_modalities
 from opskip_compile.backend.entry import DecoderReached
 from opskip_compile.backend.reports import REPORTS
+from opskip_compile.backend.resolve import asked_modalities
 from opskip_compile.backend.settings import Settings
 from opskip_compile.errors import OpSkipError, OptionError
 from opskip_compile.passes.refusal import Refusal, Why
@@ -40,8 +42,9 @@ def compile(
     """Compile ``model`` in place with the ``opskip`` backend; ``model(...)`` and ``model.generate(...)`` use it.
 
     For a transformers model whose config names its image token, the text decoder is compiled and the rows of image
-    and video tokens are the visual rows. Any other module is compiled whole, and its own code has to name the rows
-    with `mark_visual`.
+    and video tokens are the visual rows; those of audio tokens where the schedule says so
+    (``"late:0.33 modalities=audio"``). Any other module is compiled whole, and its own code has to name the rows with
+    `mark_visual`.
 
     Args:
         model: the model.
@@ -59,12 +62,14 @@ def compile(
         OptionError, ScheduleError: bad options or a bad schedule, before anything is changed.
     """
     whole, model = model, _compat.inside_torch_compile(model)
-    decoder = decoder_of(model)
+    modalities = _modalities(schedule, kwargs)
+    decoder = decoder_of(model, modalities)
     if regional and (decoder is None or not layers_of(decoder)):
         raise OptionError(f"regional: {type(model).__name__} has no text decoder with a list of layers")
     if prefill_only and decoder is None:
         raise OptionError(f"prefill_only: {type(model).__name__} is compiled whole: it has no text decoder of its own")
-    options = _options(model, schedule, kwargs, decoder)
+    options = _options(model, schedule, kwargs, decoder, modalities)
+    say_other_modalities(model, modalities)
     remove(model)
     attachment = Attachment(model, decoder, options, kwargs, regional=regional, prefill_only=prefill_only)
     attachment.put_on()
@@ -113,11 +118,12 @@ def explain(
         args, named = (), dict(inputs)
     else:
         args, named = ((inputs,) if isinstance(inputs, Tensor) else tuple(inputs)), {}
-    given = {**(kwargs.pop("options", None) or {}), "lower": "eager", "dry_run": next(_RUNS)}
+    given = {**(kwargs.get("options") or {}), "lower": "eager", "dry_run": next(_RUNS)}
     model, earlier = _compat.inside_torch_compile(model), REPORTS.count
-    decoder = decoder_of(model)
-    options = _options(model, schedule, {**kwargs, "options": given}, decoder)
-    kwargs.pop("mode", None)
+    modalities = _modalities(schedule, kwargs)
+    decoder = decoder_of(model, modalities)
+    options = _options(model, schedule, {**kwargs, "options": given}, decoder, modalities)
+    kwargs = {name: value for name, value in kwargs.items() if name not in ("mode", "options")}
     with decompiled(model), lifted(decoder), _compat.unlimited_recompiles(), torch.no_grad():
         attachment = Attachment(model, decoder, options, kwargs)
         try:
@@ -178,11 +184,19 @@ def reports() -> tuple[Report, ...]:
     return REPORTS.all()
 
 
+def _modalities(schedule: Schedule | str | Mapping[str, Any] | None, kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Whose rows the schedule means, wherever it is given."""
+    if schedule is None:
+        schedule = (kwargs.get("options") or {}).get("schedule")
+    return asked_modalities(None if schedule is None else Schedule.of(schedule))
+
+
 def _options(
     model: nn.Module,
     schedule: Schedule | str | Mapping[str, Any] | None,
     kwargs: dict[str, Any],
     decoder: nn.Module | None,
+    modalities: tuple[str, ...],
 ) -> dict[str, Any]:
     """The backend's options, checked; what goes into them is taken out of ``kwargs``."""
     if "backend" in kwargs:
@@ -198,8 +212,13 @@ def _options(
     layers = [] if decoder is None else layers_of(decoder)
     if layers:
         options.setdefault("num_layers", len(layers))
+    if "modalities" in options:
+        raise OptionError(
+            "options.modalities: the schedule says whose rows are meant: schedule='late:0.33 modalities=all'"
+        )
     if decoder is not None:
         options["in_place"] = True
+        options["modalities"] = modalities
         options["attention"] = _compat.attention_implementation(getattr(decoder, "config", None))
     asked = Settings.parse(options, kwargs.get("mode"))
     if asked.schedule is not None and asked.num_layers is not None:

@@ -22,6 +22,8 @@ class Why(StrEnum):
     NO_ROWS = "no visual rows"
     PART_WITHOUT_ROWS = "a part of a decoder without visual rows"
     DECODER_WITHOUT_ROWS = "a decoder without visual rows"
+    OTHER_ROWS = "rows of other modalities"
+    UNTOLD_ROWS = "rows of a modality that can't be told"
     NO_OPERATOR = "no operator"
     NOTHING_TO_SKIP = "the schedule skips nothing"
     # The rows are known, but not where the operators are.

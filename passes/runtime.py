@@ -273,8 +273,13 @@ def name_rows(hidden_states: Tensor, visual_mask: Tensor, names: Sequence[str], 
     return mark_visual(hidden_states, visual_mask)
 
 
+def mark_deepstack(hidden_states: Tensor, visual_mask: Tensor) -> Tensor:
+    """`mark_visual` by a DeepStack decoder, which knows the rows of images and videos and no others."""
+    return mark_visual(hidden_states, visual_mask)
+
+
 SELECTING: tuple[Any, ...] = (select_rows, select_packed)
 SCATTERING: tuple[Any, ...] = (scatter_rows, scatter_packed)
-for function in (mark_visual, name_rows):
+for function in (mark_visual, name_rows, mark_deepstack):
     torch.compiler.allow_in_graph(function)  # type: ignore[no-untyped-call]
-NAMES_ROWS = frozenset({mark_visual, name_rows, VISUAL_ROWS})
+NAMES_ROWS = frozenset({mark_visual, name_rows, mark_deepstack, VISUAL_ROWS})

@@ -12,6 +12,7 @@ from enum import Enum
 from torch import fx
 
 from opskip_compile.passes.analysis.locate import RowSource
+from opskip_compile.passes.analysis.merges import RowTokens
 from opskip_compile.passes.analysis.operators import Match, Operator
 from opskip_compile.passes.analysis.plan import Plan
 from opskip_compile.passes.analysis.remaining import Leftover
@@ -56,6 +57,7 @@ class Options:
         is_decoder: True if the operators are known to belong to a model of text.
         layer: number and count, if the graph is known to hold one layer of a decoder.
         num_layers: layers of the decoder, if they are known.
+        tokens: tell whose features a graph merges.
     """
 
     resolve: Callable[[Match, fx.Graph], Resolved]
@@ -69,6 +71,7 @@ class Options:
     is_decoder: Callable[[Match], bool] | None = None
     layer: tuple[int, int] | None = None
     num_layers: int | None = None
+    tokens: RowTokens | None = None
 
 
 @dataclass

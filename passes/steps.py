@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from torch import fx
+
 from opskip_compile import _compat
 from opskip_compile.errors import RewriteError
 from opskip_compile.passes.analysis.cross_attention import ENCODER, crossing_without_rows
-from opskip_compile.passes.analysis.locate import locate_rows
+from opskip_compile.passes.analysis.locate import RowSource, locate_rows
 from opskip_compile.passes.analysis.match import as_layer, match_operators, matches_without_rows
+from opskip_compile.passes.analysis.merges import RowTokens
 from opskip_compile.passes.analysis.operators import Match
 from opskip_compile.passes.analysis.plan import make_plan
 from opskip_compile.passes.analysis.remaining import Leftover
@@ -18,7 +21,7 @@ from opskip_compile.passes.normalize.functionalize import write_out_of_place
 from opskip_compile.passes.normalize.packages import lift_packages
 from opskip_compile.passes.normalize.unflatten import add_unflattened
 from opskip_compile.passes.ops import tensor
-from opskip_compile.passes.refusal import Refusal, Why
+from opskip_compile.passes.refusal import Refusal, Refused, Why
 from opskip_compile.passes.rewrite.cancel import cancel as cancel_pairs
 from opskip_compile.passes.rewrite.cancel import cancel_around
 from opskip_compile.passes.rewrite.insert import insert_skips
@@ -57,17 +60,27 @@ def normalize(state: State) -> int:
 
 def locate(state: State) -> int:
     """Where the visual rows of the graph are named: by itself, or by an earlier graph of the same forward."""
-    graph, mark_input = state.graph, state.options.mark_input
-    source = locate_rows(graph)
-    if mark_input is not None and (source is None or source.kind == "masked_scatter"):
+    graph, mark_input, tokens = state.graph, state.options.mark_input, state.options.tokens
+    source = _located(graph, None, tokens)
+    if mark_input is not None and (not isinstance(source, RowSource) or source.kind == "masked_scatter"):
         marked = mark_input(graph)
-        source = locate_rows(graph, marked)
-        if marked is not None and (source is None or source.marked is None):
+        source = _located(graph, marked, tokens)
+        if marked is not None and (not isinstance(source, RowSource) or source.marked is None):
             graph.erase_node(marked[1])
-    if source is None:
-        state.refusal = crossing_without_rows(graph) or _without_rows(state) or NO_ROWS
-    state.source = source
+    if isinstance(source, RowSource):
+        state.source = source
+    else:
+        state.refusal = source or crossing_without_rows(graph) or _without_rows(state) or NO_ROWS
     return 0
+
+
+def _located(
+    graph: fx.Graph, marked: tuple[fx.Node, fx.Node] | None, tokens: RowTokens | None
+) -> RowSource | Refusal | None:
+    try:
+        return locate_rows(graph, marked, tokens)
+    except Refused as refused:
+        return refused.refusal if refused.node is None else refused.refusal.at(refused.node)
 
 
 def _without_rows(state: State) -> Refusal | None:

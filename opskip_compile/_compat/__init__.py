@@ -66,7 +66,9 @@ from opskip_compile._compat.models import (
     attention_implementation,
     cache_argument,
     caller_has_pixels,
+    expands_tokens,
     generating_with,
+    modules_on_stack,
     traceable_collector,
 )
 from opskip_compile._compat.modes import dispatch_modes_are_on, under_modes, without_modes
@@ -99,6 +101,7 @@ __all__ = [
     "compiles_of",
     "dispatch_modes_are_on",
     "emit_artifact",
+    "expands_tokens",
     "fake_mask_like",
     "flex_attention",
     "forget_backend",
@@ -127,6 +130,7 @@ __all__ = [
     "known_at_least",
     "lowering_sources",
     "memory_of",
+    "modules_on_stack",
     "never_traced",
     "not_on_compile_start",
     "on_compile_start",

@@ -22,6 +22,9 @@ DEEPSTACK_PARAMETERS = ("self", "hidden_states", "visual_pos_masks", "visual_emb
 ENCODED_PICTURES = "mm_encoder_outputs"
 """What ``generate`` hands over instead of pixels since transformers 5.23, where it encodes the pictures itself."""
 
+EXPANDING_METHOD = "_merge_input_ids_with_audio_features"
+"""The method by which Qwen2-Audio makes as many rows of one audio token as it has features."""
+
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 """Names of the argument that takes keys and values: transformers 5.24 renamed it, and takes the old name until 5.40."""
 
@@ -30,6 +33,17 @@ def cache_argument(forward: Callable[..., Any]) -> str:
     """The name by which ``forward``, of a model or of a layer, takes keys and values."""
     parameters = inspect.signature(forward).parameters
     return next((name for name in CACHE_ARGUMENTS if name in parameters), CACHE_ARGUMENTS[-1])
+
+
+def expands_tokens(module: nn.Module, mask: Tensor) -> bool:
+    """True if ``module`` makes many rows of one token in this forward, so that ``mask`` is not that of its decoder.
+
+    Qwen2-Audio does so where no two audio tokens of a batch stand side by side.
+
+    Args:
+        mask: bool ``(batch, sequence)``, where audio tokens stand.
+    """
+    return hasattr(module, EXPANDING_METHOD) and not bool((mask[:, :-1] & mask[:, 1:]).any())
 
 
 def attention_implementation(config: Any) -> str:
@@ -70,6 +84,19 @@ def generating_with(backends: Sequence[object]) -> nn.Module | None:
             return model if getattr(config, "backend", None) in backends and not compiled else None
         frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def modules_on_stack() -> Iterator[nn.Module]:
+    """The modules on this thread's stack, the innermost first: that of the frame which Dynamo compiles, and those whose
+    forwards have led to it."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        compiled = getattr(owner, "local_scope", None)  # of Dynamo's own OutputGraph: names of the frame it compiles
+        for value in compiled.values() if isinstance(compiled, dict) else (owner,):
+            if isinstance(value, nn.Module):
+                yield getattr(value, "_orig_mod", value)
+        frame = frame.f_back  # type: ignore[assignment]
 
 
 def caller_has_pixels() -> bool:

@@ -14,21 +14,24 @@ from opskip_compile.attachment import carrier
 from opskip_compile.attachment.around import Surroundings
 from opskip_compile.attachment.decoder import layers_of, modules_around
 from opskip_compile.attachment.forward import CompiledForward
-from opskip_compile.attachment.say import say_no_rows
+from opskip_compile.attachment.say import say_expanded, say_no_rows
 from opskip_compile.attachment.step import is_traced_step
 from opskip_compile.attachment.whole import CompiledCall
 from opskip_compile.backend import capture
+from opskip_compile.backend.row_tokens import NAMING
 from opskip_compile.backend.settings import Settings
 from opskip_compile.models.rows import embedded_mask, token_mask, visual_tokens, without_plain_tokens
 from opskip_compile.passes.marks import MARKS
 from opskip_compile.passes.row_counts import RowCounts
+from opskip_compile.schedule.modalities import VISUAL, tokens_by_modality
 
 ATTRIBUTE = "_opskip_compiled"
-PICTURES = ("pixel_values", _compat.ENCODED_PICTURES)  # how arguments begin that bring a prompt's pictures
+# How arguments begin that bring a prompt's pictures or sounds.
+PICTURES, SOUNDS = ("pixel_values", _compat.ENCODED_PICTURES), ("input_features", "input_values", "audio")
 
 
 def _is_given(value: object) -> bool:
-    """False for None, and for a dictionary that holds no pictures."""
+    """False for None, and for a dictionary that holds nothing."""
     return bool(value) if isinstance(value, Mapping) else value is not None
 
 
@@ -38,9 +41,11 @@ class ThreadState(threading.local):
     Attributes:
         mask: the visual mask of the prompt, bool ``(batch, sequence)``.
         rooms: what `RowCounts.count` says of it.
+        ids: the token ids of the prompt, if it has any.
     """
 
     mask: Tensor | None = None
+    ids: Tensor | None = None
     rooms: tuple[Tensor, ...] = ()
 
     def __reduce__(self) -> tuple[type[ThreadState], tuple[()]]:
@@ -74,8 +79,12 @@ class Attachment:
     ) -> None:
         self.model, self.decoder, self.prefill_only = model, decoder, prefill_only
         self.options, self.kwargs = options, kwargs
-        self.tokens = visual_tokens(model)
         settings = Settings.parse(options)
+        modalities = settings.modalities or VISUAL
+        self.tokens = visual_tokens(model, modalities)
+        known = tokens_by_modality(getattr(model, "config", None))
+        self._tokens_of = {name: tuple(known[name]) for name in modalities if name in known}
+        self._features = (*(PICTURES if {*VISUAL} & {*modalities} else ()), *(SOUNDS if "audio" in modalities else ()))
         self.row_counts = RowCounts.of(settings.schedule, settings.rows_multiple)
         self.here = ThreadState()
         self.handles: list[Any] = []
@@ -172,9 +181,12 @@ class Attachment:
             return
         ids = named.get("input_ids", args[0] if args else None)
         if ids is not None or module is self._outermost:  # an inner module may get embeddings of what the outer one got
-            self.here.mask = token_mask(ids, self.tokens)
-        pixels = any(_is_given(value) for name, value in named.items() if name.startswith(PICTURES))
-        if ids is None and self.here.mask is None and pixels:
+            self.here.mask, self.here.ids = token_mask(ids, self.tokens), ids
+        if self.here.mask is not None and _compat.expands_tokens(module, self.here.mask):
+            self.here.mask = None
+            say_expanded()
+        given = any(_is_given(value) for name, value in named.items() if name.startswith(self._features))
+        if ids is None and self.here.mask is None and given:
             self.here.mask = embedded_mask(named.get("inputs_embeds"), self.model, self.tokens)
             if self.here.mask is None and MARKS.get(named.get("inputs_embeds")) is None:
                 say_no_rows()
@@ -193,10 +205,20 @@ class Attachment:
             return
         self.here.rooms = self.row_counts.count(mask)
         self.here.mask = mask if self.here.rooms else None
+        NAMING.count = self._rows_by_modality if mark is None else None
+
+    def _rows_by_modality(self) -> dict[str, tuple[int, ...]]:
+        """The rows of each modality in each element, where token ids tell them."""
+        ids, mask = self.here.ids, self.here.mask
+        if ids is None or mask is None or ids.shape != mask.shape:
+            return {}
+        masks = {name: token_mask(ids, tokens) for name, tokens in self._tokens_of.items()}
+        there = {name: (found.to(mask.device) & mask) for name, found in masks.items() if found is not None}
+        return {name: tuple(found.sum(1).tolist()) for name, found in there.items()}
 
     @_compat.never_traced
     def _forget_rows(self) -> None:
-        self.here.mask, self.here.rooms = None, ()
+        self.here.mask, self.here.ids, self.here.rooms, NAMING.count = None, None, (), None
 
     # Copies.
 

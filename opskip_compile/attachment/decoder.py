@@ -6,11 +6,12 @@ from torch import nn
 
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.rows import visual_tokens
+from opskip_compile.schedule.modalities import VISUAL
 
 
-def decoder_of(model: nn.Module) -> nn.Module | None:
-    """The text decoder, if the model's config names the tokens of its visual rows."""
-    if not visual_tokens(model):
+def decoder_of(model: nn.Module, modalities: tuple[str, ...] = VISUAL) -> nn.Module | None:
+    """The text decoder, if the model's config names the tokens of the rows of these modalities."""
+    if not visual_tokens(model, modalities):
         return None
     configs = (getattr(model, "config", None), getattr(getattr(model, "config", None), "text_config", None))
     if any(getattr(config, "is_encoder_decoder", False) for config in configs):

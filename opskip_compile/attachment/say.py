@@ -15,6 +15,7 @@ from opskip_compile.errors import NothingSkippedWarning
 from opskip_compile.passes.marks import NOT_SKIPPED
 from opskip_compile.passes.refusal import Refusal, Why
 from opskip_compile.report.report import Report
+from opskip_compile.schedule.modalities import in_words, tokens_by_modality
 
 NOT_COMPILED = "opskip: this prompt runs dense and uncompiled: {why}. This is said once for each model."
 MARK = "Name the rows of its inputs_embeds with opskip_compile.mark_visual"
@@ -63,6 +64,25 @@ def say_other_rows(stream: str) -> None:
 
 
 def say_no_rows() -> None:
-    """There are pixels, and no row that could be theirs."""
-    why = "the forward got no input_ids, and no row of its inputs_embeds is the embedding of an image token"
+    """There are features, and no row that could be theirs."""
+    why = "the forward got no input_ids, and no row of its inputs_embeds is the embedding of an image or audio token"
     warnings.warn(NOT_SKIPPED.format(why=why, advice=MARK), NothingSkippedWarning, stacklevel=2)
+
+
+def say_expanded() -> None:
+    """The model makes many rows of one token, and hands on rows whose places its token ids don't tell."""
+    why = "the model's forward expands single audio tokens, so that its input_ids don't tell their rows"
+    advice = "Let its processor expand them: transformers' own does"
+    warnings.warn(NOT_SKIPPED.format(why=why, advice=advice), NothingSkippedWarning, stacklevel=2)
+
+
+def say_other_modalities(model: nn.Module, modalities: tuple[str, ...]) -> None:
+    """The config of ``model`` names tokens, but none of those whose rows the schedule means."""
+    there = tuple(tokens_by_modality(getattr(model, "config", None)))
+    if not there or not {*there}.isdisjoint(modalities):
+        return
+    text = (
+        f"opskip: nothing will be skipped: the schedule means rows of {in_words(modalities)}, and "
+        f"{type(model).__name__} has rows of {in_words(there)}. Put modalities={','.join(there)} into the schedule"
+    )
+    warnings.warn(text, NothingSkippedWarning, stacklevel=3)

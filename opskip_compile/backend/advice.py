@@ -49,7 +49,7 @@ def _advice(why: Why | None, settings: Settings) -> str:
         return NO_GRADIENTS
     if why is Why.NESTED:
         return REGIONS if settings.in_place else CHECKPOINTS
-    if why not in (None, Why.PART, Why.UNCERTAIN_LAYERS):
+    if why not in (None, Why.PART, Why.UNCERTAIN_LAYERS, Why.UNTOLD_ROWS):
         return READ
     if not settings.in_place:
         return COMPILE

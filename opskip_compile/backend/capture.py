@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from opskip_compile import _compat
-from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.passes.runtime import mark_deepstack
 
 
 class _Capture:
@@ -140,6 +140,6 @@ def _traceable(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
         mask = visual_pos_masks.to(hidden_states.device)
         features = visual_embeds.to(hidden_states.device, hidden_states.dtype)
         added = torch.zeros_like(hidden_states).masked_scatter(mask.unsqueeze(-1), features)
-        return mark_visual(hidden_states + added, visual_pos_masks)
+        return mark_deepstack(hidden_states + added, visual_pos_masks)
 
     return deepstack

@@ -23,9 +23,11 @@ from opskip_compile.backend import agreement, capture, dump, handoff, images, lo
 from opskip_compile.backend.advice import ALONE, not_skipped
 from opskip_compile.backend.decode_only import say_decode_only
 from opskip_compile.backend.reports import REPORTS
-from opskip_compile.backend.resolve import in_encoder_decoder, in_text_model, resolve_schedule
+from opskip_compile.backend.resolve import asked_modalities, in_encoder_decoder, in_text_model, resolve_schedule
+from opskip_compile.backend.row_tokens import InputTokens, row_tokens, saying, with_modalities
 from opskip_compile.backend.settings import Settings
 from opskip_compile.errors import NothingSkippedWarning, OpSkipError, RewriteError
+from opskip_compile.passes.analysis.merges import RowTokens
 from opskip_compile.passes.marks import MARKS
 from opskip_compile.passes.pipeline import Rewritten, rewrite
 from opskip_compile.passes.refusal import Why
@@ -86,15 +88,18 @@ def _compiled(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: Setti
     marked = handoff.marked_position(captured, example_inputs)
     mark = None if marked is None else MARKS.get(example_inputs[marked])
     result: Rewritten | None = None
+    input_tokens = InputTokens(example_inputs)
     codes: list[tuple[str, str]] = []
     try:
+        tokens = row_tokens(captured, settings.modalities or asked_modalities(settings.schedule), input_tokens)
         result = rewrite(
             gm,
-            _asked(settings, marked, example_inputs),
+            _asked(settings, marked, example_inputs, tokens),
             observe=dump.collecting(codes) if settings.dump else None,
         )
         inputs = example_inputs if mark is None else [*example_inputs, mark.mask]
         report = make_report(result, inputs, _compat.recompile_reason())
+        report = replace(report, prompt=with_modalities(report.prompt, tokens))
     except (OpSkipError, Warning):
         raise
     except Exception as error:
@@ -117,6 +122,8 @@ def _compiled(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: Setti
     told.rewritten(result.graph, result.state.groups)
     try:
         run = _lower(gm, example_inputs, result, report, settings, marked)
+        run = input_tokens.checking(run, lambda: fx.GraphModule(gm, captured))
+        run = saying(run, captured, example_inputs)
         return run if settings.in_place else _with_images(run, captured, report, settings)
     except Exception as error:
         if _compat.steers_dynamo(error):
@@ -137,7 +144,7 @@ def _carry_out(number: int, failed: Report) -> None:
     REPORTS.change(number, lambda report: replace(report, **changed))  # type: ignore[arg-type]
 
 
-def _asked(settings: Settings, marked: int | None, inputs: Sequence[Any]) -> Options:
+def _asked(settings: Settings, marked: int | None, inputs: Sequence[Any], tokens: RowTokens) -> Options:
     """What the passes are asked for. What changes the last bits, or shares code, is left alone under gradients.
 
     Nor is the device asked for the form of a mask in code of which CUDA graphs are to be recorded.
@@ -147,7 +154,9 @@ def _asked(settings: Settings, marked: int | None, inputs: Sequence[Any]) -> Opt
         isinstance(value, torch.Tensor) and value.device.type != "cpu" for value in inputs
     )
     return Options(
-        resolve=lambda match, graph: resolve_schedule(settings.schedule, match, graph, settings.model_type),
+        resolve=lambda match, graph: resolve_schedule(
+            settings.schedule, match, graph, settings.model_type, settings.modalities
+        ),
         strict=settings.strict,
         share_rotary=settings.share_rotary,
         causal=settings.causal and plain and not recorded,
@@ -158,6 +167,7 @@ def _asked(settings: Settings, marked: int | None, inputs: Sequence[Any]) -> Opt
         layer=settings.layer,
         num_layers=settings.num_layers,
         mark_input=None if marked is None else lambda graph: handoff.add_mask_input(graph, marked),
+        tokens=tokens,
     )
 
 
@@ -169,7 +179,7 @@ def _failed(reason: str, captured: fx.Graph) -> Report:
 
 
 UNUSED = "no decoder in the graphs after it could be matched, or it was compiled for a prompt without images first"
-_SAID = frozenset({Why.ENCODER, Why.CROSS_ATTENTION, Why.PART_WITHOUT_ROWS, Why.NESTED, Why.SPREAD})
+_SAID = frozenset({Why.UNTOLD_ROWS, Why.ENCODER, Why.CROSS_ATTENTION, Why.PART_WITHOUT_ROWS, Why.NESTED, Why.SPREAD})
 
 
 def _lower(

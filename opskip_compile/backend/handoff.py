@@ -66,17 +66,18 @@ def marking(
     position = next((i for i, n in enumerate(results) if n in handed), None)
     if position is None:
         return finish(gm)
-    mask = row_mask(graph, source)
-    output.args = ((*results, mask),)
+    if masks:
+        output.args = ((*results, row_mask(graph, source)),)
     gm.graph = graph
     run = finish(gm)
 
     def call(*args: Any) -> Any:
-        *outs, rows = run(*args)
+        outs = list(run(*args))
+        rows = outs.pop() if masks else None
         mark = None if earlier is None else MARKS.get(args[earlier])
         if mark is not None:
-            mark.used, rows = True, rows | mark.mask.to(rows.device)
-        if bool(rows.any()):
+            mark.used, rows = True, mark.mask if rows is None else rows | mark.mask.to(rows.device)
+        if rows is not None and bool(rows.any()):
             MARKS.put(outs[position], rows, if_unused=if_unused)
         return outs
 

@@ -15,6 +15,7 @@ from opskip_compile.errors import ScheduleError, UncalibratedScheduleWarning
 from opskip_compile.passes.analysis.operators import Match
 from opskip_compile.passes.ops import op_name, tensor
 from opskip_compile.passes.state import Resolved
+from opskip_compile.schedule.modalities import VISUAL, in_words
 from opskip_compile.schedule.presets import match_preset
 from opskip_compile.schedule.schedule import Schedule
 
@@ -23,22 +24,41 @@ FALLBACK = "late:0.33"
 CACHES = frozenset({"past_key_values", "past_key_value", "cache"})
 
 
-def resolve_schedule(given: Schedule | None, match: Match, graph: fx.Graph, model_type: str | None = None) -> Resolved:
-    """The schedule for the decoder that was matched in ``graph`` (DESIGN section 4).
-
-    ``model_type`` names the whole model where it is known; the graph's own modules are asked as well.
+def asked_modalities(given: Schedule | None) -> tuple[str, ...]:
+    """Whose rows the schedule means that `resolve_schedule` will give: presets and the fallback mean visual ones.
 
     Raises:
         ScheduleError: the environment variable holds no schedule.
     """
+    asked = given or _of_environment()
+    return VISUAL if asked is None else asked.modalities
+
+
+def resolve_schedule(
+    given: Schedule | None,
+    match: Match,
+    graph: fx.Graph,
+    model_type: str | None = None,
+    modalities: tuple[str, ...] | None = None,
+) -> Resolved:
+    """The schedule for the decoder that was matched in ``graph`` (DESIGN section 4).
+
+    ``model_type`` names the whole model where it is known; the graph's own modules are asked as well. ``modalities``
+    are those whose rows the caller of the graph names, where it has looked for them before.
+
+    Raises:
+        ScheduleError: the environment variable holds no schedule, or one for rows of other modalities.
+    """
     if given is not None:
         return Resolved(given, "given")
-    text = os.environ.get(ENVIRONMENT)
-    if text:
-        try:
-            return Resolved(Schedule.of(text), f"environment variable {ENVIRONMENT}")
-        except ScheduleError as error:
-            raise ScheduleError(f"environment variable {ENVIRONMENT}: {error}") from None
+    schedule = _of_environment()
+    if schedule is not None:
+        if modalities not in (None, schedule.modalities):
+            raise ScheduleError(
+                f"environment variable {ENVIRONMENT}: modalities: means rows of {in_words(schedule.modalities)}, the "
+                f"model was compiled for rows of {in_words(modalities)}; compile it again"
+            )
+        return Resolved(schedule, f"environment variable {ENVIRONMENT}")
     hidden, intermediate = _widths(match)
     for architecture in filter(None, (model_type, *_architectures(graph.nodes))):
         preset = match_preset(architecture, match.num_layers, hidden, intermediate)
@@ -54,6 +74,14 @@ def resolve_schedule(given: Schedule | None, match: Match, graph: fx.Graph, mode
         stacklevel=2,
     )
     return Resolved(Schedule.from_spec(FALLBACK), "uncalibrated fallback")
+
+
+def _of_environment() -> Schedule | None:
+    text = os.environ.get(ENVIRONMENT)
+    try:
+        return Schedule.of(text) if text else None
+    except ScheduleError as error:
+        raise ScheduleError(f"environment variable {ENVIRONMENT}: {error}") from None
 
 
 def _widths(match: Match) -> tuple[int, int | None]:
@@ -79,12 +107,18 @@ def in_encoder_decoder(match: Match) -> bool:
 
 def in_text_model(match: Match) -> bool:
     """True if the operators belong to a module of transformers that takes a cache, as no vision tower does."""
-    names = _classes([match.operators[-1].exit]) if match.operators else []
-    for module, _, kind in (name.rpartition(".") for name in names):
-        forward = getattr(getattr(sys.modules.get(module), kind, None), "forward", None)
+    for kind in classes_of([match.operators[-1].exit]) if match.operators else []:
+        forward = getattr(kind, "forward", None)
         if forward is not None and not CACHES.isdisjoint(inspect.signature(forward).parameters):
             return True
     return False
+
+
+def classes_of(nodes: Iterable[fx.Node]) -> list[type]:
+    """As `_classes`, the classes themselves, each once, of modules that are loaded."""
+    names = (name.rpartition(".") for name in dict.fromkeys(_classes(nodes)))
+    found = (getattr(sys.modules.get(module), kind, None) for module, _, kind in names)
+    return [kind for kind in found if isinstance(kind, type)]
 
 
 def _classes(nodes: Iterable[fx.Node]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from opskip_compile import _compat
 from opskip_compile.errors import OptionError
+from opskip_compile.schedule.modalities import check_modalities
 from opskip_compile.schedule.schedule import Schedule
 
 PADDED = 64
@@ -48,6 +49,7 @@ class Settings:
         attention: transformers' name of the decoder's attention, for advice. `opskip_compile.compile` sets it.
         alone: this process may compile what the others of its group have compiled before: it counts FLOPs. They are not
             asked (`agreement`). `opskip_compile.compile` sets it.
+        modalities: whose rows are named, where they are not looked for in the graph. `opskip_compile.compile` sets it.
         inductor: Inductor config patches (from ``mode`` and from every option that is an Inductor config key).
     """
 
@@ -67,6 +69,7 @@ class Settings:
     in_place: bool = False
     attention: str | None = None
     alone: bool = False
+    modalities: tuple[str, ...] | None = None
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -96,6 +99,7 @@ class Settings:
         attention = options.pop("attention", None)
         if not isinstance(attention, str | None):
             raise OptionError(f"options.attention: must be a name, not {attention!r}")
+        modalities = options.pop("modalities", None) if in_place else None
         pad_rows = options.pop("pad_rows", None)
         if pad_rows is not None and (type(pad_rows) is not int or pad_rows < 1):
             raise OptionError(f"options.pad_rows: must be a number of rows, 1 or more, not {pad_rows!r}")
@@ -126,6 +130,7 @@ class Settings:
             in_place=bool(in_place),
             attention=attention,
             alone=bool(alone),
+            modalities=None if modalities is None else check_modalities(modalities),
             inductor={**_mode_options(mode), **_inductor_options(options)},
         )
 

@@ -23,6 +23,7 @@ from opskip_compile.calibration.result import CalibrationResult
 from opskip_compile.calibration.samples import Samples
 from opskip_compile.calibration.stages import Stages
 from opskip_compile.output.progress import Step
+from opskip_compile.schedule.modalities import VISUAL
 
 
 def calibrate(
@@ -38,7 +39,8 @@ def calibrate(
     """Find the schedule of a model: which operators may leave its visual rows out, by what the answer can observe.
 
     Nothing is trained and no label is needed: what counts is how far the skipped model's answer rows are from the dense
-    model's. The model has to be one of transformers whose config names its image token; it stays as it is.
+    model's. The model has to be one of transformers whose config names its image token, or with ``modalities="audio"``
+    its audio token; it stays as it is.
 
     Args:
         model: the model, on the device and in the dtype to calibrate in.
@@ -65,7 +67,9 @@ def calibrate(
     started = time.perf_counter()
     config = configured(CalibrationConfig, config, {**options, **({} if budget is None else {"budget": budget})})
     with dense(model):
-        checked = as_samples(model, samples, processor, config.rows, config.batch, config.answer_tokens)
+        checked = as_samples(
+            model, samples, processor, config.rows, config.batch, config.answer_tokens, config.modalities
+        )
         checked.check(step)
         checked.split(config.holdout, config.seed)
         step("asking the compiler", 0, 0)
@@ -77,6 +81,7 @@ def calibrate(
             "model": fingerprint(model),
             "data": checked.digest,
             "rows": checked.rows,
+            **({} if checked.modalities == VISUAL else {"modalities": list(checked.modalities)}),
             "answer_tokens": checked.answer_tokens,
             **versions(),
         }

@@ -10,11 +10,18 @@ from typing_extensions import TypedDict
 
 from opskip_compile.calibration.budget import Budget
 from opskip_compile.calibration.divergence_meter import KEPT_BYTES
-from opskip_compile.calibration.option_checks import check_choice, check_count, check_flag, check_path
+from opskip_compile.calibration.option_checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_path,
+    checked_modalities,
+)
 from opskip_compile.calibration.scores import METHODS
 from opskip_compile.errors import OptionError, ScheduleError
 from opskip_compile.schedule.chooser import MAX_LEVELS
 from opskip_compile.schedule.left_out import ROWS, Rows, check_share
+from opskip_compile.schedule.modalities import VISUAL
 
 SHARES = (0.1, 0.25, 0.5)
 LEVELS, SEARCHES = ("operator", "layer"), ("joint", "scores", "depth")
@@ -27,6 +34,7 @@ class CalibrationOptions(TypedDict, total=False):
     level: str
     search: str
     rows: Rows
+    modalities: Sequence[str] | str
     shares: Sequence[float]
     levels: int
     search_samples: int | None
@@ -55,6 +63,7 @@ class CalibrationConfig:
         search: ``"joint"`` measures sets as they grow; ``"scores"`` goes by the scores alone, and
             ``"depth"`` by their sums, skipping each kind of operator from some layer on (DOP, arXiv 2507.02909).
         rows: the row set that skipped operators leave out.
+        modalities: whose rows these are, as of `Schedule`: the schedule that is found means them.
         shares: of its rows that an operator may keep, its critical ones, besides all and none; empty for none.
         levels: schedules from full to deep, of which every prompt takes one; 1 is one schedule for all of them.
         search_samples: how many samples at most the search looks at, evenly spread; all that are not held out if not
@@ -80,6 +89,7 @@ class CalibrationConfig:
     level: str = "operator"
     search: str = "joint"
     rows: Rows = "visual"
+    modalities: Sequence[str] | str = VISUAL
     shares: Sequence[float] = SHARES
     levels: int = 1
     search_samples: int | None = None
@@ -100,6 +110,7 @@ class CalibrationConfig:
         check_choice("level", self.level, LEVELS)
         check_choice("search", self.search, SEARCHES)
         check_choice("rows", self.rows, ROWS)
+        object.__setattr__(self, "modalities", checked_modalities(self.modalities))
         object.__setattr__(self, "shares", _checked_shares(self.shares))
         if isinstance(self.holdout, bool) or not isinstance(self.holdout, int | float) or not 0 <= self.holdout < 1:
             raise OptionError(f"holdout: expected a share from 0 to below 1, got {self.holdout!r}")

@@ -130,10 +130,10 @@ def compiled_report(model: nn.Module, samples: Samples, keep: float = 0.0, level
     Raises:
         OpSkipError: the decoder can't be captured, or nothing in it can be skipped; says why.
     """
-    everything = Schedule(late=Late(1.0, samples.rows, keep))
+    everything = Schedule(late=Late(1.0, samples.rows, keep), modalities=samples.modalities)
     if levels:
         blind = Chooser(((0.0,) * (2 * BUCKETS),) * 2, (0.0, 0.0), (0.0, 0.0), 0.0)
-        everything = Schedule(levels=(Schedule(), everything), chooser=blind)
+        everything = Schedule(levels=(Schedule(), everything), chooser=blind, modalities=samples.modalities)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingSkippedWarning)  # it is an error here

@@ -25,6 +25,7 @@ from opskip_compile.calibration.scores import update_sizes
 from opskip_compile.output.plots import write_figure
 from opskip_compile.output.progress import Step
 from opskip_compile.schedule.left_out import Rows
+from opskip_compile.schedule.modalities import VISUAL
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,6 +87,7 @@ def diagnose(
     *,
     processor: Any = None,
     rows: Rows = "visual",
+    modalities: Sequence[str] | str = VISUAL,
     batch: int = 1,
     answer_tokens: int = 16,
     kept_bytes: int = KEPT_BYTES,
@@ -99,7 +101,7 @@ def diagnose(
         OptionError, OpSkipError: as there.
     """
     with dense(model):
-        checked = as_samples(model, samples, processor, rows, batch, answer_tokens)
+        checked = as_samples(model, samples, processor, rows, batch, answer_tokens, modalities)
         checked.check(step)
         journal = Journal(None, {})
         checked.answer(journal, step)

@@ -14,6 +14,7 @@ from opskip_compile.errors import OpSkipError
 from opskip_compile.models.jsonl import Line, encode, read_lines, spread
 from opskip_compile.models.prompts import Encoder
 from opskip_compile.schedule.left_out import Rows
+from opskip_compile.schedule.modalities import VISUAL
 
 
 class FileSamples(Samples):
@@ -32,8 +33,9 @@ class FileSamples(Samples):
         answer_tokens: int = 16,
         batch: int = 1,
         limit: int | None = None,
+        modalities: tuple[str, ...] = VISUAL,
     ) -> None:
-        super().__init__(model, rows, answer_tokens)
+        super().__init__(model, rows, answer_tokens, modalities)
         check_count("batch", batch, 1)
         lines = read_lines(source) if isinstance(source, str | os.PathLike) else list(source)
         self.lines = spread(lines, limit)

@@ -8,7 +8,8 @@ from dataclasses import fields, replace
 from os import PathLike
 from typing import Any, TypeVar
 
-from opskip_compile.errors import OptionError
+from opskip_compile.errors import OptionError, ScheduleError
+from opskip_compile.schedule.modalities import check_modalities
 
 Config = TypeVar("Config", bound=Any)
 
@@ -36,6 +37,14 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     known = tuple(choices)
     if value not in known:
         raise OptionError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+
+
+def checked_modalities(value: object) -> tuple[str, ...]:
+    """As `check_modalities`. Raises `OptionError`."""
+    try:
+        return check_modalities(value)
+    except ScheduleError as error:
+        raise OptionError(str(error)) from None
 
 
 def check_count(name: str, value: object, least: int) -> None:

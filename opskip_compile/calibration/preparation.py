@@ -12,11 +12,12 @@ from torch import nn
 
 from opskip_compile.api import decompiled
 from opskip_compile.calibration.files import FileSamples
-from opskip_compile.calibration.option_checks import check_choice, check_count
+from opskip_compile.calibration.option_checks import check_choice, check_count, checked_modalities
 from opskip_compile.calibration.samples import InMemorySamples, Samples
 from opskip_compile.errors import OptionError
 from opskip_compile.models.prompts import Encoder
 from opskip_compile.schedule.left_out import ROWS, Rows
+from opskip_compile.schedule.modalities import VISUAL, in_words
 
 SampleSource = Sequence[Mapping[str, Any]] | str | os.PathLike[str] | Samples
 
@@ -35,21 +36,30 @@ def dense(model: nn.Module) -> Iterator[None]:
 
 
 def as_samples(
-    model: nn.Module, source: SampleSource, processor: Any, rows: Rows, batch: int, answer_tokens: int
+    model: nn.Module,
+    source: SampleSource,
+    processor: Any,
+    rows: Rows,
+    batch: int,
+    answer_tokens: int,
+    modalities: Sequence[str] | str = VISUAL,
 ) -> Samples:
     """`Samples` of processor outputs or of a JSONL file; those that are `Samples` already as they are.
 
     Raises:
-        OptionError: a bad option, a file without a processor, or samples that were made for another row set.
+        OptionError: a bad option, a file without a processor, or samples that were made for other rows.
     """
+    meant = checked_modalities(modalities)
     check_choice("rows", rows, ROWS)
     check_count("answer_tokens", answer_tokens, 1)
     if isinstance(source, Samples):
         if source.rows != rows:
             raise OptionError(f"rows: the samples were made for {source.rows!r}, not {rows!r}")
+        if source.modalities != meant:
+            raise OptionError(f"modalities: the samples were made for {in_words(source.modalities)}")
         return source
     if isinstance(source, str | os.PathLike):
         if processor is None:
             raise OptionError("processor: needed to read samples from a file")
-        return FileSamples(model, source, Encoder.of(processor), rows, answer_tokens, batch)
-    return InMemorySamples(model, source, rows, answer_tokens)
+        return FileSamples(model, source, Encoder.of(processor), rows, answer_tokens, batch, modalities=meant)
+    return InMemorySamples(model, source, rows, answer_tokens, meant)

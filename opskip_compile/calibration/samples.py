@@ -32,6 +32,7 @@ from opskip_compile.models.generation import greedy, padding, placed
 from opskip_compile.models.rows import visual_tokens
 from opskip_compile.output.progress import Step
 from opskip_compile.schedule.left_out import Rows
+from opskip_compile.schedule.modalities import VISUAL, in_words
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,16 @@ class SampleInfo:
 class Samples(ABC):
     """Items in a fixed order. `check` has to run first."""
 
-    def __init__(self, model: nn.Module, rows: Rows, answer_tokens: int) -> None:
-        self.model, self.rows, self.answer_tokens = model, rows, answer_tokens
+    def __init__(self, model: nn.Module, rows: Rows, answer_tokens: int, modalities: tuple[str, ...] = VISUAL) -> None:
+        self.model, self.rows, self.answer_tokens, self.modalities = model, rows, answer_tokens, modalities
         self.items: list[SampleInfo] = []
-        self._tokens = visual_tokens(model)
+        self._tokens = visual_tokens(model, modalities)
         self._known_answers: dict[int, list[list[int] | None]] = {}  # answers that came with the samples
         self._answers: dict[int, list[list[int]]] = {}
         if not self._tokens:
             raise OpSkipError(
-                f"model: the config of {type(model).__name__} names no image token, so its visual rows are not known"
+                f"model: the config of {type(model).__name__} names no {modalities[0]} token, so its visual rows are "
+                "not known"
             )
 
     @property
@@ -97,7 +99,8 @@ class Samples(ABC):
             visual, mask = self._visual(inputs), inputs["attention_mask"].bool()
             for name, element in zip(names, visual, strict=True):
                 if not bool(element.any()):
-                    raise OpSkipError(f"{name}: the prompt has no visual rows")
+                    which = "visual rows" if self.modalities == VISUAL else f"rows of {in_words(self.modalities)}"
+                    raise OpSkipError(f"{name}: the prompt has no {which}")
             if "labels" in inputs:
                 _, rows = labelled(inputs, names[0])
                 mask = mask & (rows.cumsum(1) - rows.int() == 0)  # the prompt ends with the first answer row
@@ -166,9 +169,14 @@ class InMemorySamples(Samples):
     """Processor outputs in memory: each a mapping of tensors for one prompt, or for several padded on the left."""
 
     def __init__(
-        self, model: nn.Module, samples: Sequence[Mapping[str, Any]], rows: Rows = "visual", answer_tokens: int = 16
+        self,
+        model: nn.Module,
+        samples: Sequence[Mapping[str, Any]],
+        rows: Rows = "visual",
+        answer_tokens: int = 16,
+        modalities: tuple[str, ...] = VISUAL,
     ) -> None:
-        super().__init__(model, rows, answer_tokens)
+        super().__init__(model, rows, answer_tokens, modalities)
         if isinstance(samples, Mapping) or not isinstance(samples, Sequence):
             raise OpSkipError(
                 f"samples: expected a list of processor outputs or a file, got a {type(samples).__name__}"

@@ -124,6 +124,7 @@ class Stages:
         schedule = Schedule(
             levels=tuple(as_schedule(skipped, self.config.rows) for skipped in sets),
             chooser=chooser,
+            modalities=self.samples.modalities,
             model=plain.model,
             provenance={
                 **plain.provenance,
@@ -235,7 +236,8 @@ class Stages:
 
     def _choice(self, skipped: Skipped, *qualities: Quality | None) -> Choice:
         cut, cost = self.flops.cut(skipped), self.costs.of(skipped)
-        return choice_of(skipped, self.config.rows, cut, cost, *qualities)
+        choice = choice_of(skipped, self.config.rows, cut, cost, *qualities)
+        return replace(choice, schedule=replace(choice.schedule, modalities=self.samples.modalities))
 
     def _stability(self) -> Stability:
         halves = (self.searched[::2], self.searched[1::2])
@@ -279,6 +281,7 @@ class Stages:
         return as_schedule(
             choice.skipped,
             self.config.rows,
+            modalities=self.samples.modalities,
             model={"architecture": name, **sizes},
             provenance=provenance,
             name="calibrated",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.rows import visual_tokens
+from opskip_compile.schedule.modalities import MODALITIES
 
 
 def greedy(model: nn.Module, inputs: Mapping[str, Any], tokens: int, names: Sequence[str]) -> list[list[int]]:
@@ -31,7 +32,7 @@ def greedy(model: nn.Module, inputs: Mapping[str, Any], tokens: int, names: Sequ
     with torch.no_grad():
         generated = model.generate(  # type: ignore[operator]
             **inputs,
-            suppress_tokens=list(visual_tokens(model)),  # rows of an answer are text
+            suppress_tokens=list(visual_tokens(model, MODALITIES)),  # rows of an answer are text
             max_new_tokens=tokens,
             do_sample=False,
             num_beams=1,

@@ -1,4 +1,4 @@
-"""Which rows of a forward are visual, told from its token ids and its embeddings."""
+"""Which rows of a forward are those that a schedule means, told from its token ids and its embeddings."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ import torch
 from torch import Tensor, nn
 
 from opskip_compile import _compat
+from opskip_compile.errors import ScheduleError
+from opskip_compile.schedule.modalities import VISUAL, in_words, tokens_by_modality
 
-_TOKEN_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
+def visual_tokens(model: nn.Module, modalities: tuple[str, ...] = VISUAL) -> tuple[int, ...]:
+    """The token ids that stand for rows of these modalities in the config of a transformers model.
 
-def visual_tokens(model: nn.Module) -> tuple[int, ...]:
-    """The token ids that stand for rows of images and videos in the config of a transformers model."""
-    config = getattr(model, "config", None)
-    values = (getattr(config, name, None) for name in _TOKEN_FIELDS)
-    return tuple(sorted({value for value in values if isinstance(value, int)}))
+    Raises:
+        ScheduleError: one token stands for rows of these and of another modality.
+    """
+    known = tokens_by_modality(getattr(model, "config", None))
+    asked = frozenset[int]().union(*(ids for name, ids in known.items() if name in modalities))
+    for name, ids in known.items():
+        if name not in modalities and ids & asked:
+            raise ScheduleError(
+                f"modalities: {type(model).__name__} has one token for rows of {in_words(modalities)} and of {name}: "
+                "name both, or none of them"
+            )
+    return tuple(sorted(asked))
 
 
 def token_mask(ids: object, tokens: tuple[int, ...]) -> Tensor | None:

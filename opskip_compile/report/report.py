@@ -197,7 +197,7 @@ class Report:
             ]
             before, after = self.flops_before, self.flops_after
             if self.prompt is not None and before and after is not None:
-                rows = f"{max(self.prompt.visual, default=0)} visual of {self.prompt.rows} rows"
+                rows = f"{max(self.prompt.visual, default=0)} visual of {self.prompt.rows} rows{_of_each(self.prompt)}"
                 batch = f", batch of {self.prompt.batch}" if self.prompt.batch > 1 else ""
                 lines.append(
                     f"  FLOPs of the operators {before:,} -> {after:,} ({1 - after / before:.1%} fewer; {rows}{batch})"
@@ -214,6 +214,14 @@ class Report:
             place = f"in {s.operator} " if s.operator else ""
             lines.append(f"  computed in full: {s.node} ({s.operation}) {place}{s.source}: {s.reason}")
         return "\n".join(lines)
+
+
+def _of_each(prompt: Prompt) -> str:
+    """The rows of each modality in the element that has the most, where there are others than those of images."""
+    if not {*prompt.modalities} - {"image"}:
+        return ""
+    most = prompt.visual.index(max(prompt.visual))
+    return ": " + ", ".join(f"{rows[most]} {name}" for name, rows in prompt.modalities.items() if rows[most])
 
 
 def _miss(miss: Refusal) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from types import MappingProxyType
 from typing import Any, cast
@@ -22,6 +22,7 @@ from opskip_compile.errors import ScheduleError
 from opskip_compile.schedule import validation as tables
 from opskip_compile.schedule.chooser import MAX_LEVELS, Chooser
 from opskip_compile.schedule.left_out import LeftOut
+from opskip_compile.schedule.modalities import VISUAL, check_modalities
 from opskip_compile.schedule.published import Published, published
 from opskip_compile.schedule.rules import (
     SKIPS,
@@ -36,10 +37,11 @@ from opskip_compile.schedule.rules import (
 from opskip_compile.schedule.validation import show, within
 
 FORMAT, VERSION = "opskip-schedule", 2
-_WITHOUT_KEEP = 1  # the version that knows no keep shares, and is written where there are none
+_WITHOUT_KEEP = 1  # the version that knows no keep shares and no modalities, and is written where there are none
 
 _MAX_RULES = 1_000
-_WHAT_IT_DOES = ("model", "rules", "late", "levels", "chooser")
+_WHAT_IT_DOES = ("model", "modalities", "rules", "late", "levels", "chooser")
+_MODALITIES = "modalities="  # an item of spec text
 _MODEL_NAMES = ("name", "architecture")
 _MODEL_SIZES = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim")
 _FRACTION = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]{1,3})?")
@@ -55,6 +57,9 @@ class Schedule:
 
     With `levels`, schedules from shallow to deep without levels of their own, it has no rules itself, and `chooser`
     takes one of them for each prompt.
+
+    `modalities` says which rows it means, those of ``"image"``, ``"video"`` and ``"audio"``: names, ``"image,audio"``
+    or ``"all"``; images and videos if not given. Where anything else says "visual rows", these are meant.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -65,6 +70,7 @@ class Schedule:
     name: str | None = None
     levels: tuple[Schedule, ...] = ()
     chooser: Chooser | None = None
+    modalities: tuple[str, ...] = VISUAL
     _key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,6 +87,7 @@ class Schedule:
             tables.check_type(rule, (Rule,), f"rules[{i}]")
         tables.check_type(self.late, (Late, type(None)), "late")
         tables.check_type(self.name, (str, type(None)), "name")
+        object.__setattr__(self, "modalities", check_modalities(self.modalities))
         levels = self._checked_levels(num_layers)
         values = {
             "rules": normal_form(*merge(rules, self.late, num_layers)),
@@ -114,8 +121,12 @@ class Schedule:
                 raise ScheduleError(f"levels[{i}]: a level has no levels")
             if num_layers is None and level.num_layers is not None:
                 raise ScheduleError(f"levels[{i}]: made for {level.num_layers} layers, which num_layers has to say")
+            if level.modalities not in (VISUAL, self.modalities):
+                raise ScheduleError(f"levels[{i}]: means {','.join(level.modalities)}, which modalities has to say")
             with within(f"levels[{i}]"):
-                levels.append(Schedule(rules=level.rules, late=level.late, num_layers=num_layers))
+                levels.append(
+                    Schedule(rules=level.rules, late=level.late, num_layers=num_layers, modalities=self.modalities)
+                )
         if num_layers is not None:
             by_level([level.resolve(num_layers) for level in levels])
         return tuple(levels)
@@ -123,7 +134,7 @@ class Schedule:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Schedule:
         """Check `data` (the JSON layout that `to_dict` writes) and make a schedule of it."""
-        known = ("format", "version", "name", "model", "rules", "late", "levels", "chooser", "provenance")
+        known = ("format", "version", "name", "model", "modalities", "rules", "late", "levels", "chooser", "provenance")
         tables.check_keys(data, "", known, required=("format", "version", "rules"))
         tables.check_choice(data["format"], (FORMAT,), "format")
         version = data["version"]
@@ -142,8 +153,8 @@ class Schedule:
             _check_rule(item, "late", ("fraction",), version)
             with within("late"):
                 late = Late(item["fraction"], item.get("rows", "visual"), item.get("keep", 0.0))
-        more = {key: data[key] for key in ("model", "provenance", "name") if key in data}
-        for key in ("levels", "chooser"):
+        more = {key: data[key] for key in ("model", "modalities", "provenance", "name") if key in data}
+        for key in ("modalities", "levels", "chooser"):
             if key in data and version < VERSION:
                 raise ScheduleError(f"{key}: needs version {VERSION} of the format, the file says version {version}")
         if "levels" in data:
@@ -163,15 +174,23 @@ class Schedule:
         """Read ``none``, a preset name, or items: ``silent@through_visual:24-35 transform:2,4 attend@keep=0.25:all``.
 
         An item is a state, or ``late``; after ``@`` the rows that are left out, the share of them that is kept, or
-        both with a comma between them; and after ``:`` the layers, or the fraction of the last ones.
+        both with a comma between them; and after ``:`` the layers, or the fraction of the last ones. One more item,
+        ``modalities=image,audio`` or ``modalities=all``, says whose rows are meant, also of a preset.
         """
         items = text.split() if isinstance(text, str) else []
+        named = [item.removeprefix(_MODALITIES) for item in items if item.startswith(_MODALITIES)]
+        items = [item for item in items if not item.startswith(_MODALITIES)]
         if not items:
             raise ScheduleError(f"spec: expected text such as 'none' or 'silent:24-35', got {show(text)}")
+        if len(named) > 1:
+            raise ScheduleError("spec: modalities: named twice")
+        with within("spec", ": "):
+            modalities = check_modalities(named[0]) if named else VISUAL
         if items == ["none"]:
-            return cls()
-        if len(items) == 1 and ":" not in text:
-            return cls.preset(items[0])
+            return cls(modalities=modalities)
+        if len(items) == 1 and ":" not in items[0]:
+            preset = cls.preset(items[0])
+            return replace(preset, modalities=modalities) if named else preset
         rules: list[Rule] = []
         late: Late | None = None
         for item in tables.check_list(items, "spec", most=_MAX_RULES):
@@ -192,7 +211,7 @@ class Schedule:
                     fraction = cast(float, float(body) if _FRACTION.fullmatch(body) else body)
                     late = Late(fraction, left_out.rows, left_out.keep)
         with within("spec", ": "):
-            return cls(rules=tuple(rules), late=late)
+            return cls(rules=tuple(rules), late=late, modalities=modalities)
 
     @classmethod
     def preset(cls, name: str) -> Schedule:
@@ -227,11 +246,13 @@ class Schedule:
     def to_dict(self) -> dict[str, Any]:
         """The JSON layout, in normal form: at most one rule for each state, row set and share."""
         keeps = any(rule.keep for rule in self.rules) or (self.late is not None and self.late.keep > 0)
-        keeps = keeps or bool(self.levels)
-        out: dict[str, Any] = {"format": FORMAT, "version": VERSION if keeps else _WITHOUT_KEEP}
+        new = keeps or bool(self.levels) or self.modalities != VISUAL
+        out: dict[str, Any] = {"format": FORMAT, "version": VERSION if new else _WITHOUT_KEEP}
         if self.name is not None:
             out["name"] = self.name
         out["model"] = dict(self.model)
+        if self.modalities != VISUAL:
+            out["modalities"] = list(self.modalities)
         out["rules"] = [
             {"layers": tables.format_layers(r.layers), "skip": list(r.skip), **rows_of(r)} for r in self.rules
         ]
@@ -251,11 +272,13 @@ class Schedule:
         """
         if self.levels:
             return " | ".join(level.to_spec() for level in self.levels)
+        means = [] if self.modalities == VISUAL else [_MODALITIES + ",".join(self.modalities)]
         states = {skip: state for state, skip in SKIPS.items()}
         items = [(states[rule.skip], rule.left_out, tables.format_layers(rule.layers)) for rule in self.rules]
         if self.late is not None:
             items.append(("late", self.late.left_out, repr(self.late.fraction)))
-        return " ".join(f"{state}{left_out.suffix}:{body}" for state, left_out, body in items) or "none"
+        rules = [f"{state}{left_out.suffix}:{body}" for state, left_out, body in items] or ["none"]
+        return " ".join([*rules, *means])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file as a whole or not at all; the same schedule always gives the same bytes.

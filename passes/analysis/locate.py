@@ -3,7 +3,7 @@
 Three things name them: a call of `mark_visual`, the ``masked_scatter`` that merges image features into the
 embeddings, or a graph input that an earlier graph of the same forward has marked. The first found, in this order,
 gives the mask and the place where the residual stream starts. A merge into a marked input (videos after images, with a
-graph break between them) adds to its rows.
+graph break between them) adds to its rows. Merges of features whose rows the schedule does not mean are no source.
 """
 
 from __future__ import annotations
@@ -14,10 +14,22 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
+from opskip_compile.passes.analysis.merges import RowTokens
 from opskip_compile.passes.ops import argument, op_name, operand, tensor
 from opskip_compile.passes.ops.operation import same_sizes
 from opskip_compile.passes.ops.streams import is_stream, uncast
-from opskip_compile.passes.runtime import NAMES_ROWS
+from opskip_compile.passes.refusal import Refusal, Refused, Why
+from opskip_compile.passes.runtime import NAMES_ROWS, mark_deepstack
+
+OTHER_ROWS = Refusal(
+    Why.OTHER_ROWS,
+    "the features that are merged here are of other modalities than the schedule means (modalities= in the schedule)",
+)
+UNTOLD_ROWS = Refusal(
+    Why.UNTOLD_ROWS,
+    "the model has rows of several modalities, the schedule does not mean all of them, and no graph tells whose "
+    "features are merged here",
+)
 
 
 @dataclass(frozen=True)
@@ -39,25 +51,40 @@ class RowSource:
     rooms: Mapping[str, fx.Node] = field(default_factory=dict)
 
 
-def locate_rows(graph: fx.Graph, marked_input: tuple[fx.Node, fx.Node] | None = None) -> RowSource | None:
+def locate_rows(
+    graph: fx.Graph, marked_input: tuple[fx.Node, fx.Node] | None = None, tokens: RowTokens | None = None
+) -> RowSource | None:
     """Find the row source of ``graph``, or None.
 
     Args:
         graph: a Dynamo graph with example values.
         marked_input: the input that carries the stream and the input that carries its mask, where an earlier graph
             has marked it.
+        tokens: tell whose rows are merged; without, every merge counts.
+
+    Raises:
+        Refused: features are merged of which can't be told whether the schedule means them, or none that it means.
     """
+    tokens = RowTokens() if tokens is None else tokens
     for node in graph.nodes:
         if node.op == "call_function" and node.target in NAMES_ROWS:
+            if node.target is mark_deepstack and not tokens.means_visual:
+                continue
             mask = operand(node, "visual_mask")
             if mask is not None:
                 return RowSource("mark_visual", _first_ancestor(node), (mask,), rooms=_rooms(node))
     merges = _merges(graph)
     if merges:
-        masks = tuple(_merge_mask(m) for m in merges)
-        if marked_input is None or not same_sizes(marked_input[0], merges[-1], 0, 1):
-            return RowSource("masked_scatter", merges[-1], masks)
-        return RowSource("masked_scatter", merges[-1], (*masks, marked_input[1]), marked_input)
+        taken = {merge: tokens.takes(_merge_mask(merge)) for merge in merges}
+        untold = next((merge for merge, known in taken.items() if known is None), None)
+        if untold is not None:
+            raise Refused(UNTOLD_ROWS, untold)
+        masks = tuple(_merge_mask(merge) for merge, asked in taken.items() if asked)
+        if marked_input is not None and same_sizes(marked_input[0], merges[-1], 0, 1):
+            return RowSource("masked_scatter", merges[-1], (*masks, marked_input[1]), marked_input)
+        if not masks:
+            raise Refused(OTHER_ROWS, merges[-1])
+        return RowSource("masked_scatter", merges[-1], masks)
     if marked_input is not None:
         return RowSource("marked_input", marked_input[0], (marked_input[1],), marked_input)
     return None

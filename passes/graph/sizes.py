@@ -32,6 +32,7 @@ class Prompt:
         visual: visual rows of each element.
         through_visual: rows of each element up to and including its last visual one.
         rooms: the size of a row index, by row set, where the caller of the graph has told it.
+        modalities: of the visual rows, those of each modality, where they are told apart.
     """
 
     batch: int
@@ -39,6 +40,7 @@ class Prompt:
     visual: tuple[int, ...]
     through_visual: tuple[int, ...]
     rooms: Mapping[str, int] = field(default_factory=dict)
+    modalities: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def kept(self, row_set: str) -> int:
         """Rows of a set, the most of any element, at least 1: those that an operator still updates, or `PROBED` ones.

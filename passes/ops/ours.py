@@ -15,6 +15,7 @@ from opskip_compile.passes.runtime import (
     SHARED,
     VISUAL_ROWS,
     causal_mask,
+    mark_deepstack,
     mark_visual,
     name_rows,
     scatter_packed,
@@ -51,5 +52,6 @@ declare(plain("opskip::row_scores", _SCORES, flops=flops_of_scores), functions=[
 # These two give their argument back.
 _GIVEN_BACK: dict[str, Any] = {"renamed": {"hidden_states": "input"}, "aliases": ("input",)}
 declare(plain("opskip::mark_visual", "input, visual_mask", **_GIVEN_BACK), functions=[mark_visual])
+declare(plain("opskip::mark_deepstack", "input, visual_mask", **_GIVEN_BACK), functions=[mark_deepstack])
 declare(plain("opskip::name_rows", "input, visual_mask, names, rooms", **_GIVEN_BACK), functions=[name_rows])
 declare(plain("opskip::visual_rows", "input, visual_mask"), functions=[VISUAL_ROWS])

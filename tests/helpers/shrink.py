@@ -17,6 +17,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from tests.helpers.families import IMAGE, VISION_END, VISION_START
 
 AUDIO, VIDEO = 194, 191
+_AUTO = (
+    transformers.AutoModelForImageTextToText,
+    transformers.AutoModelForMultimodalLM,
+    transformers.AutoModelForSeq2SeqLM,
+)
 _WIDTHS = (
     "hidden_size d_model embed_dim out_hidden_size projection_dim projector_hidden_size projection_hidden_size "
     "vision_hidden_size text_hidden_size encoder_hidden_size projector_input_dim projector_output_dim output_dim"
@@ -96,14 +101,15 @@ def build(family: str, layers: int = 4, change: Callable[[dict[str, Any]], None]
     values = _shrink(whole().to_dict(), "whole", layers)
     if change is not None:
         change(values)
-    model = transformers.AutoModelForImageTextToText.from_config(whole(**values)).eval()
+    config = whole(**values)
+    model = next(auto for auto in _AUTO if type(config) in auto._model_mapping).from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not parameter.isfinite().all() or (parameter.dim() > 1 and not parameter.any()):
                 parameter.normal_(0, 0.05)
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-            elif not any(word in name for word in ("vision", "visual")):
+            elif not any(word in name for word in ("vision", "visual", "audio")):
                 parameter.mul_(3)
     return model
 

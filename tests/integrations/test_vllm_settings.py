@@ -104,6 +104,12 @@ def test_a_schedule_that_is_none() -> None:
         asked(config({"schedule": "nonsense"}))
 
 
+def test_other_modalities() -> None:
+    with pytest.raises(OptionError, match="modalities other than image and video; leave modalities= out"):
+        asked(config({"schedule": "late:0.5 modalities=audio"}))
+    assert asked(config({"schedule": "late:0.5 modalities=image,video"}))
+
+
 @pytest.mark.parametrize("levels", [False, True], ids=["shares", "levels"])
 def test_critical_rows(levels: bool, tmp_path: Path) -> None:
     """They depend on the text behind them, and on all heads."""

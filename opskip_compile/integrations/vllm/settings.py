@@ -11,6 +11,7 @@ from typing import Any
 from opskip_compile._compat import serving
 from opskip_compile.errors import OptionError
 from opskip_compile.integrations.vllm import LOG
+from opskip_compile.schedule.modalities import VISUAL
 from opskip_compile.schedule.schedule import Schedule
 
 KEY, ENVIRONMENT = "opskip", "OPSKIP_SCHEDULE"
@@ -83,6 +84,7 @@ def refuse(config: Any, schedule: Schedule) -> None:
     model, parallel = config.model_config, config.parallel_config
     chooses = bool(schedule.levels) or _keeps(schedule)
     problems = {
+        "modalities other than image and video; leave modalities= out of the schedule": (schedule.modalities != VISUAL),
         "keep shares or levels and shared prefixes, which would depend on the text behind them; use "
         "--no-enable-prefix-caching": chooses and serving.caches_prefixes(config),
         "keep shares or levels and tensor_parallel_size: each rank has a part of the heads that tell critical rows": (

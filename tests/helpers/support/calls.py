@@ -27,7 +27,7 @@ from tests.helpers.support.outcome import ABSENT, THROUGH, Call, Outcome, measur
 ROOM = 96  # rows of a static cache
 STEPS = 6
 OTHER = ((5, 4),)  # as many rows as ONE_IMAGE with one more, the image further on
-FEATURES = ("pixel_values", "mm_encoder_outputs", "image_patches")
+FEATURES = ("pixel_values", "mm_encoder_outputs", "image_patches", "input_features")
 
 
 def merged_rows(inputs: Mapping[str, Any]) -> Tensor | None:

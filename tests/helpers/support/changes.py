@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.helpers.families import IMAGE
+from tests.helpers.shrink import AUDIO
 
 Values = dict[str, Any]
 PIXTRAL = {
@@ -180,11 +181,39 @@ def hunyuan(values: Values) -> None:
     values["vision_config"].update(max_image_size=64, temporal_patch_size=1)
 
 
+OMNI_BOUNDS = {"vision_start_token_id": 192, "audio_start_token_id": 195, "audio_end_token_id": 196}
+
+
 def omni(values: Values) -> None:
     mrope(2, 1, 1)(values)
     values["audio_config"].update(encoder_attention_heads=4, encoder_ffn_dim=64, encoder_layers=1)
     values["vision_config"].update(deepstack_visual_indexes=[0])
-    values.update(image_token_id=IMAGE, video_token_id=191, audio_token_id=194, vision_start_token_id=192)
+    values.update(image_token_id=IMAGE, video_token_id=191, audio_token_id=AUDIO, **OMNI_BOUNDS)
+
+
+def audio(**fields: Any) -> Callable[[Values], None]:
+    """The tower of sounds; audio tokens stand where images of other families do."""
+
+    def change(values: Values) -> None:
+        values["audio_config"].update(num_mel_bins=16, **fields)
+        values.update({key: IMAGE for key in ("audio_token_id", "audio_token_index") if key in values})
+
+    return change
+
+
+WHISPER = {"encoder_layers": 1, "encoder_attention_heads": 4, "encoder_ffn_dim": 64, "max_source_positions": 16}
+
+
+def granite_speech(values: Values) -> None:
+    values["encoder_config"].update(input_dim=16, hidden_dim=32, dim_head=8, context_size=8, num_layers=2, dropout=0.0)
+    values.update(audio_token_index=IMAGE, has_lora_adapter=False)
+
+
+def omni25(values: Values) -> None:
+    mrope(2, 1, 1)(values)
+    values["audio_config"].update({**WHISPER, "max_source_positions": 64})
+    values["vision_config"].update(fullatt_block_indexes=[0])
+    values.update(OMNI_BOUNDS)
 
 
 CHANGES: dict[str, Callable[[Values], None]] = {
@@ -215,4 +244,11 @@ CHANGES: dict[str, Callable[[Values], None]] = {
     "hunyuan_vl": hunyuan,
     "glm_ocr": mrope(2, 1, 1),
     "qwen3_omni_moe_thinker": omni,
+    "qwen2_5_omni_thinker": omni25,
+    "qwen2_audio": audio(**WHISPER),
+    "voxtral": audio(intermediate_size=128, max_source_positions=16),
+    **dict.fromkeys(("audioflamingo3", "musicflamingo"), audio(num_hidden_layers=1, max_source_positions=16)),
+    "glmasr": audio(num_hidden_layers=1, num_key_value_heads=4, intermediate_size=128),
+    "qwen3_asr": audio(encoder_layers=1, encoder_attention_heads=4, encoder_ffn_dim=64, n_window=16),
+    "granite_speech": granite_speech,
 }

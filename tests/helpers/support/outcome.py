@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 import opskip_compile as opskip
 from opskip_compile.backend import capture
 from opskip_compile.backend.reports import REPORTS
+from opskip_compile.models.rows import visual_tokens
 from opskip_compile.passes.steps import NO_ROWS
+from opskip_compile.schedule.modalities import VISUAL, tokens_by_modality
 from tests.helpers.leveled import skipping
 
 LAYERS = 4
@@ -95,6 +97,8 @@ def measure(
         AssertionError: the compiled result is not the oracle's, or the schedule does not show in the dense one.
     """
     whole = opskip.Schedule.of(_INSTEAD.get() if spec == SPEC else spec)
+    if not visual_tokens(model):
+        whole = replace(whole, modalities=tuple(tokens_by_modality(model.config)) or VISUAL)  # of audio alone
     spec = whole if whole.levels else whole.to_spec()  # type: ignore[assignment]  # whoever compiles takes both
     torch._dynamo.reset()
     capture.install()  # not only with the first graph, so that the order of cells does not matter

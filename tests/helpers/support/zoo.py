@@ -144,6 +144,15 @@ MOLMO2 = {
 }
 PATCH = 3 * 2 * 4 * 4
 
+
+def sound(mask: str = "", frames: int = 32) -> dict[str, tuple[int, ...] | Tensor]:
+    """A spectrogram, with its mask where the class takes one."""
+    masks: dict[str, Tensor] = {mask: torch.ones(1, frames, dtype=torch.long)} if mask else {}
+    return {"input_features": (1, 16, frames), **masks}
+
+
+GRANITE = {"input_features": (1, 15, 16), "input_features_mask": torch.ones(1, 3, dtype=torch.bool)}
+
 ENTRIES = (
     Entry("qwen2_vl", "Qwen2-VL", 16, grid(PATCH), fields=kinds),
     Entry("qwen3_vl_moe", "Qwen3-VL-MoE", 16, grid(PATCH), fields=kinds),
@@ -191,5 +200,14 @@ ENTRIES = (
     Entry("molmo2", "Molmo 2", 16, MOLMO2, fields=kinds),
     Entry("hunyuan_vl", "HunYuan-VL", 22, grid(48), fields=kinds),
     Entry("glm_ocr", "GLM-OCR", 16, grid(PATCH), fields=kinds),
+    Entry("qwen2_5_omni_thinker", "Qwen2.5-Omni", 16, grid(PATCH)),
+    Entry("qwen2_audio", "Qwen2-Audio (audio)", 8, sound("feature_attention_mask")),
+    Entry("voxtral", "Voxtral (audio)", 4, sound()),
+    Entry("granite_speech", "Granite Speech (audio)", 3, GRANITE),
+)
+# Measured by tests/models/test_modalities.py alone.
+MORE_OF_AUDIO = (
+    Entry("audioflamingo3", "Audio Flamingo 3 (audio)", 8, sound("input_features_mask")),
+    Entry("glmasr", "GLM-ASR (audio)", 4, sound("input_features_mask")),
 )
 ZOO: dict[str, Member] = {**FAMILIES, **{entry.name: entry for entry in ENTRIES}}
