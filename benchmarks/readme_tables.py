@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.tables import answers, files, speed, suites
+from benchmarks.tables import answers, files, gpu, speed, suites
 from benchmarks.tables.figures import RESULTS, ROOT
 
 RESULTS_PAGE: dict[str, Callable[[], str]] = {
@@ -27,6 +27,7 @@ RESULTS_PAGE: dict[str, Callable[[], str]] = {
     "level compile": speed.level_compile,
     "passes": speed.passes,
     "row counts": speed.row_counts,
+    "code for a GPU": gpu.code,
     "calibration": answers.calibration,
     "calibration samples": answers.calibration_samples,
     "evaluation": lambda: answers.evaluation("answers/eval_demo"),
