@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.tables import answers, files, front, speed, suites
+from benchmarks.tables import answers, files, front, gpu, speed, suites
 from benchmarks.tables.figures import RESULTS, ROOT
 
 RESULTS_PAGE: dict[str, Callable[[], str]] = {
@@ -25,6 +25,7 @@ RESULTS_PAGE: dict[str, Callable[[], str]] = {
     "shares, 8B": lambda: speed.prefill("prefill/prefill_cpu_shares_8b"),
     "mixed levels": speed.mixed_levels,
     "signals": answers.signals,
+    "code for a GPU": gpu.code,
     "calibration": answers.calibration,
     "calibration samples": answers.calibration_samples,
     "evaluation": lambda: answers.evaluation("answers/eval_demo"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
@@ -17,8 +17,10 @@ import opskip_compile as opskip
 from benchmarks.row_counts import forward, rooms_for
 from opskip_compile.models.tiny import FAMILIES, visual_mask
 from opskip_compile.output.environment import environment as facts
+from opskip_compile.passes.levels import taken
 from opskip_compile.passes.row_counts import RowCounts
 from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.schedule.chooser import BUCKETS, Chooser, deepest
 from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.schedule import Schedule
 from opskip_compile.timing.decoders import DECODERS, Decoder, thinned
@@ -28,10 +30,14 @@ TEXT = 64
 FEWER = 12  # layers of all but the first measurement: Inductor takes long for 36
 SKIP = "silent:1,3 attend:0 transform:2"  # of four layers, for correctness
 MAIN = {"/20": "qwen3-vl-8b/20", "all silent": "silent:all"}
-OTHERS = (
+QUARTER = "silent@keep=0.25:all"
+LEVELS = tuple(map(Schedule.of, ("none", "attend@keep=0.5:all", QUARTER)))
+# It holds every level for safe, and takes the deepest: to be compared with `QUARTER`, which chooses none.
+CHOOSER = Chooser(((0.0,) * 2 * BUCKETS,) * len(LEVELS), (0.0,) * len(LEVELS), deepest(len(LEVELS), 0.0), 0.0)
+OTHERS: Sequence[Mapping[str, str | Schedule]] = (
     {"/12": "qwen3-vl-8b/12", "/36": "qwen3-vl-8b/36"},
     {"all FFN": "attend:all", "all attention": "transform:all", "none": "none"},
-    {"a quarter kept": "silent@keep=0.25:all"},
+    {"a quarter kept": QUARTER, "levels": Schedule(levels=LEVELS, chooser=CHOOSER)},
 )
 Keep = Callable[[dict[str, Any]], None]
 
@@ -98,7 +104,8 @@ def prefill(setting: Setting, keep: Keep) -> None:
     fewer = _cut(setting.decoder)
     for visual in () if setting.quick else sizes[1:]:
         _measure(setting, keep, fewer, visual, MAIN)
-    for group in () if setting.quick else OTHERS:
+    quick = () if setting.on_gpu else OTHERS[-1:]  # a try on a CPU sees levels, too
+    for group in quick if setting.quick else OTHERS:
         for visual in sizes[:2]:
             _measure(setting, keep, fewer, visual, group)
 
@@ -225,13 +232,14 @@ def _cut(decoder: Decoder) -> Decoder:
 
 
 def _measure(
-    setting: Setting, keep: Keep, decoder: Decoder, visual: int, wanted: Mapping[str, str], batch: int = 1
+    setting: Setting, keep: Keep, decoder: Decoder, visual: int, wanted: Mapping[str, str | Schedule], batch: int = 1
 ) -> None:
     layers = decoder.geometry.num_layers
     began: list[tuple[str, float]] = []
+    schedules = {name: thinned(Schedule.of(spec), layers) for name, spec in wanted.items()}
     rows = run_prefill(
         decoder,
-        {name: thinned(Schedule.of(spec), layers) for name, spec in wanted.items()},
+        schedules,
         {},
         visual=visual,
         text=TEXT,
@@ -244,12 +252,16 @@ def _measure(
     )
     compiling = dict(_durations(began))
     for row in rows:
-        more = {
+        more: dict[str, Any] = {
             "layers": layers,
             "visual": visual,
             "batch": batch,
             "first_call_s": round(compiling.get(row.name, 0.0), 1),
         }
+        schedule = schedules.get(row.name)
+        if schedule is not None and schedule.levels:
+            levels = taken(schedule.digest)
+            more |= {"levels": list(levels), "wrong": levels != (len(schedule.levels) - 1,) * batch}
         keep({**row.to_dict(), **more})
 
 

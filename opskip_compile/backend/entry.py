@@ -149,10 +149,7 @@ def _asked(settings: Settings, marked: int | None, inputs: Sequence[Any], tokens
 
     Nor is the device asked for the form of a mask in code of which CUDA graphs are to be recorded.
     """
-    plain = not torch.is_grad_enabled()
-    recorded = settings.records_cuda_graphs and any(
-        isinstance(value, torch.Tensor) and value.device.type != "cpu" for value in inputs
-    )
+    plain, recorded = not torch.is_grad_enabled(), _is_recorded(settings, inputs)
     return Options(
         resolve=lambda match, graph: resolve_schedule(
             settings.schedule, match, graph, settings.model_type, settings.modalities
@@ -169,6 +166,12 @@ def _asked(settings: Settings, marked: int | None, inputs: Sequence[Any], tokens
         mark_input=None if marked is None else lambda graph: handoff.add_mask_input(graph, marked),
         tokens=tokens,
     )
+
+
+def _is_recorded(settings: Settings, inputs: Sequence[Any]) -> bool:
+    """True if CUDA graphs are asked for, of a graph on a device that has them."""
+    on_device = any(isinstance(value, torch.Tensor) and value.device.type != "cpu" for value in inputs)
+    return settings.records_cuda_graphs and on_device
 
 
 def _failed(reason: str, captured: fx.Graph) -> Report:
@@ -233,24 +236,33 @@ def _asks(settings: Settings) -> bool:
     return settings.schedule is None or not settings.schedule.is_empty
 
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
 def _finish(
-    gm: fx.GraphModule, inputs: Sequence[Any], settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    settings: Settings,
+    defaults: Mapping[str, Any] = _NOTHING,
+    required: Mapping[str, Any] = _NOTHING,
 ) -> Compiled:
     if settings.lower == "eager":
         gm.recompile()
         return gm.forward
-    return _compat.inductor(gm, inputs, {**defaults, **settings.inductor})
+    return _compat.inductor(gm, inputs, {**defaults, **settings.inductor, **required})
 
 
 def _finish_rewritten(
     gm: fx.GraphModule, inputs: Sequence[Any], result: Rewritten, report: Report, settings: Settings
 ) -> Compiled:
     """With one region for layers that are alike; without where they can't be lowered."""
-    flat = gm.graph
+    flat, required = gm.graph, lowering.required(gm.graph)
+    if required and _is_recorded(settings, inputs):
+        log.warning(lowering.NOT_RECORDED)
     if result.state.regions is not None:
         gm.graph = result.state.regions
         try:
-            return _finish(gm, inputs, settings, lowering.config(gm.graph))
+            return _finish(gm, inputs, settings, lowering.config(gm.graph), required)
         except Exception as error:
             if _compat.steers_dynamo(error):
                 raise
@@ -258,7 +270,7 @@ def _finish_rewritten(
             REPORTS.change(report.number, lambda report: replace(report, passes=_without_regions(report)))
             gm.graph = flat
             gm.delete_all_unused_submodules()
-    return _finish(gm, inputs, settings, lowering.config(gm.graph))
+    return _finish(gm, inputs, settings, lowering.config(gm.graph), required)
 
 
 def _without_regions(report: Report) -> tuple[PassReport, ...]:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from torch import fx
 
 from opskip_compile import _compat
 from opskip_compile.passes import collectives, flex, packages, runtime
+from opskip_compile.passes.levels import CHOOSE_LEVEL, KEPT_BY_LEVEL
+from opskip_compile.passes.runtime import KEPT_ROWS, PACKED_ROWS
+from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT
 from opskip_compile.passes.tune import causal_attention
+from opskip_compile.passes.tune.causal_attention import ATTEND
 
 FUNCTIONS: tuple[Callable[..., Any], ...] = (
     runtime.select_rows,
@@ -29,6 +34,15 @@ FUNCTIONS: tuple[Callable[..., Any], ...] = (
     *collectives.EXCHANGES,
 )
 
+WAITING = frozenset({ATTEND, CHOOSE_LEVEL, KEPT_BY_LEVEL, KEPT_COUNT, PACKED_ROWS})
+"""Operators that read numbers on the host, or copy some to the device."""
+SIZED: Mapping[Any, int] = MappingProxyType({KEPT_ROWS: 2, CRITICAL_ROWS: 5})
+"""Operators that do so without room, and at which place it is given."""
+NOT_RECORDED = (
+    "no CUDA graph is recorded of this graph, since it finds the number of kept rows itself. opskip_compile.compile "
+    "counts them before, but for levels and for more than four keep shares"
+)
+
 
 def config(graph: fx.Graph) -> dict[str, Any]:
     """Inductor config patches for ``graph``.
@@ -40,6 +54,21 @@ def config(graph: fx.Graph) -> dict[str, Any]:
     * ``unsafe_marked_cacheable_functions``: a second process finds the compiled graph in AOTAutograd's cache.
     """
     return {"realize_reads_threshold": 1, **_compat.allow_caching(graph, FUNCTIONS, _version())}
+
+
+def required(graph: fx.Graph) -> dict[str, Any]:
+    """Inductor config patches that ``graph`` is wrong without, whatever a user asks for.
+
+    A CUDA graph repeats what the device did while it was recorded. Inductor leaves out of it what makes sizes, but not
+    what waits for numbers or copies them, nor a region that makes sizes inside; and it can't record code that is given
+    the several results of an operator left out.
+    """
+    return {"triton.cudagraphs": False} if any(map(_waits, graph.nodes)) else {}
+
+
+def _waits(node: fx.Node) -> bool:
+    place = SIZED.get(node.target)
+    return node.target in WAITING or (place is not None and len(node.args) <= place)
 
 
 @cache

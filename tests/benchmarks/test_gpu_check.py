@@ -26,7 +26,10 @@ def test_all_steps_on_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = {name: json.loads((tmp_path / f"{name}.json").read_text())["found"] for name in STEPS}
     assert [line["wrong"] for line in found["correctness"]] == [False] * 8
-    assert {line["name"] for line in found["prefill"]} >= {"Inductor", "/20", "all silent"}
+    prefill = {line["name"]: line for line in found["prefill"]}
+    assert set(prefill) >= {"Inductor", "/20", "all silent", "levels"}
+    assert prefill["levels"]["levels"] == [2] and prefill["levels"]["wrong"] is False
+    assert prefill["levels"]["gflops"] == prefill["a quarter kept"]["gflops"]
     assert {line["batch"] for line in found["batches"]} == {4}
     assert [line["wrong"] for line in found["graphs"]] == [False] * 5
     assert all(line["top"] and line["busy_ms"] for line in found["profile"])
