@@ -13,6 +13,7 @@ import torch
 
 from opskip_compile.models import loading
 from opskip_compile.models.packaged.model import MODEL_DIR
+from opskip_compile.schedule.schedule import Schedule
 
 SHORT_CALIBRATION = {
     "controls": False,
@@ -64,7 +65,7 @@ def make_place(folder: Path, layers: int) -> Path:
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     for name in ("other", "other_prompts"):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[4:]), encoding="utf-8")
-    (folder / "schedule.json").write_text('{"version": 1, "rules": [{"layers": [1], "skip": ["ffn"]}]}')
+    Schedule.of("attend:1").save(folder / "schedule.json")
     return folder
 
 
@@ -86,8 +87,6 @@ def named_things(folder: Path, source: str) -> dict[str, Any]:
 
 def check_engine_arguments(model: str, additional_config: dict[str, Any]) -> None:
     """In the place of vLLM's ``LLM``, which has an environment of its own: what the plug-in makes of its settings."""
-    from opskip_compile.schedule.schedule import Schedule
-
     assert set(additional_config) == {"opskip"} and set(additional_config["opskip"]) == {"schedule"}
     schedule = additional_config["opskip"]["schedule"]
     assert model and (schedule == "schedule.json" or Schedule.of(schedule))
