@@ -15,14 +15,8 @@ from opskip_compile.models import loading
 from opskip_compile.models.packaged.model import MODEL_DIR
 from opskip_compile.schedule.schedule import Schedule
 
-SHORT_CALIBRATION = {
-    "controls": False,
-    "stability": False,
-    "whole_front": False,
-    "answer_tokens": 1,
-    "search": "scores",
-}
-SHORT_EVALUATION = {"cuts": (0.3,), "methods": ("fastv", "late"), "lower": "eager", "rounds": 0, "answer_tokens": 1}
+SHORT_CALIBRATION = {"controls": False, "stability": False, "whole_front": False, "answer_tokens": 1, "refresh": 1}
+SHORT_EVALUATION = {"cuts": (0.3,), "methods": ("late",), "lower": "eager", "rounds": 0, "answer_tokens": 1}
 QUESTIONS = ("what color is the circle?", "what shape is in the image?", "is there a red shape?", "what is the shape?")
 
 
@@ -110,5 +104,11 @@ def offline(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         given = type(name, (), {"from_pretrained": staticmethod(lambda hub, value=value, **how: value)})
         monkeypatch.setattr(transformers, name, given)
     monkeypatch.setattr(_compat, "inductor", lambda gm, inputs, options: gm.forward)
-    monkeypatch.setattr(opskip, "calibrate", partial(opskip.calibrate, **SHORT_CALIBRATION))
+    calibrate = opskip.calibrate
+
+    def short(*args: Any, **given: Any) -> Any:
+        search = "joint" if "levels" in given else "scores"
+        return calibrate(*args, **{**SHORT_CALIBRATION, "search": search, **given})
+
+    monkeypatch.setattr(opskip, "calibrate", short)
     monkeypatch.setattr(opskip, "evaluate", partial(opskip.evaluate, **SHORT_EVALUATION))
