@@ -107,8 +107,8 @@ def offline(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     calibrate = opskip.calibrate
 
     def short(*args: Any, **given: Any) -> Any:
-        search = "joint" if "levels" in given else "scores"
-        return calibrate(*args, **{**SHORT_CALIBRATION, "search": search, **given})
+        search = {"search": "joint", "shares": (0.25,)} if "levels" in given else {"search": "scores"}
+        return calibrate(*args, **{**SHORT_CALIBRATION, **search, **given})
 
     monkeypatch.setattr(opskip, "calibrate", short)
     monkeypatch.setattr(opskip, "evaluate", partial(opskip.evaluate, **SHORT_EVALUATION))
