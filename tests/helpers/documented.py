@@ -94,15 +94,14 @@ def offline(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     from opskip_compile import _compat
 
     model, processor = loading.load(str(folder / "deep"), device="cpu")
-    config = transformers.AutoConfig.from_pretrained
+    kinds = {"AutoModelForImageTextToText": model, "AutoProcessor": processor, "AutoConfig": model.config}
+    for name, deep in kinds.items():
+        kind = getattr(transformers, name)
 
-    def named(source: Any, **how: Any) -> Any:
-        return config(source, **how) if Path(source).exists() else model.config
+        def load(source: Any, real: Any = kind.from_pretrained, deep: Any = deep, **how: Any) -> Any:
+            return real(source, **how) if Path(source).exists() else deep
 
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", named)
-    for name, value in (("AutoModelForImageTextToText", model), ("AutoProcessor", processor)):
-        given = type(name, (), {"from_pretrained": staticmethod(lambda hub, value=value, **how: value)})
-        monkeypatch.setattr(transformers, name, given)
+        monkeypatch.setattr(kind, "from_pretrained", load)
     monkeypatch.setattr(_compat, "inductor", lambda gm, inputs, options: gm.forward)
     calibrate = opskip.calibrate
 
