@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--budget", default="0.337", help="share of the prefill FLOPs to save, or kl<0.01")
     parser.add_argument("--question", default="what shape is in the image?")
     parser.add_argument(
-        "--evidence", action="store_true", help="also what whole layers or chance give: three times as long"
+        "--evidence", action="store_true", help="also what whole layers or chance give: four times as long"
     )
     parser.add_argument("--out", type=Path, default=Path("schedule.json"))
     given = parser.parse_args()

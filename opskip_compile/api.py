@@ -163,13 +163,17 @@ def decompiled(model: nn.Module) -> Iterator[None]:
 def last_report() -> Report:
     """What the latest compile did: the newest report of a graph that holds a decoder, else the newest of all.
 
+    A later prompt that runs code which is compiled already, has no image, or runs uncompiled has no report of its own.
+
     Raises:
         OpSkipError: nothing was compiled yet.
     """
     reports = REPORTS.all()
     if not reports:
         raise OpSkipError(
-            "last_report: nothing was compiled with the opskip backend yet (torch.compile compiles lazily)"
+            "last_report: nothing was compiled with the opskip backend yet: no prompt has run, or it ran by generate() "
+            "of torch.compile(model, backend='opskip'), which is the uncompiled model's; that of "
+            "opskip_compile.compile(model) is compiled"
         )
     decoders = [report for report in reports if report.operators or _was_not_compiled(report)]
     return (decoders or list(reports))[-1]

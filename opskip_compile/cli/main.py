@@ -40,6 +40,7 @@ app = typer.Typer(
     cls=_Commands,
     help="A torch.compile backend that lets multimodal LLMs skip visual rows, per layer and operator.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 

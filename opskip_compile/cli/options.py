@@ -9,7 +9,10 @@ import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 LIMIT = 64  # samples of the demo model, for a calibration
-Model = Annotated[str, typer.Option(help="demo, or the folder of a transformers model with weights and processor.")]
+Model = Annotated[
+    str,
+    typer.Option(help="demo, or a transformers model with weights and processor: its folder, or its name on the hub."),
+]
 Data = Annotated[
     Path | None,
     typer.Option(help="JSONL: image (or images), prompt and perhaps answer on each line. demo has its own."),

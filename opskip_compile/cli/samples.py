@@ -46,7 +46,7 @@ def model_and_samples(
     elif model != NAME:
         raise OptionError("data: needed for a model of your own: a JSONL file with image and prompt on each line")
     step("loading the model", 0, 0)
-    whole, encoder = load_source(model, device, dtype)
+    whole, encoder = load_source(model, device, dtype, download=True)
     if model == NAME:
         answer_tokens = 1
     if data is None:

@@ -36,7 +36,7 @@ def check_plot(target: Path) -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise OpSkipError(f"plot: this needs matplotlib; {INSTALL_HINT}") from error
+        raise OpSkipError(f"plot, html: drawing needs matplotlib; {INSTALL_HINT}") from error
 
 
 def write_figure(make: Callable[[], Figure], target: Path) -> None:

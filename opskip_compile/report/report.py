@@ -152,6 +152,15 @@ class Report:
             _STATES[(layer, "attention") in skipped, (layer, "ffn") in skipped] for layer in range(self.num_layers)
         )
 
+    def _kept_in(self, layer: int) -> str:
+        """The row sets of the skipped operators of a layer, where they are not just the visual rows."""
+        sets = {op.kind: op.rows for op in self.operators if op.layer == layer and op.rows not in (None, "visual")}
+        if not sets:
+            return ""
+        same = len(sets) == 2 and len(set(sets.values())) == 1
+        named = [str(next(iter(sets.values())))] if same else [f"{kind} {rows}" for kind, rows in sets.items()]
+        return f"  ({'; '.join(named)})"
+
     def diff(self) -> GraphDiff:
         """The captured graph against the rewritten one.
 
@@ -206,7 +215,11 @@ class Report:
             last = f"; the newest batch took {', '.join(map(str, self.levels))}" if self.levels else ""
             lines.append(f"  each prompt takes a level of its own, the count is that of the deepest{last}")
         lines += [f"  compiled again: {self.recompile}"] if self.recompile else []
-        lines += [f"  layer {i:3d}  {state}" for i, state in enumerate(self.layer_states()) if state != "full"]
+        lines += [
+            f"  layer {i:3d}  {state}{self._kept_in(i)}"
+            for i, state in enumerate(self.layer_states())
+            if state != "full"
+        ]
         for m in self.misses:
             lines.append(f"  stays full: {m.operator} at {m.node or '-'} {m.source}: {m.reason}")
             lines += [f"    nearest match: {m.nearest}"] if m.nearest else []
