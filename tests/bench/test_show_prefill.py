@@ -9,7 +9,7 @@ from opskip_compile.timing.prefill import INDUCTOR, ONEDNN, PrefillTimes
 
 
 def test_plot_and_table() -> None:
-    row = PrefillTimes("x", "schedule", "silent:0", 50, 100, (0.5, 0.25), (1.0, 1.0), 3, 4)
+    row = PrefillTimes("x", "schedule", "silent:0", 50, 100, (0.5, 0.25), (1.0, 1.0), 3, 4, INDUCTOR, (1.0, 1.0))
     dense = replace(row, name=INDUCTOR, kind="dense", flops=100, seconds=(1.0, 1.0))
     case = Case("M", 4, 36, 1024, 64, (dense, row, replace(row, name="d", kind="dropping")))
     made = figure([case, case], "CPU")
