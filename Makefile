@@ -23,7 +23,7 @@ test-vllm: $(VLLM)/.ready
 test-wheel: $(VENV)/.ready
 	rm -rf build/archives && mkdir -p build/archives/away
 	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('build/archives')" > build/archives/log
-	$(PIP) wheel --no-deps --wheel-dir build/archives build/archives/*.tar.gz
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/archives build/archives/*.tar.gz
 	$(PYTHON) -m venv build/archives/env
 	build/archives/env/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		"$$(ls build/archives/*.whl)[demo]"

@@ -96,7 +96,7 @@ def test_the_demo_has_samples_of_its_own() -> None:
     ("arguments", "said"),
     [
         (["--model", "MODEL"], "data: needed for a model of your own"),
-        (["--model", "gone", "--data", "DATA"], "model: there is no file 'gone'"),
+        (["--model", "gone", "--data", "DATA"], "model: 'gone' is no folder"),
         (["--model", "MODEL", "--data", "gone.jsonl"], "data: 'gone.jsonl' can't be read"),
         (["--model", "MODEL", "--data", "DATA", "--budget", "0"], "budget: expected a cut over 0"),
         (["--model", "MODEL", "--data", "DATA", "--budget", "99%"], "budget: 99.0% fewer FLOPs can't be met"),
