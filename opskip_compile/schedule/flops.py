@@ -97,14 +97,17 @@ class FlopsReport:
 
     @property
     def num_layers(self) -> int:
+        """Layers of the decoder."""
         return 1 + max(item.layer for item in self.operators)
 
     @property
     def dense(self) -> int:
+        """FLOPs of the dense prefill, all operators."""
         return sum(item.dense for item in self.operators)
 
     @property
     def skipped(self) -> int:
+        """FLOPs of the prefill under the schedule, all operators."""
         return sum(item.skipped for item in self.operators)
 
     @property
@@ -118,10 +121,12 @@ class FlopsReport:
         return self.dense / self.skipped
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, the totals as well."""
         totals = {"dense": self.dense, "skipped": self.skipped, "cut": self.cut}
         return {**asdict(self), **totals, "ideal_speedup": self.ideal_speedup}
 
     def table(self) -> Table:
+        """Dense and skipped FLOPs by kind of operator, as a table of rich."""
         from rich.table import Table
 
         rows = f"{self.visual_tokens} visual + {self.text_tokens} text rows"

@@ -63,6 +63,7 @@ class Geometry:
         return cls(**known, gated=kind not in _PLAIN_FFN)
 
     def attention(self, query_rows: int, key_rows: int) -> int:
+        """FLOPs of one attention (DESIGN section 6): keys and values of ``key_rows``, and what `queries` counts."""
         kv = self.num_kv_heads * self.head_dim
         return 4 * self.hidden_size * key_rows * kv + self.queries(query_rows, query_rows * key_rows)
 
@@ -77,6 +78,7 @@ class Geometry:
         return 2 * asked * heads * (key_rows + (self.hidden_size if queries else 0))
 
     def ffn(self, rows: int) -> int:
+        """FLOPs of one FFN on ``rows`` rows: its two or three projections, two a weight and row."""
         return (6 if self.gated else 4) * rows * self.hidden_size * self.intermediate_size
 
 

@@ -303,6 +303,7 @@ class Schedule:
 
     @property
     def is_empty(self) -> bool:
+        """True if it skips nothing."""
         return not self.rules and self.late is None and all(level.is_empty for level in self.levels)
 
     @property
