@@ -37,13 +37,8 @@ def main() -> None:
     model, processor = opskip.load(given.model)
     picture = Image.open(given.picture).convert("RGB") if given.picture else drawn()
     content = [{"type": "image", "image": picture}, {"type": "text", "text": given.question}]
-    inputs = processor.apply_chat_template(
-        [[{"role": "user", "content": content}]],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    ).to(model.device)
+    how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template([{"role": "user", "content": content}], **how).to(model.device)
 
     def answer() -> str:
         tokens = model.generate(**inputs, max_new_tokens=given.tokens, do_sample=False)

@@ -36,20 +36,12 @@ def main() -> None:
         parser.error(f"there is no picture in {given.folder}")
     model, processor = opskip.load(given.model)
 
+    how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+
     def inputs(file: Path) -> dict[str, object]:
-        content = [
-            {"type": "image", "image": Image.open(file).convert("RGB")},
-            {"type": "text", "text": given.question},
-        ]
-        return dict(
-            processor.apply_chat_template(
-                [[{"role": "user", "content": content}]],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-            ).to(model.device)
-        )
+        picture = Image.open(file).convert("RGB")
+        content = [{"type": "image", "image": picture}, {"type": "text", "text": given.question}]
+        return dict(processor.apply_chat_template([{"role": "user", "content": content}], **how).to(model.device))
 
     result = opskip.calibrate(
         model,

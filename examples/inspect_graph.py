@@ -24,9 +24,8 @@ def main() -> None:
 
     model, processor = opskip.load(given.model)
     content = [{"type": "image", "image": Image.new("RGB", (64, 64))}, {"type": "text", "text": "what is this?"}]
-    inputs = processor.apply_chat_template(
-        [[{"role": "user", "content": content}]], tokenize=True, return_dict=True, return_tensors="pt"
-    )
+    how = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template([{"role": "user", "content": content}], **how)
     report = opskip.explain(model, dict(inputs), schedule=given.schedule)
     print(report)
     diff = report.diff()

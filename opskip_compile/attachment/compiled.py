@@ -13,11 +13,8 @@ from torch import fx
 from opskip_compile import _compat
 from opskip_compile.backend.entry import opskip
 
-_UNDER_MODES = {
-    "lower": "eager",
-    "regions": False,
-    "alone": True,
-}  # a mode sees each operation, and need not know of regions
+# A mode sees each operation and need not know of regions; only this process compiles again.
+_UNDER_MODES = {"lower": "eager", "regions": False, "alone": True}
 
 
 class _Here(threading.local):
