@@ -31,6 +31,7 @@ PIPELINE: tuple[Pass, ...] = (
     Pass("share_rotary", steps.share_rotary, _DEFINITION, option="share_rotary"),
     Pass("clean_up", steps.clean_up, _DEFINITION, _CLEAN),
     Pass("account", steps.account, _CLEAN),
+    Pass("heads", steps.heads, _CLEAN, option="causal"),
     Pass("causal", steps.causal, _CLEAN, option="causal"),
     Pass("onednn", steps.onednn, _CLEAN, option="onednn"),
     Pass("regions", steps.regions, _CLEAN, option="regions"),

@@ -11,6 +11,7 @@ the attention of its own layer. Only scaled dot-product attentions count.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -172,8 +173,7 @@ def kept_count(visual: Tensor, through: bool, keep: float) -> tuple[Tensor, Tens
 
     Returns:
         ``count`` int64 ``(batch, sequence)``: at each row how many rows of its prompt are updated. ``most`` int64
-        ``(2,)`` on the CPU: the most of one element, and those of all. Whoever makes a size of it in each layer then
-        waits for no device there.
+        ``(2,)``: the most of one element, and those of all.
     """
     return count_rows(visual, through, keep)
 
@@ -182,7 +182,7 @@ def count_rows(visual: Tensor, through: bool, keep: float | Tensor) -> tuple[Ten
     """What `kept_count` gives, for one share or for float64 ``(batch, sequence)``, at each row that of its prompt."""
     count, of_element = rows_by_prompt(visual, through, keep)
     most = of_element.max() if len(count) else of_element.sum()
-    return count, torch.stack([most, of_element.sum()]).cpu()
+    return count, torch.stack([most, of_element.sum()])
 
 
 def rows_by_prompt(visual: Tensor, through: bool, keep: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -216,7 +216,22 @@ def _(visual: Tensor, through: bool, keep: float) -> tuple[Tensor, Tensor]:
 
 def counts_like(visual: Tensor) -> tuple[Tensor, Tensor]:
     """Tensors of the form that `kept_count` gives."""
-    return visual.new_empty(visual.shape, dtype=torch.int64), torch.empty(2, dtype=torch.int64)
+    return visual.new_empty(visual.shape, dtype=torch.int64), visual.new_empty(2, dtype=torch.int64)
+
+
+@torch.library.custom_op("opskip::on_host", mutates_args=())
+def on_host(most: Sequence[Tensor]) -> list[Tensor]:
+    """Numbers on the CPU: a device is waited for once for all of them, and not where a layer makes a size of its own.
+
+    Args:
+        most: of `kept_count` for each share, int64 ``(2,)``; one or more.
+    """
+    return [numbers.clone() for numbers in torch.stack(list(most)).cpu()]
+
+
+@on_host.register_fake
+def _(most: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.empty(2, dtype=torch.int64) for _ in most]
 
 
 @torch.library.custom_op("opskip::kept_share", mutates_args=())
@@ -239,7 +254,7 @@ def critical_rows(
     Args:
         visual, through, room: as for `kept_rows`.
         scores: float32 ``(batch, sequence)``; of left-out rows those with the highest are kept, the first of equals.
-        count, most: what `kept_count` gave; without ``most`` there is ``room``.
+        count, most: what `kept_count` gave, ``most`` on the CPU; without it there is ``room``.
 
     Returns:
         ``rows`` int64 and ``live`` bool, ``(batch, n)`` as of `kept_rows`: kept rows in order, then left-out ones.
@@ -290,8 +305,8 @@ def _readable(mask: Tensor) -> Tensor:
 PROBE_ROWS = torch.ops.opskip.probe_rows.default
 SPREAD_SCORES = torch.ops.opskip.spread_scores.default
 ROW_SCORES = torch.ops.opskip.row_scores.default
-KEPT_COUNT = torch.ops.opskip.kept_count.default
+KEPT_COUNT, ON_HOST = torch.ops.opskip.kept_count.default, torch.ops.opskip.on_host.default
 KEPT_SHARE = torch.ops.opskip.kept_share.default
 CRITICAL_ROWS = torch.ops.opskip.critical_rows.default
-SCORING = frozenset({PROBE_ROWS, SPREAD_SCORES, ROW_SCORES, KEPT_COUNT, KEPT_SHARE, CRITICAL_ROWS})
+SCORING = frozenset({PROBE_ROWS, SPREAD_SCORES, ROW_SCORES, KEPT_COUNT, ON_HOST, KEPT_SHARE, CRITICAL_ROWS})
 """All of them: they only compute, and no gradient flows through them."""

@@ -31,6 +31,7 @@ from opskip_compile.passes.tune.causal import ask_for_causal_masks
 from opskip_compile.passes.tune.onednn import use_onednn
 from opskip_compile.passes.tune.regions import Layers, share_regions
 from opskip_compile.passes.tune.rotary import share_rotary_tables
+from opskip_compile.passes.tune.shared_heads import share_heads
 
 PART_WITHOUT_ROWS = Refusal(
     Why.PART_WITHOUT_ROWS,
@@ -179,6 +180,11 @@ def account(state: State) -> int:
     skipped = [skip.operator for skip in state.plan.skips]
     state.remaining = {operator: state.leftover.remaining(operator, alive) for operator in skipped}
     return 0
+
+
+def heads(state: State) -> int:
+    """Attentions that share heads of keys instead of copies of them."""
+    return share_heads(state.graph, state.captured)
 
 
 def causal(state: State) -> int:

@@ -11,8 +11,8 @@ from typing import Any
 
 # Operators of ours in which the host waits for the device, and others that read a number that the host has already:
 # neither can be recorded.
-_ASKING = frozenset({"opskip.kept_count", "opskip.kept_by_level", "opskip.choose_level"})
-_READING = frozenset({"opskip.packed_rows", "opskip.attend"})
+_ASKING = frozenset({"opskip.on_host", "opskip.choose_level"})
+_READING = frozenset({"opskip.packed_rows", "opskip.attend", "opskip.kept_by_level"})
 _ROOMY = {"opskip.kept_rows": 2, "opskip.critical_rows": 5}  # the same of a size, but where they are given room
 _SIZE = re.compile(r"u\d+$")
 

@@ -15,7 +15,7 @@ from opskip_compile import _compat
 from opskip_compile.passes import collectives, flex, packages, runtime
 from opskip_compile.passes.levels import CHOOSE_LEVEL, KEPT_BY_LEVEL
 from opskip_compile.passes.runtime import KEPT_ROWS, PACKED_ROWS
-from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT
+from opskip_compile.passes.scores import CRITICAL_ROWS, ON_HOST
 from opskip_compile.passes.tune import causal_attention
 from opskip_compile.passes.tune.causal_attention import ATTEND
 
@@ -34,7 +34,7 @@ FUNCTIONS: tuple[Callable[..., Any], ...] = (
     *collectives.EXCHANGES,
 )
 
-WAITING = frozenset({ATTEND, CHOOSE_LEVEL, KEPT_BY_LEVEL, KEPT_COUNT, PACKED_ROWS})
+WAITING = frozenset({ATTEND, CHOOSE_LEVEL, KEPT_BY_LEVEL, ON_HOST, PACKED_ROWS})
 """Operators that read numbers on the host, or copy some to the device."""
 SIZED: Mapping[Any, int] = MappingProxyType({KEPT_ROWS: 2, CRITICAL_ROWS: 5})
 """Operators that do so without room, and at which place it is given."""

@@ -29,7 +29,8 @@ class Settings:
         lower: ``"inductor"``, or ``"eager"`` to run the rewritten graph as it is.
         share_rotary: compute the sines and cosines of the rotary embedding once instead of in every layer.
         causal: find out at run time whether an attention's mask is the causal one, and then use a causal kernel without
-            the mask. Changes the last bits of the result; not done where gradients are recorded.
+            the mask; on a CPU, share heads of keys instead of copying them. Changes the last bits of the result; not
+            done where gradients are recorded.
         onednn: let the linear layers of a rewritten graph run in oneDNN (float32 on an AMD processor with AVX-512,
             where MKL is slow). Changes the last bits of the result; not done where gradients are recorded.
         regions: compile layers that are alike once, as one region that each of them calls; not done where gradients are

@@ -23,7 +23,7 @@ from opskip_compile.passes.runtime import (
     select_packed,
     select_rows,
 )
-from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT, KEPT_SHARE, PROBE_ROWS, ROW_SCORES, SPREAD_SCORES
+from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT, KEPT_SHARE, ON_HOST, PROBE_ROWS, ROW_SCORES, SPREAD_SCORES
 
 declare(plain("opskip::kept_rows", "visual, through, room"), functions=[KEPT_ROWS])
 declare(plain("opskip::select_rows", "input, rows, dim"), functions=[select_rows, select_packed])
@@ -34,6 +34,7 @@ declare(plain("opskip::shared", "input"), functions=[SHARED])
 declare(plain("opskip::probe_rows", "visual, mask, columns"), functions=[PROBE_ROWS])
 declare(plain("opskip::spread_scores", "visual"), functions=[SPREAD_SCORES])
 declare(plain("opskip::kept_count", "visual, through, keep"), functions=[KEPT_COUNT])
+declare(plain("opskip::on_host", "most"), functions=[ON_HOST])
 declare(plain("opskip::kept_share", "visual, through, keep"), functions=[KEPT_SHARE])
 declare(plain("opskip::kept_by_level", "visual, through, shares, level"), functions=[KEPT_BY_LEVEL])
 _CHOICE = "hidden, visual, mask, columns, weights, bias, gains, threshold, digest"

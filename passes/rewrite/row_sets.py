@@ -24,6 +24,7 @@ from opskip_compile.passes.scores import (
     CRITICAL_ROWS,
     KEPT_COUNT,
     KEPT_SHARE,
+    ON_HOST,
     PROBE_ROWS,
     ROW_SCORES,
     SPREAD_SCORES,
@@ -62,7 +63,7 @@ class RowSets:
             self.by_name[name] = self._whole(self._mask, name, name == "through_visual")
         keeping = [skip for skip in plan.skips if skip.left_out.chooses]
         self._level = self._choose(plan) if any(skip.left_out.shares for skip in keeping) else None
-        self._counts = {left_out: self._count(left_out) for left_out in sorted({skip.left_out for skip in keeping})}
+        self._counts = self._count_all(sorted({skip.left_out for skip in keeping}))
         self._scores: list[tuple[int, fx.Node]] = []  # from the layer on
         if keeping:
             self._score(plan, max(last_scored(skip.operator) for skip in keeping))
@@ -82,8 +83,20 @@ class RowSets:
         live = self._call("unsqueeze", self._call(op.getitem, both, 1), -1, name=f"live_{name}")
         return RowSet(name, rows, live, self._call("size", rows, 1, name=f"kept_{name}"))
 
+    def _count_all(self, keeping: Sequence[LeftOut]) -> dict[LeftOut, tuple[fx.Node, fx.Node | None]]:
+        """How many rows each element updates, and the sizes that follow, on the host, unless there is room for them."""
+        counted = {left_out: self._count(left_out) for left_out in keeping}
+        found = {left_out: most for left_out, (_, most) in counted.items() if most is not None}
+        asked = self._call(ON_HOST, list(found.values())) if found else None
+        for place, left_out in enumerate(found):
+            most = self._call(op.getitem, asked, place, name=f"most_{left_out}")
+            if self._stream is not None:
+                most.meta["example_value"] = torch.empty(2, dtype=torch.int64)
+            counted[left_out] = counted[left_out][0], most
+        return counted
+
     def _count(self, left_out: LeftOut) -> tuple[fx.Node, fx.Node | None]:
-        """How many rows each element updates, and the sizes that follow unless there is room for them."""
+        """The count of one share, and its ``most``."""
         through, most = left_out.rows == "through_visual", None
         if str(left_out) in self._rooms:
             count = self._call(KEPT_SHARE, self._mask, through, left_out.keep, name=f"count_{left_out}")
@@ -92,7 +105,7 @@ class RowSets:
             how = how if left_out.shares else [KEPT_COUNT, left_out.keep]
             both = self._call(how[0], self._mask, through, *how[1:])
             count = self._call(op.getitem, both, 0, name=f"count_{left_out}")
-            most = self._call(op.getitem, both, 1, name=f"most_{left_out}")
+            most = self._call(op.getitem, both, 1)
         if self._stream is not None:  # all of them have one form, and layers with them too
             like = self._stream.new_empty(self._stream.shape[:2], dtype=torch.bool)
             count.meta["example_value"], of_sizes = counts_like(like)

@@ -23,11 +23,11 @@ from opskip_compile.passes.graph.sizes import PROBED
 from opskip_compile.passes.ops import is_inplace, mutated_nodes, tensor
 from opskip_compile.passes.ops.state import keeps_its_place
 from opskip_compile.passes.runtime import SELECTING, SHARED
-from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT, KEPT_SHARE, SPREAD_SCORES
+from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT, KEPT_SHARE, ON_HOST, SPREAD_SCORES
 from opskip_compile.schedule.left_out import ROWS
 
 OUTSIDE = -1.0
-_SERVING = (SPREAD_SCORES, KEPT_COUNT, KEPT_SHARE)  # every layer, even if only one reads them
+_SERVING = (SPREAD_SCORES, KEPT_COUNT, KEPT_SHARE, ON_HOST)  # every layer, even if only one reads them
 _GIVEN = ("placeholder", "get_attr")
 _KEPT = (torch.where, *SELECTING)
 _OF_ALL = (*ROWS, PROBED)  # the row sets that stand before the layers

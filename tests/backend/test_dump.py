@@ -103,5 +103,5 @@ def test_trace_holds_both_graphs_and_the_report(tmp_path: Path) -> None:
 def test_torch_logs_show_the_passes(tmp_path: Path) -> None:
     shown = in_a_process(tmp_path, TORCH_LOGS="+opskip_compile")
     passes = re.findall(r"opskip_compile/backend/dump\.py.*\] pass (\w+) ", shown)
-    assert {*passes} == {*PASSES, "report"} - {"causal", "onednn", "regions"}  # gradients are on
+    assert {*passes} == {*PASSES, "report"} - {"heads", "causal", "onednn", "regions"}  # gradients are on
     assert "1 of 1 operators skipped" in shown

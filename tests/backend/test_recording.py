@@ -53,6 +53,7 @@ def _cases() -> dict[str, tuple[Any, tuple[Any, ...], tuple[Any, ...] | None]]:
         "spread_scores": (scores.spread_scores, (visual,), None),
         "row_scores": (scores.row_scores, ask, None),
         "kept_count": (scores.kept_count, (visual, False, 0.25), None),
+        "on_host": (scores.on_host, ([most, most],), None),
         "kept_share": (scores.kept_share, (visual, False, 0.25), None),
         "critical_rows": (scores.critical_rows, (visual, False, score, level, most), (room,)),
         "choose_level": (levels.choose_level, (hidden, visual, mask, None, *numbers), None),
@@ -62,8 +63,8 @@ def _cases() -> dict[str, tuple[Any, tuple[Any, ...], tuple[Any, ...] | None]]:
 
 
 NAMES = tuple(
-    "kept_rows shared visual_rows packed_rows probe_rows spread_scores row_scores kept_count kept_share critical_rows "
-    "choose_level kept_by_level attend".split()
+    "kept_rows shared visual_rows packed_rows probe_rows spread_scores row_scores kept_count on_host kept_share "
+    "critical_rows choose_level kept_by_level attend".split()
 )
 
 

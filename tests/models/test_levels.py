@@ -225,3 +225,27 @@ def test_before_a_recurrence_no_level_is_known() -> None:
     assert report.skipped == ("2.ffn",)
     assert [miss.reason for miss in report.misses] == [LEVEL_LATE]
     assert report.levels == ()
+
+
+class Calls(TorchDispatchMode):
+    """Names of the operators of ours that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "opskip":
+            self.made.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+def test_numbers_of_all_shares_come_to_the_host_at_once() -> None:
+    model, inputs = ZOO["llava"].build(4).eval(), dict(ZOO["llava"].inputs(LAYOUT))
+    opskip.compile(model, leveled(*SPECS), options={**EAGER, "strict": True})
+    with Calls() as calls:
+        logits(model, inputs)
+        calls.made.clear()
+        logits(model, inputs)
+    assert calls.made.count("on_host") == 1
+    assert calls.made.count("kept_by_level") > 1
