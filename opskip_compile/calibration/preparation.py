@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from opskip_compile import _compat
 from opskip_compile.api import decompiled
 from opskip_compile.calibration.files import FileSamples
 from opskip_compile.calibration.option_checks import check_choice, check_count, checked_modalities
@@ -19,12 +20,23 @@ from opskip_compile.models.prompts import Encoder
 from opskip_compile.schedule.left_out import ROWS, Rows
 from opskip_compile.schedule.modalities import VISUAL, in_words
 
+SPLIT = (
+    "model: its weights are split among processes (tensor parallel, or FSDP), which would get samples of their own and "
+    "have their heads' scores only. Load it whole, or its layers on several devices (device_map='auto') in one "
+    "process; the schedule that is found there fits the split model"
+)
 SampleSource = Sequence[Mapping[str, Any]] | str | os.PathLike[str] | Samples
 
 
 @contextmanager
 def dense(model: nn.Module) -> Iterator[None]:
-    """The model dense, in evaluation mode and without gradients until the block ends; then as it was."""
+    """The model dense, in evaluation mode and without gradients until the block ends; then as it was.
+
+    Raises:
+        OptionError: processes have each a part of the model. With samples of their own they would mix up the rows.
+    """
+    if _compat.is_split(model):
+        raise OptionError(SPLIT)
     with decompiled(model), torch.no_grad():
         in_training = [module for module in model.modules() if module.training]
         model.eval()

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import opskip_compile as opskip
+from opskip_compile.backend import agreement
 from opskip_compile.passes.analysis.split_heads import SPREAD
 from tests.helpers.families import FAMILIES, UNEVEN, Family, visual_mask
 from tests.helpers.leveled import leveled
@@ -81,8 +82,8 @@ def test_bytes_fall_with_the_rows(tmp_path: Path) -> None:
     dense, silent = assert_equal_to_oracle("qwen3_vl", tmp_path, 2, ("none", "silent:all"), EAGER)
     visual = visual_mask(with_heads("qwen3_vl").inputs(UNEVEN))
     rows, kept = visual.shape[1], int((~visual).sum(1).max())
-    assert dense["bytes"] == {"all_reduce": 2 * LAYERS * 2 * rows * 32 * 4}
-    assert silent["bytes"] == {"all_reduce": 2 * LAYERS * 2 * kept * 32 * 4, "all_gather": 5 * 8}  # and the comparison
+    assert dense["bytes"] == {"all_reduce": 2 * LAYERS * 2 * rows * 32 * 4, "all_gather": 8}  # which code is run
+    assert silent["bytes"] == {"all_reduce": 2 * LAYERS * 2 * kept * 32 * 4, "all_gather": 8 + 5 * 8}  # and the rows
 
 
 def test_four_processes(tmp_path: Path) -> None:
@@ -107,6 +108,31 @@ def test_prompts_have_the_same_level_in_all_processes(tmp_path: Path) -> None:
         assert (levels, skipped) == ((1, 1), 4)
 
 
+def without_image(rank: int, family: Family, folder: Path, prefill_only: bool, first: bool) -> str:
+    """The second process gets no image, before anything is compiled or after all is; then all get the same again."""
+    model = opskip.compile(split_model(family, folder), "silent:1-2", prefill_only=prefill_only, options=dict(EAGER))
+    image, text = family.inputs(UNEVEN), family.inputs(((9,), (7,)))
+    if not first:
+        model(**image)
+        model(**text)
+    with pytest.raises(RuntimeError) as failed:
+        model(**(text if rank else image))
+    skipped = model(**image).logits
+    opskip.remove(model)
+    assert (skipped - model(**image).logits).abs().max() > 1e-3
+    return str(failed.value)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("prefill_only", [False, True])
+def test_one_process_gets_no_image(prefill_only: bool, first: bool, tmp_path: Path) -> None:
+    """All of them raise at once, and go on with the next prompt."""
+    family = with_heads("llava")
+    family.build(LAYERS).save_pretrained(tmp_path)
+    for said in several(without_image, 2, family, tmp_path, prefill_only, first, patience=30):
+        assert said == agreement.OTHER_CODE
+
+
 def with_gradients(rank: int, family: Family, folder: Path) -> tuple[Any, str, list[str]]:
     model, inputs = split_model(family, folder), family.inputs(UNEVEN)
     opskip.compile(model, "silent:1", options=dict(EAGER))
@@ -126,6 +152,25 @@ def test_with_gradients_it_is_dense_and_says_what_to_do(tmp_path: Path) -> None:
         torch.testing.assert_close(logits, want, rtol=1e-4, atol=1e-5)
         assert reason == SPREAD.reason
         assert any("torch.no_grad(), as generate() does" in text for text in said)
+
+
+def refused(rank: int, family: Family, folder: Path) -> tuple[str, str]:
+    model, inputs = split_model(family, folder), family.inputs()
+    with pytest.raises(opskip.OptionError) as calibrating:
+        opskip.calibrate(model, [inputs] * 4, 0.3)
+    schedule = opskip.Schedule.from_spec("silent@keep=0.5:1")
+    with pytest.raises(opskip.OpSkipError) as asking, opskip.oracle(model, schedule, visual_mask(inputs)):
+        pass
+    return str(calibrating.value), str(asking.value)
+
+
+def test_what_needs_the_whole_model_is_refused(tmp_path: Path) -> None:
+    """Calibration gives each process samples of its own, and the oracle would see the heads of one process."""
+    family = with_heads("llava")
+    family.build(2).save_pretrained(tmp_path)
+    for calibrating, asking in several(refused, 2, family, tmp_path):
+        assert "split among processes" in calibrating
+        assert "told by all heads" in asking
 
 
 def test_every_family_has_a_plan_for_its_layers() -> None:
