@@ -36,8 +36,6 @@ from tests.helpers.support.zoo import ZOO
 SCHEDULES = ("late:0.5", "attend:all", "silent:all", "silent@keep=0.25:all")
 LAYOUT = ((4, *[1] * 15, 30),)  # sixteen images of 16 rows
 WIDTH = {"hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 32, "num_key_value_heads": 8}
-
-
 EXPERTS = ("glm4v_moe", "qwen3_vl_moe")
 
 
@@ -67,7 +65,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
     choices = sorted([*FAMILIES, *EXPERTS])
-    parser.add_argument("--families", nargs="+", choices=choices, default=["llava", "qwen2_5_vl", "qwen3_vl"])
+    default = ["llava", "qwen2_5_vl", "qwen3_vl", *EXPERTS]
+    parser.add_argument("--families", nargs="+", choices=choices, default=default)
     parser.add_argument("--schedules", nargs="+", default=SCHEDULES)
     parser.add_argument("--lower", choices=("eager", "inductor"), default="eager")
     parser.add_argument("--layers", type=int, default=4)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from torch.utils.flop_counter import FlopCounterMode
 
 import opskip_compile as opskip
 from opskip_compile.backend import agreement
@@ -47,11 +49,16 @@ def in_process(
 
 
 def assert_equal_to_oracle(
-    family: Member, folder: Path, processes: int, specs: tuple[str, ...], options: dict[str, Any], whole: bool = False
+    family: Member,
+    folder: Path,
+    processes: int,
+    specs: tuple[str, ...],
+    options: dict[str, Any],
+    all_split: bool = True,
 ) -> list[dict[str, Any]]:
     """Every process gives the oracle's logits, and all the same; returns the findings of one, by schedule.
 
-    ``whole``: a part of each layer is whole on every process.
+    ``all_split``: no part of a layer is whole on every process.
     """
     model, inputs = family.build(LAYERS), family.inputs(UNEVEN)
     model.save_pretrained(folder)
@@ -67,7 +74,7 @@ def assert_equal_to_oracle(
             torch.testing.assert_close(each["logits"][shown], want, rtol=1e-4, atol=1e-5)
             assert torch.equal(each["logits"], found[0]["logits"])
             assert (each["said"], each["bytes"]) == ([], found[0]["bytes"])
-            if not whole:
+            if all_split:
                 assert tuple(processes * flops for flops in each["flops"]) == (alone.flops_before, alone.flops_after)
     return by_process[0]
 
@@ -95,14 +102,14 @@ def test_four_processes(tmp_path: Path) -> None:
     assert_equal_to_oracle(with_heads("qwen3_vl"), tmp_path, 4, ("silent@keep=0.4:1-2",), EAGER)
 
 
-@pytest.mark.parametrize(("name", "whole"), [("glm4v_moe", False), ("qwen3_vl_moe", True)])
-def test_experts(name: str, whole: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["glm4v_moe", "qwen3_vl_moe"])
+def test_experts(name: str, tmp_path: Path) -> None:
     """Each process has a part of each expert, and their sums take kept rows; or every process has all of them."""
-    dense, skipped = assert_equal_to_oracle(ZOO[name], tmp_path, 2, ("none", "silent@keep=0.4:1-2"), EAGER, whole)
-    sums = 1 if whole else 2
-    rows = ZOO[name].inputs(UNEVEN)["input_ids"].numel()
-    assert dense["bytes"]["all_reduce"] == LAYERS * sums * rows * 32 * 4
-    assert skipped["bytes"]["all_reduce"] < dense["bytes"]["all_reduce"]
+    specs = ("none", "attend:1-2", "silent@keep=0.4:1-2")
+    found = assert_equal_to_oracle(ZOO[name], tmp_path, 2, specs, EAGER, all_split=False)
+    dense, attend, keeping = (each["bytes"]["all_reduce"] for each in found)
+    assert keeping < dense
+    assert (attend < dense) == (name == "glm4v_moe")  # the sums of experts; the other model has none
 
 
 def with_levels(rank: int, family: Family, folder: Path, schedule: opskip.Schedule) -> tuple[Any, tuple[int, ...], int]:
@@ -145,6 +152,23 @@ def test_one_process_gets_no_image(prefill_only: bool, first: bool, tmp_path: Pa
     family.build(LAYERS).save_pretrained(tmp_path)
     for said in several(without_image, 2, family, tmp_path, prefill_only, first, patience=30):
         assert said == agreement.OTHER_CODE
+
+
+def counted(rank: int, family: Family, folder: Path) -> tuple[Any, Any, int]:
+    """The first process counts FLOPs, and compiles for it alone."""
+    model, inputs = split_model(folder), family.inputs(UNEVEN)
+    opskip.compile(model, "silent:1-2", options=dict(EAGER))
+    plain = model(**inputs).logits
+    with FlopCounterMode(display=False) if rank == 0 else nullcontext() as counter:
+        return plain, model(**inputs).logits, counter.get_total_flops() if counter else 0
+
+
+def test_one_process_counts_flops(tmp_path: Path) -> None:
+    family = with_heads("llava")
+    family.build(LAYERS).save_pretrained(tmp_path)
+    for rank, (plain, again, flops) in enumerate(several(counted, 2, family, tmp_path, patience=30)):
+        torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-5)
+        assert (flops > 0) == (rank == 0)
 
 
 def with_gradients(rank: int, family: Family, folder: Path) -> tuple[Any, str, list[str]]:
