@@ -65,8 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
     choices = sorted([*FAMILIES, *EXPERTS])
-    default = ["llava", "qwen2_5_vl", "qwen3_vl", *EXPERTS]
-    parser.add_argument("--families", nargs="+", choices=choices, default=default)
+    parser.add_argument("--families", nargs="+", choices=choices, default=["llava", "qwen2_5_vl", "qwen3_vl"])
     parser.add_argument("--schedules", nargs="+", default=SCHEDULES)
     parser.add_argument("--lower", choices=("eager", "inductor"), default="eager")
     parser.add_argument("--layers", type=int, default=4)

@@ -102,14 +102,15 @@ def test_four_processes(tmp_path: Path) -> None:
     assert_equal_to_oracle(with_heads("qwen3_vl"), tmp_path, 4, ("silent@keep=0.4:1-2",), EAGER)
 
 
-@pytest.mark.parametrize("name", ["glm4v_moe", "qwen3_vl_moe"])
-def test_experts(name: str, tmp_path: Path) -> None:
-    """Each process has a part of each expert, and their sums take kept rows; or every process has all of them."""
-    specs = ("none", "attend:1-2", "silent@keep=0.4:1-2")
-    found = assert_equal_to_oracle(ZOO[name], tmp_path, 2, specs, EAGER, all_split=False)
-    dense, attend, keeping = (each["bytes"]["all_reduce"] for each in found)
-    assert keeping < dense
-    assert (attend < dense) == (name == "glm4v_moe")  # the sums of experts; the other model has none
+def test_experts(tmp_path: Path) -> None:
+    """Each process has a part of each expert, and their sums take kept rows."""
+    specs = ("none", "attend@keep=0.4:1-2")
+    dense, attend = assert_equal_to_oracle(ZOO["glm4v_moe"], tmp_path, 2, specs, EAGER, all_split=False)
+    assert attend["bytes"]["all_reduce"] < dense["bytes"]["all_reduce"]
+
+
+def test_experts_that_are_whole_on_every_process(tmp_path: Path) -> None:
+    assert_equal_to_oracle(ZOO["qwen3_vl_moe"], tmp_path, 2, ("silent@keep=0.4:1-2",), EAGER, all_split=False)
 
 
 def with_levels(rank: int, family: Family, folder: Path, schedule: opskip.Schedule) -> tuple[Any, tuple[int, ...], int]:
@@ -150,7 +151,7 @@ def test_one_process_gets_no_image(prefill_only: bool, first: bool, tmp_path: Pa
     """All of them raise at once, and go on with the next prompt."""
     family = with_heads("llava")
     family.build(LAYERS).save_pretrained(tmp_path)
-    for said in several(without_image, 2, family, tmp_path, prefill_only, first, patience=30):
+    for said in several(without_image, 2, family, tmp_path, prefill_only, first, patience=60):
         assert said == agreement.OTHER_CODE
 
 
@@ -166,7 +167,7 @@ def counted(rank: int, family: Family, folder: Path) -> tuple[Any, Any, int]:
 def test_one_process_counts_flops(tmp_path: Path) -> None:
     family = with_heads("llava")
     family.build(LAYERS).save_pretrained(tmp_path)
-    for rank, (plain, again, flops) in enumerate(several(counted, 2, family, tmp_path, patience=30)):
+    for rank, (plain, again, flops) in enumerate(several(counted, 2, family, tmp_path, patience=60)):
         torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-5)
         assert (flops > 0) == (rank == 0)
 
