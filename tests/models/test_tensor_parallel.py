@@ -193,6 +193,31 @@ def test_with_gradients_it_is_dense_and_says_what_to_do(tmp_path: Path) -> None:
         assert any("torch.no_grad(), as generate() does" in text for text in said)
 
 
+NORMS = dict.fromkeys(
+    [f"model.language_model.layers.*.{name}" for name in ("input_layernorm", "post_attention_layernorm")],
+    "sequence_parallel",
+)
+
+
+def by_sequence(rank: int, family: Family, folder: Path) -> tuple[Any, str, list[str]]:
+    model = opskip.compile(split_model(folder, NORMS), "silent:1", options=dict(EAGER))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", opskip.NothingSkippedWarning)
+        logits = model(**family.inputs(UNEVEN)).logits
+    return logits, opskip.last_report().reason, [str(each.message) for each in said]
+
+
+def test_the_sequence_style_of_transformers_is_dense_and_says_so(tmp_path: Path) -> None:
+    family = with_heads("llava")
+    model = family.build(2)
+    model.save_pretrained(tmp_path)
+    want = model(**family.inputs(UNEVEN)).logits
+    for logits, reason, said in several(by_sequence, 2, family, tmp_path):
+        torch.testing.assert_close(logits, want, rtol=1e-4, atol=1e-5)
+        assert reason == SPREAD.reason
+        assert any("sequence_parallel" in text for text in said)
+
+
 def refused(rank: int, family: Family, folder: Path) -> tuple[str, str]:
     model, inputs = split_model(folder), family.inputs()
     with pytest.raises(opskip.OptionError) as calibrating:
