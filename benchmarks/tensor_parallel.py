@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,43 @@ from opskip_compile.models.tiny import FAMILIES, Family, visual_mask
 from opskip_compile.output.environment import environment
 from opskip_compile.schedule.validation import write_json
 from tests.helpers.processes import bytes_in_decoder, several, split_model, with_heads
+from tests.helpers.shrink import build
+from tests.helpers.support.changes import CHANGES
+from tests.helpers.support.zoo import ZOO
 
 SCHEDULES = ("late:0.5", "attend:all", "silent:all", "silent@keep=0.25:all")
 LAYOUT = ((4, *[1] * 15, 30),)  # sixteen images of 16 rows
 WIDTH = {"hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 32, "num_key_value_heads": 8}
+EXPERTS = ("glm4v_moe", "qwen3_vl_moe")
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A family whose FFNs are four experts, two for each row, of the same width."""
+
+    name: str
+
+    def build(self, layers: int) -> Any:
+        """The model with the same random weights every time."""
+
+        def change(values: dict[str, Any]) -> None:
+            CHANGES.get(self.name, lambda _: None)(values)
+            values["text_config"].update(WIDTH, moe_intermediate_size=352)
+            values["vision_config"]["out_hidden_size"] = WIDTH["hidden_size"]
+
+        return build(self.name, layers, change)
+
+    def inputs(self, layout: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """As of any family."""
+        return ZOO[self.name].inputs(layout)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--families", nargs="+", choices=sorted(FAMILIES), default=["llava", "qwen2_5_vl", "qwen3_vl"])
+    choices = sorted([*FAMILIES, *EXPERTS])
+    parser.add_argument("--families", nargs="+", choices=choices, default=["llava", "qwen2_5_vl", "qwen3_vl"])
     parser.add_argument("--schedules", nargs="+", default=SCHEDULES)
     parser.add_argument("--lower", choices=("eager", "inductor"), default="eager")
     parser.add_argument("--layers", type=int, default=4)
@@ -50,7 +77,7 @@ def main() -> None:
 
     found: list[dict[str, Any]] = []
     for name in given.families:
-        family = with_heads(name, **WIDTH)
+        family = Experts(name) if name in EXPERTS else with_heads(name, **WIDTH)
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             model, inputs = family.build(given.layers), family.inputs(LAYOUT)
             model.save_pretrained(folder)
@@ -83,7 +110,7 @@ def oracle(model: Any, inputs: dict[str, Any], spec: str) -> torch.Tensor:
 
 def in_process(
     rank: int,
-    family: Family,
+    family: Family | Experts,
     folder: Path,
     wanted: Sequence[torch.Tensor],
     schedules: Sequence[str],
@@ -93,11 +120,11 @@ def in_process(
     """What one process measures, for each schedule."""
     warnings.simplefilter("error", opskip.NothingSkippedWarning)
     inputs, options = family.inputs(LAYOUT), {"lower": lower}
-    dense = opskip.compile(split_model(family, folder), "none", options=dict(options))
+    dense = opskip.compile(split_model(folder), "none", options=dict(options))
     dense(**inputs)
     rows = []
     for spec, want in zip(schedules, wanted, strict=True):
-        model = opskip.compile(split_model(family, folder), spec, options=dict(options))
+        model = opskip.compile(split_model(folder), spec, options=dict(options))
         got = model(**inputs).logits
         report = opskip.last_report()
         seconds: dict[str, list[float]] = {"dense": [], "skipped": []}

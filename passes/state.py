@@ -86,7 +86,7 @@ class State:
         facts: what holds by now.
         source: where the visual rows are named.
         match: the operators.
-        groups: of processes that exchange values in operators.
+        groups: of processes that exchange values in operators, or in a decoder without matched ones.
         resolved: the schedule.
         plan: what is skipped, and what can't be.
         leftover: what skipped operators compute in full by definition.

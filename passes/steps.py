@@ -7,6 +7,7 @@ from torch import fx
 from opskip_compile import _compat
 from opskip_compile.errors import RewriteError
 from opskip_compile.passes.analysis.cross_attention import ENCODER, crossing_without_rows
+from opskip_compile.passes.analysis.exchanges import exchanging_groups
 from opskip_compile.passes.analysis.locate import RowSource, locate_rows
 from opskip_compile.passes.analysis.match import as_layer, match_operators, matches_without_rows
 from opskip_compile.passes.analysis.merges import RowTokens
@@ -15,7 +16,7 @@ from opskip_compile.passes.analysis.plan import make_plan
 from opskip_compile.passes.analysis.remaining import Leftover
 from opskip_compile.passes.analysis.split_heads import why_spread
 from opskip_compile.passes.normalize.cleanup import remove_dead
-from opskip_compile.passes.normalize.collectives import drop_idle_checks, exchanged_in, lift_collectives
+from opskip_compile.passes.normalize.collectives import drop_idle_checks, lift_collectives
 from opskip_compile.passes.normalize.flex import lift_flex
 from opskip_compile.passes.normalize.functionalize import write_out_of_place
 from opskip_compile.passes.normalize.packages import lift_packages
@@ -72,6 +73,7 @@ def locate(state: State) -> int:
         state.source = source
     else:
         state.refusal = source or crossing_without_rows(graph) or _without_rows(state) or NO_ROWS
+        state.groups = exchanging_groups(graph, state.match)
     return 0
 
 
@@ -108,7 +110,7 @@ def match(state: State) -> int:
     if spread is not None:
         matched = Match(doubt=spread)
     state.match = matched
-    state.groups = exchanged_in(node for operator in matched.everything() for node in operator.region)
+    state.groups = exchanging_groups(state.graph, matched)
     if not matched.operators:
         state.refusal = matched.doubt or NO_OPERATOR
     return 0

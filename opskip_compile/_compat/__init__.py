@@ -19,7 +19,7 @@ from opskip_compile._compat.accelerate import (
     without_checkpointing,
     without_hooks,
 )
-from opskip_compile._compat.collectives import is_collective
+from opskip_compile._compat.collectives import groups_of_weights, is_collective, is_fully_sharded, is_split
 from opskip_compile._compat.dynamo import (
     any_size,
     compile_seconds,
@@ -42,6 +42,7 @@ from opskip_compile._compat.dynamo import (
     steers_dynamo,
     uncompiled_call,
     unlimited_recompiles,
+    whole_in_ddp,
     why_dynamo_is_off,
     with_own_code,
 )
@@ -108,6 +109,7 @@ __all__ = [
     "forward_slot",
     "generated_kernels",
     "generating_with",
+    "groups_of_weights",
     "has_hook",
     "highest_recompile_count",
     "hooked_inside",
@@ -122,9 +124,11 @@ __all__ = [
     "is_collective",
     "is_dynamo_disabled",
     "is_fake",
+    "is_fully_sharded",
     "is_higher_order",
     "is_overload",
     "is_packet",
+    "is_split",
     "is_subclass",
     "keep_dynamo",
     "known_at_least",
@@ -154,6 +158,7 @@ __all__ = [
     "under_modes",
     "unlimited_recompiles",
     "weights_loaded",
+    "whole_in_ddp",
     "why_dynamo_is_off",
     "with_own_code",
     "without_checkpointing",

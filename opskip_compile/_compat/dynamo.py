@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -133,6 +134,24 @@ def steers_dynamo(error: BaseException) -> bool:
     from torch._dynamo import exc
 
     return isinstance(error, exc.RestartAnalysis | exc.SkipFrame)
+
+
+@contextmanager
+def whole_in_ddp() -> Iterator[None]:
+    """Let Dynamo capture what is called as it is inside of the forward of a ``DistributedDataParallel``.
+
+    It would split a graph at the buckets of the gradients, and hand a backend parts of a decoder.
+    """
+    kind: Any = nn.parallel.DistributedDataParallel
+    active = kind._active_ddp_module
+    if active is None:
+        yield
+        return
+    kind._active_ddp_module = None
+    try:
+        yield
+    finally:
+        kind._active_ddp_module = active
 
 
 def uncompiled_call(model: nn.Module) -> Callable[..., Any]:

@@ -1,7 +1,8 @@
-"""What stands around the forward of a layer, and ends Dynamo's graph: hooks of accelerate, activation checkpointing.
+"""What stands around the forward of a layer, and ends Dynamo's graph: hooks of accelerate, FSDP, checkpointing.
 
 Compiled code goes inside of it, layer by layer: accelerate moves the inputs of a layer to its device, or loads its
-weights, and calls compiled code then; a checkpoint calls compiled code, and calls it again in the backward pass.
+weights, and calls compiled code then; FSDP gathers its weights before, and frees them after; a checkpoint calls
+compiled code, and calls it again in the backward pass.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ class Surroundings:
 
     def part_the_decoder(self) -> bool:
         """True if something stands around a layer, or around a part of one: the decoder is no one graph at present."""
-        return self._hooks.sees_any() or any(map(_compat.is_checkpointed, self.layers))
+        around = (_compat.is_checkpointed, _compat.is_fully_sharded)
+        return self._hooks.sees_any() or any(is_it(layer) for is_it in around for layer in self.layers)
 
 
 PARTED = (
-    "hooks of accelerate part the decoder, whose weights are off-loaded or on several devices: explain needs it as one "
-    "graph. compile goes layer by layer inside of the hooks and skips; its reports say what. To explain the whole "
-    "decoder, build the model without a device map, on the meta device if it is large"
+    "hooks of accelerate or FSDP part the decoder, whose weights are off-loaded or on several devices: explain needs "
+    "it as one graph. compile goes layer by layer inside of the hooks and skips; its reports say what. To explain the "
+    "whole decoder, build the model without a device map, on the meta device if it is large"
 )
 
 

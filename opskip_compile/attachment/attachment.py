@@ -17,7 +17,7 @@ from opskip_compile.attachment.forward import CompiledForward
 from opskip_compile.attachment.say import say_expanded, say_no_rows
 from opskip_compile.attachment.step import is_traced_step
 from opskip_compile.attachment.whole import CompiledCall
-from opskip_compile.backend import capture
+from opskip_compile.backend import agreement, capture
 from opskip_compile.backend.row_tokens import NAMING
 from opskip_compile.backend.settings import Settings
 from opskip_compile.models.rows import embedded_mask, token_mask, visual_tokens, without_plain_tokens
@@ -87,6 +87,7 @@ class Attachment:
         self._features = (*(PICTURES if {*VISUAL} & {*modalities} else ()), *(SOUNDS if "audio" in modalities else ()))
         self.row_counts = RowCounts.of(settings.schedule, settings.rows_multiple)
         self.here = ThreadState()
+        self.groups: tuple[tuple[str, str], ...] | None = None  # of processes that have parts of the weights
         self.handles: list[Any] = []
         self.layers = [] if decoder is None else layers_of(decoder)
         self.surroundings = Surroundings(self.layers)
@@ -179,6 +180,8 @@ class Attachment:
     def _find_rows(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         if self.is_inert:
             return
+        if module is self._outermost and not self.options.get("dry_run"):
+            self._meet(args, named)
         ids = named.get("input_ids", args[0] if args else None)
         if ids is not None or module is self._outermost:  # an inner module may get embeddings of what the outer one got
             self.here.mask, self.here.ids = token_mask(ids, self.tokens), ids
@@ -190,6 +193,16 @@ class Attachment:
             self.here.mask = embedded_mask(named.get("inputs_embeds"), self.model, self.tokens)
             if self.here.mask is None and MARKS.get(named.get("inputs_embeds")) is None:
                 say_no_rows()
+
+    def _meet(self, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Where processes have parts of the weights, go on if all of them were given inputs of the same form."""
+        if self.groups is None:
+            self.groups = _compat.groups_of_weights(self.model)
+        if self.groups:
+            given = [*enumerate(args), *sorted(named.items())]
+            form = [(name, tuple(getattr(value, "shape", ()))) for name, value in given if _is_given(value)]
+            for group, device in self.groups:
+                agreement.meet((group,), device, "inputs", tuple(form))
 
     @_compat.never_traced
     def _leave_out_plain_tokens(self, named: dict[str, Any]) -> None:

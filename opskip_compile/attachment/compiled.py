@@ -84,5 +84,5 @@ class Compiled:
         self._here.graphs = 0
         modes = _compat.without_modes() if self._under_modes else nullcontext()
         collector = _compat.traceable_collector() if self._is_layer else nullcontext()
-        with collector, modes as self._here.modes:
+        with _compat.whole_in_ddp(), collector, modes as self._here.modes:
             return self._compiled(*args, **named), self._here.graphs

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -65,12 +66,11 @@ def opskip(
     settings = Settings.parse(options, mode)
     capture.reinstall()
     captured = gm.graph
-    told = agreement.Told() if settings.dry_run or settings.alone else agreement.Told.of(captured)
+    told = agreement.Told() if settings.dry_run else agreement.Told.of(captured, example_inputs, not settings.alone)
     try:
         run = _compiled(gm, example_inputs, settings, told)
-    except Exception as error:
-        if not _compat.steers_dynamo(error):
-            told.fails(error)
+    except Exception as error:  # the others hear of it, also if Dynamo is only asked for another capture
+        told.fails(error)
         raise
     if told.is_agreed():
         return run
@@ -79,7 +79,7 @@ def opskip(
     gm.graph = captured
     failed = _failed(agreement.DIFFERENT, captured)
     _carry_out(REPORTS.all()[-1].number, failed)
-    return _finish(gm, example_inputs, settings)
+    return told.meeting(_finish(gm, example_inputs, settings), example_inputs, agreement.DENSE)
 
 
 def _compiled(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: Settings, told: agreement.Told) -> Compiled:
@@ -118,11 +118,13 @@ def _compiled(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: Setti
     if settings.dry_run and report.operators:
         return _stopping(report) if marked is None else handoff.taking_up(_stopping(report), marked)
     if result is None:
-        return _finish(gm, example_inputs, settings)
-    told.rewritten(result.graph, result.state.groups)
+        return told.meeting(_finish(gm, example_inputs, settings), example_inputs)
+    without_rows = result.state.refusal is not None and result.state.refusal.why in _WITHOUT_ROWS
+    told.rewritten(result.graph, result.state.groups, without_rows)
     try:
-        run = _lower(gm, example_inputs, result, report, settings, marked)
-        run = input_tokens.checking(run, lambda: fx.GraphModule(gm, captured))
+        run = told.meeting(_lower(gm, example_inputs, result, report, settings, marked), example_inputs)
+        dense = partial(fx.GraphModule, gm, captured)
+        run = input_tokens.checking(run, lambda: told.meeting(dense(), example_inputs, agreement.DENSE))
         run = saying(run, captured, example_inputs)
         return run if settings.in_place else _with_images(run, captured, report, settings)
     except Exception as error:
@@ -135,7 +137,7 @@ def _compiled(gm: fx.GraphModule, example_inputs: Sequence[Any], settings: Setti
         failed = _failed(f"the rewritten graph can't be lowered: {type(error).__name__}: {error}", captured)
         _carry_out(report.number, failed)
         told.does = agreement.DENSE
-        return _finish(gm, example_inputs, settings)
+        return told.meeting(_finish(gm, example_inputs, settings), example_inputs)
 
 
 def _carry_out(number: int, failed: Report) -> None:
@@ -182,6 +184,7 @@ def _failed(reason: str, captured: fx.Graph) -> Report:
 
 
 UNUSED = "no decoder in the graphs after it could be matched, or it was compiled for a prompt without images first"
+_WITHOUT_ROWS = frozenset({Why.NO_ROWS, Why.DECODER_WITHOUT_ROWS, Why.PART_WITHOUT_ROWS})
 _SAID = frozenset({Why.UNTOLD_ROWS, Why.ENCODER, Why.CROSS_ATTENTION, Why.PART_WITHOUT_ROWS, Why.NESTED, Why.SPREAD})
 
 

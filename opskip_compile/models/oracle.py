@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opskip_compile._compat import CACHE_ARGUMENTS
+from opskip_compile._compat import CACHE_ARGUMENTS, is_split
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.critical import AttentionWatch, Watch
 from opskip_compile.schedule.left_out import LeftOut
@@ -72,7 +72,8 @@ def oracle(
         watch: what tells the critical rows; if not given, plain code that computes every attention once more.
 
     Raises:
-        OpSkipError: a decoder layer without a module for the operator.
+        OpSkipError: a decoder layer without a module for the operator; or keep shares, and a model that is split among
+            processes.
         ScheduleError: the schedule does not fit the number of layers.
     """
     layers = decoder_layers(model)
@@ -81,6 +82,8 @@ def oracle(
     states = schedule.resolve(len(layers))
     keeps = any(left_out.chooses for each in states for left_out in (each.attention, each.ffn) if left_out)
     if watch is None and keeps:
+        if is_split(model):
+            raise OpSkipError("oracle: critical rows are told by all heads, and each process has a part of the model")
         watch = AttentionWatch(schedule.chooser)
     try:
         if not isinstance(visual_mask, Tensor):

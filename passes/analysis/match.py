@@ -39,7 +39,7 @@ def matches_without_rows(graph: fx.Graph) -> list[Match]:
     A part goes from the stream back to the stream, so that its match is in doubt.
     """
     streams = [node for node in graph.find_nodes(op="placeholder") if is_stream(node) and _may_be_prompt(node)]
-    if not any(_is_causal(node) for node in graph.nodes):
+    if not any(may_be_causal(node) for node in graph.nodes):
         return []
     matches = [match_operators(stream) for stream in streams[:4]]  # the stream, tables of positions
     return [match for match in matches if any(op.kind == "attention" for op in match.operators)]
@@ -51,7 +51,7 @@ def _may_be_prompt(stream: fx.Node) -> bool:
     return value is not None and not isinstance(value, torch.nn.Parameter) and not same_size(value.shape[1], 1)
 
 
-def _is_causal(node: fx.Node) -> bool:
+def may_be_causal(node: fx.Node) -> bool:
     """True for an attention of decoders: one with a mask or a causal one. Vision towers have neither."""
     if op_name(node) != "scaled_dot_product_attention":
         return False

@@ -19,8 +19,9 @@ from opskip_compile.passes.refusal import Refusal, Why
 
 SPREAD = Refusal(
     Why.SPREAD,
-    "the layers compute with DTensors, as transformers' tensor parallel does while gradients are recorded; under "
-    "torch.no_grad() it computes with the part of each process, and rows can be left out",
+    "the layers compute with DTensors, as transformers' tensor parallel does while gradients are recorded, and where a "
+    "plan has the style sequence_parallel; else, under torch.no_grad(), it computes with the part of each process, and "
+    "rows can be left out",
 )
 
 

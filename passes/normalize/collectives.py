@@ -6,7 +6,6 @@ model calls ``torch.distributed`` or a ``DTensor`` changes its placement, they a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import fx
@@ -14,7 +13,6 @@ from torch import fx
 from opskip_compile._compat import collectives
 from opskip_compile.passes.collectives import EXCHANGES, OF_ALL, SAME_ROWS, all_gather, all_reduce, reduce_scatter
 from opskip_compile.passes.graph.origin import Origin, origin, set_origin
-from opskip_compile.passes.ops import tensor
 
 _INSTEAD: dict[str, Any] = {
     collectives.ALL_REDUCE: all_reduce,
@@ -46,13 +44,6 @@ def _is_plain(started: fx.Node, waits: fx.Node) -> bool:
     alone = list(started.users) == [waits] and started.next is waits
     known = collectives.name_of(started.target) in _INSTEAD
     return known and alone and not started.kwargs and isinstance(started.args[-1], str)
-
-
-def exchanged_in(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
-    """The groups whose processes exchange values of more than one dimension there; in order, once each."""
-    found = [node for node in nodes if node.target in EXCHANGES]
-    values = [(node, tensor(node)) for node in found]
-    return tuple(dict.fromkeys(str(node.args[-1]) for node, value in values if value is None or value.dim() > 1))
 
 
 def drop_idle_checks(graph: fx.Graph) -> int:

@@ -127,7 +127,25 @@ def _keeps_layout(call: Call, base: torch.Tensor) -> bool:
 
 
 def _is_private(value: fx.Node, writer: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """True if ``value`` is new memory of this graph that nothing made before ``writer`` shares."""
+    """True if ``value`` is new memory of this graph that nothing made before ``writer`` shares.
+
+    A cast may give its operand itself: that one has to be new, and read by nothing else.
+    """
+    if op_name(value) in having(Trait.CAST) and not effects(value).written:
+        source = operand(value)
+        if source is None or not (_copies(value, source) or (len(source.users) == 1 and _is_new(source, value, order))):
+            return False
+    elif not _is_new(value, writer, order):
+        return False
+    return _is_unshared(value, writer, order)
+
+
+def _copies(cast: fx.Node, source: fx.Node) -> bool:
+    before, after = tensor(source), tensor(cast)
+    return before is not None and after is not None and before.dtype != after.dtype
+
+
+def _is_new(value: fx.Node, writer: fx.Node, order: dict[fx.Node, int]) -> bool:
     if op_name(value) == "getitem":
         whole = operand(value)
         if whole is None or op_name(whole) not in having(Trait.PARTS) or _touches_memory(whole):
@@ -137,6 +155,10 @@ def _is_private(value: fx.Node, writer: fx.Node, order: dict[fx.Node, int]) -> b
             return False
     elif value.op not in ("call_function", "call_method") or _touches_memory(value):
         return False
+    return _is_unshared(value, writer, order)
+
+
+def _is_unshared(value: fx.Node, writer: fx.Node, order: dict[fx.Node, int]) -> bool:
     before = [user for user in value.users if user is not writer and order[user] < order[writer]]
     return not any(value in effects(user).shared or value in effects(user).written for user in before)
 

@@ -23,7 +23,15 @@ from opskip_compile.passes.runtime import (
     select_packed,
     select_rows,
 )
-from opskip_compile.passes.scores import CRITICAL_ROWS, KEPT_COUNT, KEPT_SHARE, ON_HOST, PROBE_ROWS, ROW_SCORES, SPREAD_SCORES
+from opskip_compile.passes.scores import (
+    CRITICAL_ROWS,
+    KEPT_COUNT,
+    KEPT_SHARE,
+    ON_HOST,
+    PROBE_ROWS,
+    ROW_SCORES,
+    SPREAD_SCORES,
+)
 
 declare(plain("opskip::kept_rows", "visual, through, room"), functions=[KEPT_ROWS])
 declare(plain("opskip::select_rows", "input, rows, dim"), functions=[select_rows, select_packed])

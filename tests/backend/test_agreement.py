@@ -15,6 +15,7 @@ from torch import Tensor, distributed
 
 import opskip_compile as opskip
 from opskip_compile.backend import agreement
+from opskip_compile.backend.row_tokens import InputTokens
 from opskip_compile.passes.analysis.scored import SPLIT
 from opskip_compile.passes.ops.collectives import HANDED
 from tests.helpers.own_decoder import EAGER, Decoder, visual
@@ -169,3 +170,82 @@ def test_an_error_in_one_process_reaches_the_others() -> None:
     first, second = several(strict_on_one, 2)
     assert "another process can't compile this graph" in first
     assert "1.ffn stays full" in second
+
+
+class Told(Split):
+    """Names rows for a prompt with an image only, as a multimodal model does."""
+
+    def forward(self, hidden: Tensor, visual: Tensor | None, skip: str = "") -> Tensor:
+        if visual is None:
+            return self.decode(hidden, torch.zeros(hidden.shape[:2], dtype=torch.bool), skip)
+        return super().forward(hidden, visual, skip)
+
+
+def without_image(rank: int, before: bool, length: int, twice: bool) -> tuple[str, bool]:
+    """The second process gets no image: before anything is compiled, or after all is; then both get one again."""
+    torch.compiler.reset()
+    compiled, mask = (
+        torch.compile(Told(), backend="opskip", options={"schedule": "attend:1", **EAGER}),
+        visual(2, 12, 2, 9),
+    )
+    if not before:
+        compiled(HIDDEN, mask)
+    if twice:
+        compiled(HIDDEN, None)
+    try:
+        compiled(HIDDEN[:, :length], None) if rank else compiled(HIDDEN, mask)
+    except Exception as error:
+        said = str(error)
+    else:
+        said = ""
+    got = compiled(HIDDEN, mask)
+    return said, torch.allclose(got, Told()(HIDDEN, mask, skip="1f"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["it compiles", "it has compiled"])
+@pytest.mark.parametrize("length", [12, 7])
+def test_one_process_gets_no_image(length: int, twice: bool) -> None:
+    """It would run, or compile, other code than the others: all of them raise, and can go on."""
+    for said, right in several(without_image, 2, False, length, twice, patience=60):
+        assert agreement.OTHER_CODE in said
+        assert right
+
+
+def test_one_process_gets_no_image_first() -> None:
+    for said, right in several(without_image, 2, True, 7, False, patience=60):
+        assert agreement.OTHER_CODE in said
+        assert right
+
+
+def otherwise(rank: int) -> str:
+    """To the second process a mask is of other tokens than its graph was compiled for: it runs the dense one."""
+
+    def checking(self: InputTokens, run: Any, dense: Any) -> Any:
+        return dense()
+
+    compiled = torch.compile(Split(), backend="opskip", options={"schedule": "attend:1", **EAGER})
+    other = mock.patch.object(InputTokens, "checking", checking) if rank else mock.MagicMock()
+    with other, pytest.raises(RuntimeError, match="do not run the same code") as failed:
+        compiled(HIDDEN, visual(2, 12, 2, 9))
+    return type(failed.value).__name__
+
+
+def test_other_tokens_in_one_process_end_all_of_them() -> None:
+    assert several(otherwise, 2, patience=60) == ["RuntimeError", "RuntimeError"]
+
+
+def by_itself(rank: int) -> str:
+    """The second process has forgotten its code, and compiles it again."""
+    model, mask = Split(), visual(2, 12, 2, 9)
+    compiled = torch.compile(model, backend="opskip", options={"schedule": "attend:1", **EAGER})
+    for _ in range(2):  # the graph marks its input, for which it is compiled again
+        compiled(HIDDEN, mask)
+    if rank:
+        torch.compiler.reset()
+    with pytest.raises(Exception, match="do not run the same code") as failed:
+        compiled(HIDDEN, mask)
+    return type(failed.value).__name__
+
+
+def test_one_process_compiles_again() -> None:
+    assert several(by_itself, 2, patience=60)[0] == "RuntimeError"

@@ -183,4 +183,4 @@ def test_a_model_that_is_spread_over_the_processes(tmp_path: Path) -> None:
     """Its processes would wait for each other, with different prompts."""
     with_heads("llava").build(2).save_pretrained(tmp_path)
     for said in several(spread, 2, tmp_path):
-        assert said.startswith("model: the weights of LlavaForConditionalGeneration are spread over the processes")
+        assert said.startswith("model: its weights are split among processes")

@@ -112,11 +112,11 @@ def with_heads(name: str, **fields: int) -> Family:
     return replace(family, config=config)
 
 
-def split_model(family: Family, folder: Path) -> Any:
-    """The model that was saved in ``folder``, its decoder split among the processes by its plan."""
-    kind = getattr(transformers, family.model)
-    plan = opskip.tensor_parallel_plan(transformers.AutoConfig.from_pretrained(folder))
-    config = transformers.distributed.DistributedConfig(tp_plan=plan)
+def split_model(folder: Path, plan: dict[str, str] | None = None) -> Any:
+    """The model that was saved in ``folder``, its decoder split among the processes by its plan, or this one."""
+    about = transformers.AutoConfig.from_pretrained(folder)
+    kind = getattr(transformers, about.architectures[0])
+    config = transformers.distributed.DistributedConfig(tp_plan=plan or opskip.tensor_parallel_plan(about))
     return kind.from_pretrained(folder, distributed_config=config).eval()
 
 

@@ -10,10 +10,11 @@ import torch
 import torch.distributed._functional_collectives as functional
 from torch import Tensor, distributed
 
+from opskip_compile.passes.analysis.exchanges import exchanged_in
 from opskip_compile.passes.collectives import OF_ALL, SAME_ROWS
 from opskip_compile.passes.graph.origin import Origin, set_origin
 from opskip_compile.passes.normalize.cleanup import copy_graph
-from opskip_compile.passes.normalize.collectives import drop_idle_checks, exchanged_in, lift_collectives
+from opskip_compile.passes.normalize.collectives import drop_idle_checks, lift_collectives
 from opskip_compile.passes.normalize.functionalize import write_out_of_place
 from tests.helpers.graphs import capture, nodes_named, op_names
 
@@ -73,6 +74,47 @@ def test_an_update_in_place_is_what_was_summed() -> None:
     write_out_of_place(graph)
     lift_collectives(graph)
     assert op_names(graph) == ["relu", "opskip::all_reduce", "clone"]
+
+
+def summed_cast(x: Tensor) -> Tensor:
+    """As experts of transformers are: a cast that gives its operand itself."""
+    y = x.relu().to(x.dtype)
+    distributed.all_reduce(y)
+    return y
+
+
+def summed_wider(x: Tensor) -> Tensor:
+    """The cast copies, so that its operand stays what it was."""
+    z = x.relu()
+    y = z.to(torch.float64)
+    distributed.all_reduce(y)
+    return y + z
+
+
+def summed_and_read(x: Tensor) -> Tensor:
+    """What the cast was of is read later, and is the sum by then."""
+    z = x.relu()
+    y = z.to(x.dtype)
+    distributed.all_reduce(y)
+    return y + z
+
+
+def summed_input(x: Tensor) -> Tensor:
+    y = x.to(x.dtype)
+    distributed.all_reduce(y)
+    return y
+
+
+@pytest.mark.parametrize(
+    ("fn", "written"), [(summed_cast, 1), (summed_wider, 1), (summed_and_read, 0), (summed_input, 0)]
+)
+def test_a_sum_into_a_cast(fn: Callable[[Tensor], Tensor], written: int) -> None:
+    gm = capture(fn, torch.randn(3, 4))
+    x, graph = torch.randn(3, 4), copy_graph(gm.graph)
+    assert write_out_of_place(graph) == written
+    graph.lint()
+    got, want = torch.fx.GraphModule(gm, graph)(x.clone()), fn(x.clone())
+    assert torch.equal(got[0] if isinstance(got, tuple) else got, want)
 
 
 @pytest.mark.parametrize("kept", ["", "visual"])
