@@ -17,7 +17,7 @@ from opskip_compile.calibration.fingerprint import fingerprint, versions
 from opskip_compile.calibration.journal import Journal
 from opskip_compile.calibration.latency import LatencyCosts
 from opskip_compile.calibration.operator_sets import Skipped
-from opskip_compile.calibration.option_checks import configured
+from opskip_compile.calibration.option_checks import configured, shared_options
 from opskip_compile.calibration.preparation import SampleSource, as_samples, dense
 from opskip_compile.calibration.result import CalibrationResult
 from opskip_compile.calibration.samples import Samples
@@ -62,11 +62,12 @@ def calibrate(
 
     Raises:
         OptionError: an unknown or bad option, or a budget that can't be met. OpSkipError: a bad sample (named), or a
-        model that can't be calibrated. Either comes before long work where it can be known then.
+        model that can't be calibrated. Either comes before long work where it can be known then. Where one process
+        fails, all of them raise; a process that ends without a word is an OpSkipError in the others.
     """
     started = time.perf_counter()
     config = configured(CalibrationConfig, config, {**options, **({} if budget is None else {"budget": budget})})
-    with dense(model):
+    with processes.Together(), dense(model):
         checked = as_samples(
             model, samples, processor, config.rows, config.batch, config.answer_tokens, config.modalities
         )
@@ -85,6 +86,7 @@ def calibrate(
             "answer_tokens": checked.answer_tokens,
             **versions(),
         }
+        processes.check_alike({**shared_options(config), **about})
         journal = Journal(config.resume, about, processes.rank_and_world_size()[0])
         try:
             checked.answer(journal, step)
@@ -101,7 +103,10 @@ def _latency(meter: DivergenceMeter, samples: Samples, candidates: Skipped, jour
     key = " ".join(["milliseconds", *(f"{share:g}" for share in sorted({step.keep for step in candidates}))])
     table = journal.get(key, 0)
     if table is None:
-        table = dict(latency.latency_table(meter.model, samples.batch(0), candidates, samples.rows, step=meter.step))
-        table = processes.from_first(table)
+        table = processes.by_first(
+            lambda: dict(
+                latency.latency_table(meter.model, samples.batch(0), candidates, samples.rows, step=meter.step)
+            )
+        )
         journal.put(key, 0, table)
     return LatencyCosts(table, meter.num_layers, candidates)

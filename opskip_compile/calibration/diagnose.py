@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from opskip_compile.calibration import processes
 from opskip_compile.calibration.divergence_meter import KEPT_BYTES, DivergenceMeter
 from opskip_compile.calibration.effects import PARTS, SILENT, Effect, LayerEffect
+from opskip_compile.calibration.fingerprint import fingerprint
 from opskip_compile.calibration.journal import Journal
 from opskip_compile.calibration.operator_sets import Skipped, skipping
 from opskip_compile.calibration.plots import diagnosis_figure
@@ -95,14 +97,15 @@ def diagnose(
 ) -> Diagnosis:
     """Measure each layer's visual update and its effect on the answer.
 
-    Args: as `opskip_compile.calibrate`.
+    Args: as `opskip_compile.calibrate`, under ``torch.distributed``, too.
 
     Raises:
         OptionError, OpSkipError: as there.
     """
-    with dense(model):
+    with processes.Together(), dense(model):
         checked = as_samples(model, samples, processor, rows, batch, answer_tokens, modalities)
         checked.check(step)
+        processes.check_alike({"model": fingerprint(model), "data": checked.digest, "options": (rows, answer_tokens)})
         journal = Journal(None, {})
         checked.answer(journal, step)
         meter = DivergenceMeter(model, checked, journal, step, kept_bytes)

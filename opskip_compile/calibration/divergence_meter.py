@@ -1,14 +1,14 @@
 """Measures sets of skipped operators on samples: how far the answer rows are from the dense model's.
 
-Every measurement is made once, kept by set and item, and written to the journal. Several processes
-(``torchrun``) take items in turn and exchange what they measured, so each of them searches the same way.
+Every measurement is made once, kept by set and item, and written to the journal. Several processes (``torchrun``) share
+the items and exchange what they measured, so each of them searches the same way.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,25 +119,24 @@ class DivergenceMeter:
     def _run(self, jobs: Mapping[str, Job], items: Sequence[int], base: Skipped) -> dict[tuple[str, int], Any]:
         missing = {i: [key for key in jobs if self._journal.get(key, i) is None] for i in items}
         open_items = [i for i in items if missing[i]]
-        to_measure = processes.items_of_this_process(open_items)
-        new: list[tuple[str, int, Any]] = []
-        for done, i in enumerate(to_measure):
-            self.step(self.doing, done, len(to_measure))
+
+        def measured(i: int) -> Iterator[tuple[str, Any]]:
             replay = self._replay(i)
             before = replay.layer_runs
             if base:
                 replay.move(base)
             for key in missing[i]:
-                value = jobs[key](replay, i)
-                self._journal.put(key, i, value)
-                new.append((key, i, value))
+                yield key, jobs[key](replay, i)
             self.layer_runs += replay.layer_runs - before
+
+        self._journal.share(
+            open_items,
+            measured,
+            lambda i: self.samples.items[i].names,
+            lambda done, size: self.step(self.doing, done, size),
+        )
         if open_items:
-            others = list(processes.from_others((new, self.layer_runs)))
-            self._of_others = sum(runs for _, runs in others)
-            for entries, _ in others:
-                for key, i, value in entries:
-                    self._journal.put(key, i, value)
+            self._of_others = sum(processes.from_others(self.layer_runs))
         return {(key, i): self._journal.get(key, i) for key in jobs for i in items}
 
     def _replay(self, i: int) -> Replay:

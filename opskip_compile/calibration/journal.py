@@ -1,14 +1,16 @@
-"""What a calibration has measured so far, one JSON line each, so that an interrupted one goes on where it stopped.
+"""What was measured or answered so far, one JSON line each, so that interrupted work goes on where it stopped.
 
 A line is written whole and flushed before the next measurement starts; a torn last line is dropped when the file is
-read again. The search itself is deterministic, so with the same measurements it takes the same way.
+read again. A search is deterministic, so with the same measurements it takes the same way. Several processes share the
+items; each writes a file of its own, and any number of processes goes on with all of them.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,7 +38,7 @@ class Journal:
             return
         target = Path(path) if part == 0 else Path(f"{os.fspath(path)}.{part}")
         try:
-            for file in sorted(target.parent.glob(f"{Path(path).name}*")):
+            for file in _parts(Path(path)):
                 self._read(file, about)
             # Also a barrier: nobody writes before everybody has read, so all know the same and share work alike.
             for known in processes.from_others(self._known):
@@ -57,6 +59,41 @@ class Journal:
         self._known[key, item] = value
         if self._file is not None:
             self._write({"key": key, "item": item, "value": value})
+
+    def share(
+        self,
+        items: Sequence[int],
+        work: Callable[[int], Iterable[tuple[str, Any]]],
+        names: Callable[[int], Sequence[str]],
+        step: Callable[[int, int], None],
+    ) -> None:
+        """Work on items, each process on its own ones; then all of them know what came of it.
+
+        Args:
+            items: of which something is missing; the same ones in all processes, since these know the same.
+            work: keys and JSON values that come of an item, kept one by one.
+            names: what the samples of an item are called in messages.
+            step: called with the items that this process has done, and how many it has.
+
+        Raises:
+            OpSkipError: another process has failed (says with what) or has ended.
+        """
+        mine = processes.items_of_this_process(items)
+        new: list[tuple[str, int, Any]] = []
+        for done, i in enumerate(mine):
+            step(done, len(mine))
+            try:
+                for key, value in work(i):
+                    self.put(key, i, value)
+                    new.append((key, i, value))
+            except OpSkipError:
+                raise  # it has the name already
+            except Exception as error:
+                error.add_note(f"it happened with {', '.join(names(i))}")
+                raise
+        for theirs in processes.from_others(new) if items else ():
+            for entry in theirs:
+                self.put(*entry)
 
     def close(self) -> None:
         """Close the file."""
@@ -80,7 +117,7 @@ class Journal:
                     self._known[entry["key"], entry["item"]] = entry["value"]
                     continue
             except (ValueError, KeyError, TypeError) as error:
-                raise OpSkipError(f"resume: {str(path)!r}, line {number}: not written by a calibration") from error
+                raise OpSkipError(f"resume: {str(path)!r}, line {number}: not written by this package") from error
             plain = json.loads(json.dumps(dict(about)))
             for field in sorted({*plain, *written}):
                 if plain.get(field) != written.get(field):
@@ -88,6 +125,13 @@ class Journal:
                         f"resume: {str(path)!r} was written with {field} {written.get(field)!r}, "
                         f"this run has {plain.get(field)!r}; use another file"
                     )
+
+
+def _parts(path: Path) -> Iterator[Path]:
+    """The files of all processes that have written: of that path, and with a number behind it."""
+    for file in sorted(path.parent.iterdir()) if path.parent.is_dir() else ():
+        if re.fullmatch(re.escape(path.name) + r"(\.\d+)?", file.name):
+            yield file
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -32,6 +32,12 @@ def configured(kind: type[Config], config: Config | None, keywords: Mapping[str,
     return complete
 
 
+def shared_options(config: Any) -> dict[str, str]:
+    """What processes that share the work have to have alike: the fields of a config but for those about their disks
+    and memory."""
+    return {name: repr(value) for name, value in vars(config).items() if name not in ("resume", "kept_bytes")}
+
+
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raises `OptionError` for a value that is none of ``choices``."""
     known = tuple(choices)

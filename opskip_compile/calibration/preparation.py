@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from opskip_compile._compat.collectives import is_spread
 from opskip_compile.api import decompiled
+from opskip_compile.calibration import processes
 from opskip_compile.calibration.files import FileSamples
 from opskip_compile.calibration.option_checks import check_choice, check_count, checked_modalities
 from opskip_compile.calibration.samples import InMemorySamples, Samples
-from opskip_compile.errors import OptionError
+from opskip_compile.errors import OpSkipError, OptionError
 from opskip_compile.models.prompts import Encoder
 from opskip_compile.schedule.left_out import ROWS, Rows
 from opskip_compile.schedule.modalities import VISUAL, in_words
@@ -24,7 +26,16 @@ SampleSource = Sequence[Mapping[str, Any]] | str | os.PathLike[str] | Samples
 
 @contextmanager
 def dense(model: nn.Module) -> Iterator[None]:
-    """The model dense, in evaluation mode and without gradients until the block ends; then as it was."""
+    """The model dense, in evaluation mode and without gradients until the block ends; then as it was.
+
+    Raises:
+        OpSkipError: its weights are spread over processes (``DTensor``), which would have to have the same prompts.
+    """
+    if processes.rank_and_world_size()[1] > 1 and any(is_spread(weight) for weight in model.parameters()):
+        raise OpSkipError(
+            f"model: the weights of {type(model).__name__} are spread over the processes, which share the prompts "
+            "here: each of them needs the whole model. Load it without a plan or a mesh"
+        )
     with decompiled(model), torch.no_grad():
         in_training = [module for module in model.modules() if module.training]
         model.eval()

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from opskip_compile.calibration import processes
 from opskip_compile.calibration.batches import (
     Batch,
     PromptRows,
@@ -114,16 +113,13 @@ class Samples(ABC):
         """Let the dense model answer greedily where no answer came with a sample; several processes share the work."""
         unanswered = [i for i, answers in self._known_answers.items() if None in answers]
         missing = [i for i in unanswered if journal.get("answers", i) is None]
-        to_answer = processes.items_of_this_process(missing)
-        new: list[tuple[int, list[list[int]]]] = []
-        for done, i in enumerate(to_answer):
-            step("answering", done, len(to_answer))
-            new.append((i, greedy(self.model, self.prompt(i)[0], self.answer_tokens, self.items[i].names)))
-            journal.put("answers", *new[-1])
-        if missing:
-            for theirs in processes.from_others(new):
-                for i, known in theirs:
-                    journal.put("answers", i, known)
+
+        def answers_of(i: int) -> Iterator[tuple[str, list[list[int]]]]:
+            yield "answers", greedy(self.model, self.prompt(i)[0], self.answer_tokens, self.items[i].names)
+
+        journal.share(
+            missing, answers_of, lambda i: self.items[i].names, lambda done, size: step("answering", done, size)
+        )
         for i, answers in self._known_answers.items():
             known = journal.get("answers", i) or answers
             self._answers[i] = [list(was or now) for was, now in zip(answers, known, strict=True)]

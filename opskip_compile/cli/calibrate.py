@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from opskip_compile.cli.options import AsJson, Batch, Data, Device, DType, Limit, Model, RowSet, Tokens
-from opskip_compile.cli.samples import model_and_samples, processes
+from opskip_compile.cli.processes import processes
+from opskip_compile.cli.samples import model_and_samples
 from opskip_compile.output.console import check_targets, note, print_json, print_table
 
 
@@ -61,54 +62,56 @@ def calibrate(
     from opskip_compile.output.progress import progress
     from opskip_compile.schedule.validation import write_json
 
-    row_set: Any = rows  # the config checks it
-    config = calibration.CalibrationConfig(
-        budget=budget,
-        method=method,
-        level=level,
-        search=search,
-        rows=row_set,
-        shares=_shares(shares),
-        levels=levels,
-        search_samples=search_samples,
-        holdout=holdout,
-        seed=seed,
-        batch=batch,
-        answer_tokens=answer_tokens,
-        refresh=refresh,
-        controls=controls,
-        stability=stability,
-        whole_front=whole_front,
-        resume=resume,
-    )
-    for drawing in (plot, Path("page.svg") if html is not None else None):
-        if drawing is not None:
-            check_plot(drawing)
-    if out is not None and out.suffix.lower() != ".json":
-        raise OptionError(f"out: expected a file that ends in .json, got {str(out)!r}")
-    check_targets(out=out, plot=plot, html=html, report=report, resume=resume)
-    with processes() as first, progress(Console(stderr=True, quiet=not first)) as step:
-        whole, samples = model_and_samples(
-            model, data, config.rows, batch, limit, seed, answer_tokens, device, dtype, step
+    with processes() as first:
+        row_set: Any = rows  # the config checks it
+        config = calibration.CalibrationConfig(
+            budget=budget,
+            method=method,
+            level=level,
+            search=search,
+            rows=row_set,
+            shares=_shares(shares),
+            levels=levels,
+            search_samples=search_samples,
+            holdout=holdout,
+            seed=seed,
+            batch=batch,
+            answer_tokens=answer_tokens,
+            refresh=refresh,
+            controls=controls,
+            stability=stability,
+            whole_front=whole_front,
+            resume=resume,
         )
-        result = calibration.calibrate(whole, samples, config=config, step=step)
-    if not first:
-        return
-    if out is not None:
-        result.schedule.save(out)
-    if plot is not None:
-        result.plot(plot)
-    if html is not None:
-        result.to_html(html)
-    if report is not None:
-        write_json(result.report, report)
-    if as_json:
-        print_json(result.report)
-    else:
-        print_table(front_table(result), least=110)
-        print(result)
-    for written in filter(None, (out, plot, html, report)):
-        note(f"wrote {written}")
+        for drawing in (plot, Path("page.svg") if html is not None else None):
+            if drawing is not None:
+                check_plot(drawing)
+        if out is not None and out.suffix.lower() != ".json":
+            raise OptionError(f"out: expected a file that ends in .json, got {str(out)!r}")
+        if first:
+            check_targets(out=out, plot=plot, html=html, report=report, resume=resume)
+        with progress(Console(stderr=True, quiet=not first)) as step:
+            whole, samples = model_and_samples(
+                model, data, config.rows, batch, limit, seed, answer_tokens, device, dtype, step
+            )
+            result = calibration.calibrate(whole, samples, config=config, step=step)
+        if not first:
+            return
+        if out is not None:
+            result.schedule.save(out)
+        if plot is not None:
+            result.plot(plot)
+        if html is not None:
+            result.to_html(html)
+        if report is not None:
+            write_json(result.report, report)
+        if as_json:
+            print_json(result.report)
+        else:
+            print_table(front_table(result), least=110)
+            print(result)
+        for written in filter(None, (out, plot, html, report)):
+            note(f"wrote {written}")
 
 
 def _shares(text: str) -> tuple[float, ...]:

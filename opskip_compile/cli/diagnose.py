@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from opskip_compile.cli.options import AsJson, Batch, Data, Device, DType, Limit, Model, Plot, RowSet, Tokens
-from opskip_compile.cli.samples import model_and_samples, processes
+from opskip_compile.cli.processes import processes
+from opskip_compile.cli.samples import model_and_samples
 from opskip_compile.output.console import check_targets, note, print_json, print_table
 
 
@@ -31,21 +32,25 @@ def diagnose(
     from opskip_compile.output.plots import check_plot
     from opskip_compile.output.progress import progress
 
-    checked: Any = {"rows": rows}
-    row_set = calibration.CalibrationConfig(**checked, batch=batch, answer_tokens=answer_tokens).rows
-    if plot is not None:
-        check_plot(plot)
-    check_targets(plot=plot)
-    with processes() as first, progress(Console(stderr=True, quiet=not first)) as step:
-        whole, samples = model_and_samples(model, data, row_set, batch, limit, seed, answer_tokens, device, dtype, step)
-        diagnosis = calibration.diagnose(whole, samples, rows=row_set, step=step)
-    if not first:
-        return
-    if plot is not None:
-        diagnosis.plot(plot)
-    if as_json:
-        print_json(diagnosis.to_dict())
-    else:
-        print_table(diagnosis.table(), least=90)
-    if plot is not None:
-        note(f"wrote {plot}")
+    with processes() as first:
+        checked: Any = {"rows": rows}
+        row_set = calibration.CalibrationConfig(**checked, batch=batch, answer_tokens=answer_tokens).rows
+        if plot is not None:
+            check_plot(plot)
+        if first:
+            check_targets(plot=plot)
+        with progress(Console(stderr=True, quiet=not first)) as step:
+            whole, samples = model_and_samples(
+                model, data, row_set, batch, limit, seed, answer_tokens, device, dtype, step
+            )
+            diagnosis = calibration.diagnose(whole, samples, rows=row_set, step=step)
+        if not first:
+            return
+        if plot is not None:
+            diagnosis.plot(plot)
+        if as_json:
+            print_json(diagnosis.to_dict())
+        else:
+            print_table(diagnosis.table(), least=90)
+        if plot is not None:
+            note(f"wrote {plot}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opskip_compile.cli.options import AsJson, Batch, Device, DType, Model, Plot, RowSet
+from opskip_compile.cli.processes import processes
 from opskip_compile.output.console import check_targets, note, print_json, print_table
 
 if TYPE_CHECKING:
@@ -80,68 +81,74 @@ def evaluate(
     from opskip_compile.schedule.schedule import Schedule
     from opskip_compile.schedule.validation import write_json
 
-    if plot is not None:
-        check_plot(plot)
-    check_targets(out=out, markdown=markdown, plot=plot)
-    row_set: Any = rows  # the config checks it
-    config = EvaluationConfig(
-        methods=method or None,
-        cuts=cut or CUTS,
-        rows=row_set,
-        random_seeds=random_seeds,
-        limit=limit,
-        calibration_limit=calibration_limit,
-        batch=batch,
-        answer_tokens=1 if model == DEMO else answer_tokens,
-        lower="eager" if eager else "inductor",
-        rounds=rounds,
-        resamples=resamples,
-        seed=seed,
-        resume=resume,
-    )
-    usable_device(device, dtype)
-    schedules = {_title(text): Schedule.of(text) for text in schedule or []}
-    with progress(Console(stderr=True)) as step:
-        questions: Any = data
-        prompts: Any = calibration
-        if model == DEMO and data is None:
-            questions = _demo_questions("test", limit or DEMO_QUESTIONS, seed)
-            prompts = prompts or _demo_questions("train", calibration_limit, seed)
-        else:
-            for file in [*(data or []), *(calibration or [])]:
-                read_lines(file)
-        if questions is None:
-            raise OptionError("data: needed for a model of your own: JSONL with image, prompt and answer on each line")
-        step("loading the model", 0, 0)
-        whole, encoder = load_source(model, device, dtype, download=True)
-        result = run(
-            whole,
-            questions,
-            processor=encoder,
-            calibration=prompts,
-            schedules=schedules,
-            config=config,
-            step=step,
+    with processes() as first:
+        if plot is not None:
+            check_plot(plot)
+        if first:
+            check_targets(out=out, markdown=markdown, plot=plot)
+        row_set: Any = rows  # the config checks it
+        config = EvaluationConfig(
+            methods=method or None,
+            cuts=cut or CUTS,
+            rows=row_set,
+            random_seeds=random_seeds,
+            limit=limit,
+            calibration_limit=calibration_limit,
+            batch=batch,
+            answer_tokens=1 if model == DEMO else answer_tokens,
+            lower="eager" if eager else "inductor",
+            rounds=rounds,
+            resamples=resamples,
+            seed=seed,
+            resume=resume,
         )
-    first = next(whole.parameters())
-    figures = {
-        "environment": environment(str(first.device), str(first.dtype).removeprefix("torch.")),
-        **result.to_dict(),
-    }
-    if out is not None:
-        write_json(figures, out)
-    if markdown is not None:
-        write_whole(markdown, result.markdown() + "\n")
-    if plot is not None:
-        result.plot(plot)
-    if as_json:
-        print_json(figures)
-    else:
-        print_table(outcome_table(result), least=90)
-    for text in result.missing:
-        note(f"missing: {text}")
-    for written in filter(None, (out, markdown, plot)):
-        note(f"wrote {written}")
+        usable_device(device, dtype)
+        schedules = {_title(text): Schedule.of(text) for text in schedule or []}
+        with progress(Console(stderr=True, quiet=not first)) as step:
+            questions: Any = data
+            prompts: Any = calibration
+            if model == DEMO and data is None:
+                questions = _demo_questions("test", limit or DEMO_QUESTIONS, seed)
+                prompts = prompts or _demo_questions("train", calibration_limit, seed)
+            else:
+                for file in [*(data or []), *(calibration or [])]:
+                    read_lines(file)
+            if questions is None:
+                raise OptionError(
+                    "data: needed for a model of your own: JSONL with image, prompt and answer on each line"
+                )
+            step("loading the model", 0, 0)
+            whole, encoder = load_source(model, device, dtype, download=True)
+            result = run(
+                whole,
+                questions,
+                processor=encoder,
+                calibration=prompts,
+                schedules=schedules,
+                config=config,
+                step=step,
+            )
+        if not first:
+            return
+        weight = next(whole.parameters())
+        figures = {
+            "environment": environment(str(weight.device), str(weight.dtype).removeprefix("torch.")),
+            **result.to_dict(),
+        }
+        if out is not None:
+            write_json(figures, out)
+        if markdown is not None:
+            write_whole(markdown, result.markdown() + "\n")
+        if plot is not None:
+            result.plot(plot)
+        if as_json:
+            print_json(figures)
+        else:
+            print_table(outcome_table(result), least=90)
+        for text in result.missing:
+            note(f"missing: {text}")
+        for written in filter(None, (out, markdown, plot)):
+            note(f"wrote {written}")
 
 
 def _title(text: str) -> str:

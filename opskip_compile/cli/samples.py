@@ -1,10 +1,7 @@
-"""What ``calibrate`` and ``diagnose`` start from: a model and its samples, shared among processes."""
+"""What ``calibrate`` and ``diagnose`` start from: a model and its samples."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,24 +49,3 @@ def model_and_samples(
     if data is None:
         return whole, DemoSamples(whole, encoder.processor, limit or LIMIT, seed, rows)
     return whole, FileSamples(whole, data, encoder, rows, answer_tokens, batch, limit)
-
-
-@contextmanager
-def processes() -> Iterator[bool]:
-    """Under ``torchrun`` or ``accelerate launch``: with the other processes, which share the samples. Gives True in the
-    process that speaks."""
-    from torch import cuda, distributed
-
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not distributed.is_available():
-        yield True
-        return
-    ours = not distributed.is_initialized()
-    if ours:
-        distributed.init_process_group("nccl" if cuda.is_available() else "gloo")
-    if cuda.is_available():
-        cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    try:
-        yield distributed.get_rank() == 0
-    finally:
-        if ours:
-            distributed.destroy_process_group()

@@ -17,12 +17,13 @@ from typing_extensions import Unpack
 from opskip_compile.api import compile as compile_model
 from opskip_compile.api import remove
 from opskip_compile.calibration import costs as costing
+from opskip_compile.calibration import processes
 from opskip_compile.calibration.calibrate import calibrate
 from opskip_compile.calibration.config import CalibrationConfig
 from opskip_compile.calibration.files import FileSamples
 from opskip_compile.calibration.fingerprint import fingerprint, versions
 from opskip_compile.calibration.journal import Journal
-from opskip_compile.calibration.option_checks import configured
+from opskip_compile.calibration.option_checks import configured, shared_options
 from opskip_compile.calibration.preparation import dense
 from opskip_compile.errors import OpSkipError
 from opskip_compile.evaluation import speed as timing
@@ -76,60 +77,63 @@ def evaluate(
         options: fields of `EvaluationConfig` by name, such as ``cuts=(0.3,)``. They take the place of the config's.
 
     Returns:
-        The figures with their intervals. What could not take part is in ``missing``.
+        The figures with their intervals. What could not take part is in ``missing``. Under ``torch.distributed`` the
+        processes share the questions and the samples of calibrations, every one of them returns the same, and the first
+        one times the prefill.
 
     Raises:
         OptionError: an unknown or bad option. OpSkipError: a bad line (named), a line of ``data`` in ``calibration``,
-        or a model whose rows are not known. Both before long work where it can be known then.
+        or a model whose rows are not known. Both before long work where it can be known then. Where one process fails,
+        all of them raise; a process that ends without a word is an OpSkipError in the others.
     """
-    config = configured(EvaluationConfig, config, options)
-    methods = config.methods_for(calibration is not None, bool(schedules))
-    encoder = Encoder.of(processor)
-    named_schedules = {name: Schedule.of(schedule) for name, schedule in (schedules or {}).items()}
-    lines = checked_lines(data, "data", config.limit, answered=True)
-    prompts = None if calibration is None else checked_lines(calibration, "calibration", None, unlike=lines)
-    with dense(model), _folder(config.resume) as folder:
-        questions = FileSamples(model, lines, encoder, config.rows, config.answer_tokens, config.batch)
-        questions.check(step)
-        setup = _setup(model, questions, step)
-        check_reach(setup, methods, config.cuts)
-        for name, schedule in named_schedules.items():
-            setup.schedule_run(name, schedule)  # one that does not fit is refused before anything is calibrated
-        calibrated = _calibrator(model, encoder, prompts or [], config, folder, step)
-        runs = all_runs(setup, methods, config.cuts, named_schedules, config.random_seeds, calibrated)
-        about = {
-            "model": fingerprint(model),
-            "data": questions.digest,
-            "answer_tokens": config.answer_tokens,
-            "lower": config.lower,
-        }
-        journal = Journal(folder / "answers.jsonl", {**about, "batch": config.batch, **versions()})
-        try:
-            answers = []
-            for i, run in enumerate(runs):
-                said, levels = _answers(model, run, questions, config.lower, journal, step)
-                answers.append(said)
-                runs[i] = setup.with_levels(run, levels)
-        finally:
-            journal.close()
-        missing = out_of_reach(runs, methods, config.cuts)
-        speeds: dict[str, timing.Speed] = {}
-        if config.rounds:
+    with processes.Together():
+        config = configured(EvaluationConfig, config, options)
+        methods = config.methods_for(calibration is not None, bool(schedules))
+        encoder = Encoder.of(processor)
+        named_schedules = {name: Schedule.of(schedule) for name, schedule in (schedules or {}).items()}
+        lines = checked_lines(data, "data", config.limit, answered=True)
+        prompts = None if calibration is None else checked_lines(calibration, "calibration", None, unlike=lines)
+        with dense(model), _folder(config.resume) as folder:
+            questions = FileSamples(model, lines, encoder, config.rows, config.answer_tokens, config.batch)
+            questions.check(step)
+            about = {
+                "model": fingerprint(model),
+                "data": questions.digest,
+                "answer_tokens": config.answer_tokens,
+                "lower": config.lower,
+            }
+            asked = {"methods": methods, "schedules": {name: s.to_dict() for name, s in named_schedules.items()}}
+            processes.check_alike({**shared_options(config), **about, **versions(), **asked})
+            setup = _setup(model, questions, step)
+            check_reach(setup, methods, config.cuts)
+            for name, schedule in named_schedules.items():
+                setup.schedule_run(name, schedule)  # one that does not fit is refused before anything is calibrated
+            calibrated = _calibrator(model, encoder, prompts or [], config, folder, step)
+            runs = all_runs(setup, methods, config.cuts, named_schedules, config.random_seeds, calibrated)
+            rank, _ = processes.rank_and_world_size()
+            journal = Journal(folder / "answers.jsonl", {**about, "batch": config.batch, **versions()}, rank)
             try:
-                speeds = timing.speeds(model, runs, setup.prompts, config.rounds, config.timed, step)
-            except OpSkipError as error:
-                missing.append(f"prefill times: {error}")
-    tasks = task_rows(lines)
-    outcomes = _outcomes(runs, answers, lines, tasks, speeds, config)
-    about |= {
-        "calibration": None if prompts is None else min(len(prompts), config.calibration_limit or len(prompts)),
-        "architecture": type(model).__name__,
-        "random_seeds": config.random_seeds,
-        "seed": config.seed,
-        **versions(),
-    }
-    counts = {name: (len(rows.places), len(set(rows.groups))) for name, rows in tasks.items()}
-    return Evaluation(tuple(outcomes), counts, about, tuple(missing))
+                answers = []
+                for i, run in enumerate(runs):
+                    said, levels = _answers(model, run, questions, config.lower, journal, step)
+                    answers.append(said)
+                    runs[i] = setup.with_levels(run, levels)
+            finally:
+                journal.close()
+            missing = out_of_reach(runs, methods, config.cuts)
+            speeds, untimed = processes.by_first(lambda: _speeds(model, runs, setup, config, step))
+            missing += untimed
+        tasks = task_rows(lines)
+        outcomes = _outcomes(runs, answers, lines, tasks, speeds, config)
+        about |= {
+            "calibration": None if prompts is None else min(len(prompts), config.calibration_limit or len(prompts)),
+            "architecture": type(model).__name__,
+            "random_seeds": config.random_seeds,
+            "seed": config.seed,
+            **versions(),
+        }
+        counts = {name: (len(rows.places), len(set(rows.groups))) for name, rows in tasks.items()}
+        return Evaluation(tuple(outcomes), counts, about, tuple(missing))
 
 
 def _calibrator(
@@ -176,22 +180,26 @@ def _answers(
     model: nn.Module, run: EvaluationRun, questions: FileSamples, lower: str, journal: Journal, step: Step
 ) -> tuple[list[str], list[int]]:
     """The answers of one run to all questions, in their order, and the level that each of them took, if it has any."""
-    answers: list[str] = []
-    levels: list[int] = []
+    schedule, of_levels = run.schedule, f"levels {run.spec}"
+    leveled = schedule is not None and bool(schedule.levels)
+    keys, items = [run.spec, *([of_levels] if leveled else [])], range(questions.size())
+
+    def answer(i: int) -> Iterator[tuple[str, Any]]:
+        inputs, _, names = questions.prompt(i)
+        said = [questions.encoder.text(ids) for ids in greedy(model, inputs, questions.answer_tokens, names)]
+        if schedule is not None and leveled:
+            yield of_levels, list(taken(schedule.digest))
+        yield run.spec, said
+
     with _running(model, run, lower):
-        for i in range(questions.size()):
-            step(f"{run.name}: answering", i, questions.size())
-            known = journal.get(run.spec, i)
-            leveled = run.schedule is not None and bool(run.schedule.levels)
-            if known is None or (leveled and journal.get(f"levels {run.spec}", i) is None):
-                inputs, _, names = questions.prompt(i)
-                known = [questions.encoder.text(ids) for ids in greedy(model, inputs, questions.answer_tokens, names)]
-                if run.schedule is not None and leveled:
-                    journal.put(f"levels {run.spec}", i, list(taken(run.schedule.digest)))
-                journal.put(run.spec, i, known)
-            answers += known
-            levels += journal.get(f"levels {run.spec}", i) or []
-    return answers, levels
+        journal.share(
+            [i for i in items if any(journal.get(key, i) is None for key in keys)],
+            answer,
+            lambda i: questions.items[i].names,
+            lambda done, size: step(f"{run.name}: answering", done, size),
+        )
+    answers = [text for i in items for text in journal.get(run.spec, i)]
+    return answers, [level for i in items for level in journal.get(of_levels, i) or ()]
 
 
 @contextmanager
@@ -206,6 +214,18 @@ def _running(model: nn.Module, run: EvaluationRun, lower: str) -> Iterator[None]
         yield
     finally:
         remove(model)
+
+
+def _speeds(
+    model: nn.Module, runs: Sequence[EvaluationRun], setup: EvaluationSetup, config: EvaluationConfig, step: Step
+) -> tuple[dict[str, timing.Speed], list[str]]:
+    """Prefill times, and why there are none."""
+    if not config.rounds:
+        return {}, []
+    try:
+        return timing.speeds(model, runs, setup.prompts, config.rounds, config.timed, step), []
+    except OpSkipError as error:
+        return {}, [f"prefill times: {error}"]
 
 
 def _outcomes(

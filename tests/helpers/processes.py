@@ -33,10 +33,13 @@ _SIZES = {"float": 4, "double": 8, "long int": 8, "int": 4, "c10::BFloat16": 2, 
 _DECODER = "opskip: the decoder"
 
 
-def several(check: Callable[..., Result], count: int, *args: Any, patience: int = PATIENCE) -> list[Result]:
+def several(
+    check: Callable[..., Result], count: int, *args: Any, patience: int = PATIENCE, dies: int | None = None
+) -> list[Result]:
     """``check(rank, *args)`` in ``count`` processes of one group; the results in the order of their ranks.
 
-    No result for ``patience`` seconds, and they are taken to wait for each other.
+    No result for ``patience`` seconds, and they are taken to wait for each other. Of the process ``dies``, which ends
+    without a word, there is no result.
 
     Raises:
         AssertionError: one of them failed, or they wait.
@@ -52,7 +55,7 @@ def several(check: Callable[..., Result], count: int, *args: Any, patience: int 
             process.start()
             there.close()
         try:
-            return _collect([here for here, _ in ends], patience)
+            return _collect([here for rank, (here, _) in enumerate(ends) if rank != dies], patience)
         finally:
             for process in processes:
                 process.kill()
