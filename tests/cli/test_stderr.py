@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,11 +33,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.partition(" ")[0])
-def test_a_command_says_nothing_on_stderr(command: str) -> None:
+def test_a_command_says_nothing_on_stderr_but_where_it_is(command: str) -> None:
+    """A slow machine makes it say that."""
     pytest.importorskip("torchao")
     done = run("-m", "opskip_compile", *command.split())
     assert done.stdout
-    assert done.stderr == ""
+    lines = re.sub(r"^opskip \[\d+:\d\d\] .*\n", "", done.stderr, flags=re.MULTILINE)
+    assert lines == ""
 
 
 QUANTISED = """
