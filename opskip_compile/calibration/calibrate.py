@@ -46,8 +46,8 @@ def calibrate(
         model: the model, on the device and in the dtype to calibrate in.
         samples: processor outputs, one mapping for each prompt or batch of prompts padded on the left. With ``labels``
             (token ids of the answer, -100 elsewhere) the inputs end with their answer; without, the dense model's
-            greedy answer is put behind them. Or the path of a JSONL file with ``image`` (or ``images``), ``prompt`` and
-            optionally ``answer`` on each line; or `Samples`.
+            greedy answer is put behind them. Or the path of a JSONL file with ``image``, ``images`` or ``audio``,
+            ``prompt`` and optionally ``answer`` on each line; or `Samples`.
         budget: what `Budget.of` takes: a share of the prefill FLOPs to save (0.337 if not given), FLOPs or milliseconds
             that it may take, or the divergence to stay below.
         config: how to calibrate; the defaults of `CalibrationConfig` if not given.

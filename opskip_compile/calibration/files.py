@@ -1,4 +1,4 @@
-"""Samples from a JSONL file: image or images, prompt and optionally an answer on each line."""
+"""Samples from a JSONL file: image, images or audio, prompt and optionally an answer on each line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class FileSamples(Samples):
     """Lines, or those of a JSONL file, ``batch`` of them to a forward pass; at most ``limit`` of them, evenly spread.
 
     Raises:
-        OpSkipError: names the file and the line of what is wrong: no JSON, no prompt, a missing picture.
+        OpSkipError: names the file and the line of what is wrong: no JSON, no prompt, a missing picture, a sound of
+            another rate than the processor takes.
     """
 
     def __init__(

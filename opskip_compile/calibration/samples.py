@@ -31,7 +31,7 @@ from opskip_compile.models.generation import greedy, padding, placed
 from opskip_compile.models.rows import visual_tokens
 from opskip_compile.output.progress import Step
 from opskip_compile.schedule.left_out import Rows
-from opskip_compile.schedule.modalities import VISUAL, in_words
+from opskip_compile.schedule.modalities import VISUAL, in_words, tokens_by_modality
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,11 @@ class Samples(ABC):
         self._known_answers: dict[int, list[list[int] | None]] = {}  # answers that came with the samples
         self._answers: dict[int, list[list[int]]] = {}
         if not self._tokens:
+            others = tuple(tokens_by_modality(getattr(model, "config", None)))
+            advice = f"; it has rows of {in_words(others)}: modalities={','.join(others)}" if others else ""
             raise OpSkipError(
                 f"model: the config of {type(model).__name__} names no {modalities[0]} token, so its visual rows are "
-                "not known"
+                f"not known{advice}"
             )
 
     @property

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from opskip_compile.cli.options import AsJson, Batch, Data, Device, DType, Limit, Model, RowSet, Tokens
+from opskip_compile.cli.options import AsJson, Batch, Data, Device, DType, Limit, Modalities, Model, RowSet, Tokens
 from opskip_compile.cli.processes import processes
 from opskip_compile.cli.samples import model_and_samples
 from opskip_compile.output.console import check_targets, note, print_json, print_table
@@ -26,6 +26,7 @@ def calibrate(
         "joint"
     ),
     rows: RowSet = "visual",
+    modalities: Modalities = "image,video",
     shares: Annotated[
         str, typer.Option(help="Shares of its visual rows that an operator may keep: 0.1,0.25,0.5, or none.")
     ] = "0.1,0.25,0.5",
@@ -70,6 +71,7 @@ def calibrate(
             level=level,
             search=search,
             rows=row_set,
+            modalities=modalities,
             shares=_shares(shares),
             levels=levels,
             search_samples=search_samples,
@@ -92,7 +94,17 @@ def calibrate(
             check_targets(out=out, plot=plot, html=html, report=report, resume=resume)
         with progress(Console(stderr=True, quiet=not first)) as step:
             whole, samples = model_and_samples(
-                model, data, config.rows, batch, limit, seed, answer_tokens, device, dtype, step
+                model,
+                data,
+                config.rows,
+                tuple(config.modalities),
+                batch,
+                limit,
+                seed,
+                answer_tokens,
+                device,
+                dtype,
+                step,
             )
             result = calibration.calibrate(whole, samples, config=config, step=step)
         if not first:

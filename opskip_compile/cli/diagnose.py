@@ -6,7 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from opskip_compile.cli.options import AsJson, Batch, Data, Device, DType, Limit, Model, Plot, RowSet, Tokens
+from opskip_compile.cli.options import (
+    AsJson,
+    Batch,
+    Data,
+    Device,
+    DType,
+    Limit,
+    Modalities,
+    Model,
+    Plot,
+    RowSet,
+    Tokens,
+)
 from opskip_compile.cli.processes import processes
 from opskip_compile.cli.samples import model_and_samples
 from opskip_compile.output.console import check_targets, note, print_json, print_table
@@ -16,6 +28,7 @@ def diagnose(
     model: Model,
     data: Data = None,
     rows: RowSet = "visual",
+    modalities: Modalities = "image,video",
     batch: Batch = 1,
     limit: Limit = None,
     seed: Annotated[int, typer.Option(help="Of the demo's choice of questions.")] = 0,
@@ -33,17 +46,29 @@ def diagnose(
     from opskip_compile.output.progress import progress
 
     with processes() as first:
-        checked: Any = {"rows": rows}
-        row_set = calibration.CalibrationConfig(**checked, batch=batch, answer_tokens=answer_tokens).rows
+        checked: Any = {"rows": rows, "modalities": modalities}
+        config = calibration.CalibrationConfig(**checked, batch=batch, answer_tokens=answer_tokens)
         if plot is not None:
             check_plot(plot)
         if first:
             check_targets(plot=plot)
         with progress(Console(stderr=True, quiet=not first)) as step:
             whole, samples = model_and_samples(
-                model, data, row_set, batch, limit, seed, answer_tokens, device, dtype, step
+                model,
+                data,
+                config.rows,
+                tuple(config.modalities),
+                batch,
+                limit,
+                seed,
+                answer_tokens,
+                device,
+                dtype,
+                step,
             )
-            diagnosis = calibration.diagnose(whole, samples, rows=row_set, step=step)
+            diagnosis = calibration.diagnose(
+                whole, samples, rows=config.rows, modalities=tuple(config.modalities), step=step
+            )
         if not first:
             return
         if plot is not None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opskip_compile.cli.options import AsJson, Batch, Device, DType, Model, Plot, RowSet
+from opskip_compile.cli.options import AsJson, Batch, Device, DType, Modalities, Model, Plot, RowSet
 from opskip_compile.cli.processes import processes
+from opskip_compile.cli.schedules import schedule_of
 from opskip_compile.output.console import check_targets, note, print_json, print_table
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 DEMO_QUESTIONS, DEMO_TASK = 500, "easy_vqa"
 Files = Annotated[
     list[Path] | None,
-    typer.Option(help="JSONL: image (or images), prompt, answer and perhaps task on each line; repeatable."),
+    typer.Option(help="JSONL: image (or images, audio), prompt, answer and perhaps task on each line; repeatable."),
 ]
 
 
@@ -39,6 +40,7 @@ def evaluate(
     ] = None,
     cut: Annotated[list[float] | None, typer.Option(help="Share of the prefill FLOPs that methods save.")] = None,
     rows: RowSet = "visual",
+    modalities: Modalities = "image,video",
     random_seeds: Annotated[int, typer.Option(help="Runs of the method random.")] = 3,
     limit: Annotated[
         int | None,
@@ -78,7 +80,6 @@ def evaluate(
     from opskip_compile.output.files import write_whole
     from opskip_compile.output.plots import check_plot
     from opskip_compile.output.progress import progress
-    from opskip_compile.schedule.schedule import Schedule
     from opskip_compile.schedule.validation import write_json
 
     with processes() as first:
@@ -91,6 +92,7 @@ def evaluate(
             methods=method or None,
             cuts=cut or CUTS,
             rows=row_set,
+            modalities=modalities,
             random_seeds=random_seeds,
             limit=limit,
             calibration_limit=calibration_limit,
@@ -103,7 +105,7 @@ def evaluate(
             resume=resume,
         )
         usable_device(device, dtype)
-        schedules = {_title(text): Schedule.of(text) for text in schedule or []}
+        schedules = {_title(text): schedule_of(text, modalities) for text in schedule or []}
         with progress(Console(stderr=True, quiet=not first)) as step:
             questions: Any = data
             prompts: Any = calibration
@@ -115,7 +117,7 @@ def evaluate(
                     read_lines(file)
             if questions is None:
                 raise OptionError(
-                    "data: needed for a model of your own: JSONL with image, prompt and answer on each line"
+                    "data: needed for a model of your own: JSONL with image (or audio), prompt and answer on each line"
                 )
             step("loading the model", 0, 0)
             whole, encoder = load_source(model, device, dtype, download=True)

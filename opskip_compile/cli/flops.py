@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opskip_compile.cli.options import AsJson
+from opskip_compile.cli.options import AsJson, Meant
+from opskip_compile.cli.schedules import schedule_of
 from opskip_compile.output.console import check_targets, note, print_json, print_table
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def flops(
     schedule: Annotated[
         str | None, typer.Option(help="Spec text, or a file that ends in .json; none is dense.")
     ] = None,
-    visual: Annotated[int, typer.Option(help="Visual rows of the prompt.")] = 1024,
+    modalities: Meant = None,
+    visual: Annotated[int, typer.Option(help="Visual rows of the prompt, or those that the schedule means.")] = 1024,
     text: Annotated[int, typer.Option(help="Text rows of the prompt.")] = 64,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the savings over image sizes to this .png, .svg or .pdf.")
@@ -51,6 +53,8 @@ def flops(
     check_targets(plot=plot)
     if preset is not None:
         plan = Schedule.preset(preset)
+        if schedule is None:
+            plan = schedule_of(preset, modalities)
         chosen = next(item for item in published() if item.name == preset)
         geometry, model = chosen.geometry, chosen.model
     else:
@@ -58,7 +62,7 @@ def flops(
         plan, geometry = Schedule(), Geometry.from_config(read_config(config))
         model = config.resolve().parent.name if config.is_file() else config.resolve().name
     if schedule is not None:
-        plan = Schedule.of(schedule)
+        plan = schedule_of(schedule, modalities)
     report = count_flops(geometry, visual_tokens=visual, text_tokens=text, schedule=plan)
     sizes = sweep(geometry, text, plan)
     if as_json:

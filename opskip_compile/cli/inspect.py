@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opskip_compile.cli.options import AsJson
+from opskip_compile.cli.options import AsJson, Meant
+from opskip_compile.cli.schedules import schedule_of
 from opskip_compile.errors import OpSkipError
 from opskip_compile.output.console import check_targets, note, print_json, print_view
 
@@ -34,6 +35,7 @@ def inspect(
     schedule: Annotated[
         str | None, typer.Option(help="Spec text, or a file that ends in .json; else what the backend would take.")
     ] = None,
+    modalities: Meant = None,
     layers: Annotated[int | None, typer.Option(help="Decoder layers of a tiny model; 4 if not given.")] = None,
     text_before: Annotated[
         int | None, typer.Option(help="Folder without --image: text rows before the image; 0.")
@@ -53,14 +55,20 @@ def inspect(
     """Show what the compiler would skip in a model, what not and why; the decoder is neither lowered nor run."""
     from rich.console import Console
 
+    from opskip_compile.backend.resolve import FALLBACK
     from opskip_compile.models.explain_target import Request
     from opskip_compile.output.files import write_whole
     from opskip_compile.output.progress import progress
-    from opskip_compile.schedule.schedule import Schedule
+    from opskip_compile.schedule.modalities import VISUAL
 
     check_targets(html=html, dot=dot, graphml=graphml)
-    plan = None if schedule is None else Schedule.of(schedule)
-    request = Request(model, image, prompt, layers, text_before, visual, text)
+    plan = None
+    if schedule is not None or modalities is not None:
+        plan = schedule_of(schedule or FALLBACK, modalities)
+    if schedule is None and plan is not None:
+        note(f"no schedule was given: {plan.to_spec()}, which is not calibrated")
+    meant = VISUAL if plan is None else plan.modalities
+    request = Request(model, image, prompt, layers, text_before, visual, text, meant)
     with progress(Console(stderr=True)) as bar:
 
         def step(what: str) -> None:

@@ -15,7 +15,14 @@ Model = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    typer.Option(help="JSONL: image (or images), prompt and perhaps answer on each line. demo has its own."),
+    typer.Option(help="JSONL: image (or images, audio), prompt and perhaps answer on each line. demo has its own."),
+]
+Modalities = Annotated[
+    str, typer.Option(help="Whose rows are meant: some of image, video, audio, with commas between them, or all.")
+]
+Meant = Annotated[
+    str | None,
+    typer.Option(help="Whose rows the schedule means: image,video, audio, or all. A file says it itself."),
 ]
 Batch = Annotated[int, typer.Option(help="Prompts to a forward pass.")]
 Limit = Annotated[

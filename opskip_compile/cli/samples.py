@@ -17,6 +17,7 @@ def model_and_samples(
     model: str,
     data: Path | None,
     rows: Rows,
+    modalities: tuple[str, ...],
     batch: int,
     limit: int | None,
     seed: int,
@@ -41,11 +42,13 @@ def model_and_samples(
         step("reading the file", 0, 0)
         read_lines(data)
     elif model != NAME:
-        raise OptionError("data: needed for a model of your own: a JSONL file with image and prompt on each line")
+        raise OptionError(
+            "data: needed for a model of your own: a JSONL file with image (or audio) and prompt on each line"
+        )
     step("loading the model", 0, 0)
     whole, encoder = load_source(model, device, dtype, download=True)
     if model == NAME:
         answer_tokens = 1
     if data is None:
         return whole, DemoSamples(whole, encoder.processor, limit or LIMIT, seed, rows)
-    return whole, FileSamples(whole, data, encoder, rows, answer_tokens, batch, limit)
+    return whole, FileSamples(whole, data, encoder, rows, answer_tokens, batch, limit, modalities)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing_extensions import TypedDict
 
 from opskip_compile.backend.settings import LOWERINGS
-from opskip_compile.calibration.option_checks import check_choice, check_count, check_path
+from opskip_compile.calibration.option_checks import check_choice, check_count, check_path, checked_modalities
 from opskip_compile.errors import OptionError
 from opskip_compile.evaluation.methods import CALIBRATED, METHODS, UNCALIBRATED
 from opskip_compile.schedule.left_out import ROWS, Rows
+from opskip_compile.schedule.modalities import VISUAL
 
 CUTS = (0.2, 0.337, 0.5, 0.65)
 
@@ -23,6 +24,7 @@ class EvaluationOptions(TypedDict, total=False):
     methods: Sequence[str] | None
     cuts: Sequence[float]
     rows: Rows
+    modalities: Sequence[str] | str
     random_seeds: int
     limit: int | None
     calibration_limit: int | None
@@ -46,6 +48,7 @@ class EvaluationConfig:
             none; none with schedules.
         cuts: shares of the prefill FLOPs that each method is asked to save; kept in order, each once.
         rows: the row set that schedules of the methods leave out.
+        modalities: whose rows these are, as of `Schedule`; token dropping drops them.
         random_seeds: runs of the method ``random``, of which the mean is reported.
         limit, calibration_limit: questions at most for each task, and prompts at most in all, evenly spread.
         search_samples: calibration prompts that searches look at, at most; levels are fitted to all of them.
@@ -66,6 +69,7 @@ class EvaluationConfig:
     methods: Sequence[str] | None = None
     cuts: Sequence[float] = CUTS
     rows: Rows = "visual"
+    modalities: Sequence[str] | str = VISUAL
     random_seeds: int = 3
     limit: int | None = None
     calibration_limit: int | None = 64
@@ -90,6 +94,7 @@ class EvaluationConfig:
                 raise OptionError(f"cuts: expected shares over 0 and below 1, got {cut!r}")
         object.__setattr__(self, "cuts", tuple(sorted({float(cut) for cut in self.cuts})))
         check_choice("rows", self.rows, ROWS)
+        object.__setattr__(self, "modalities", checked_modalities(self.modalities))
         for name, least in (
             ("random_seeds", 1),
             ("batch", 1),

@@ -22,6 +22,7 @@ from opskip_compile.attachment.decoder import decoder_of
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.oracle import branch_modules, decoder_layers
 from opskip_compile.models.rows import token_mask, visual_tokens
+from opskip_compile.schedule.modalities import VISUAL
 from opskip_compile.timing.dropping import Dropping
 
 _NAME = "opskip_dropping"
@@ -29,7 +30,7 @@ _ACTIVE: WeakKeyDictionary[nn.Module, tuple[_Drop, int]] = WeakKeyDictionary()
 
 
 @contextmanager
-def dropping_tokens(model: nn.Module, dropping: Dropping) -> Iterator[nn.Module]:
+def dropping_tokens(model: nn.Module, dropping: Dropping, modalities: tuple[str, ...] = VISUAL) -> Iterator[nn.Module]:
     """Run ``model`` with visual rows leaving, as `Dropping` says, until the block ends.
 
     Where a share of them stays, these are the rows that the last row of the prompt attends to most in the layer before
@@ -39,17 +40,18 @@ def dropping_tokens(model: nn.Module, dropping: Dropping) -> Iterator[nn.Module]
     Args:
         model: of transformers, not compiled, with the attention interface that all of its newer models have.
         dropping: which layer, and what share of the visual rows.
+        modalities: whose rows count as visual.
 
     Raises:
         OpSkipError: a model whose attention can't be replaced, or no layer before the first to choose rows by.
     """
-    decoder = decoder_of(model)
+    decoder = decoder_of(model, modalities)
     if decoder is None or not hasattr(decoder, "set_attn_implementation"):
         raise OpSkipError(f"dropping: {type(model).__name__} has no text decoder whose attention can be replaced")
     layers = decoder_layers(model)
     if dropping.share < 1 and dropping.by == "attention" and not 0 < dropping.layer < len(layers):
         raise OpSkipError(f"dropping: rows are chosen by the layer before layer {dropping.layer}, and there is none")
-    state, tokens = _Drop(dropping), visual_tokens(model)
+    state, tokens = _Drop(dropping), visual_tokens(model, modalities)
 
     def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         ids = named.get("input_ids", args[0] if args else None)

@@ -42,6 +42,7 @@ from opskip_compile.models.prompts import Encoder
 from opskip_compile.output.progress import Step
 from opskip_compile.passes.levels import taken
 from opskip_compile.schedule.geometry import Geometry
+from opskip_compile.schedule.modalities import VISUAL
 from opskip_compile.schedule.schedule import Schedule
 
 QuestionSource = str | os.PathLike[str] | Sequence[Line] | Sequence[str | os.PathLike[str]]
@@ -65,9 +66,10 @@ def evaluate(
     answers, but for case, blanks and a full stop at the end.
 
     Args:
-        model: of transformers, with a config that names its image token, on its device and in its dtype.
-        data: JSONL files (or one, or its lines) with ``image`` or ``images``, ``prompt``, ``answer`` (a text or a list
-            of texts) and perhaps ``task`` on each line; without ``task`` a file is a task.
+        model: of transformers, with a config that names its image token, or with ``modalities="audio"`` its audio
+            token, on its device and in its dtype.
+        data: JSONL files (or one, or its lines) with ``image``, ``images`` or ``audio``, ``prompt``, ``answer`` (a text
+            or a list of texts) and perhaps ``task`` on each line; without ``task`` a file is a task.
         processor: of transformers, or an `Encoder`.
         calibration: the same for what the methods of `CALIBRATED` calibrate on; answers are not used. No prompt of it
             may be in ``data``.
@@ -94,13 +96,22 @@ def evaluate(
         lines = checked_lines(data, "data", config.limit, answered=True)
         prompts = None if calibration is None else checked_lines(calibration, "calibration", None, unlike=lines)
         with dense(model), _folder(config.resume) as folder:
-            questions = FileSamples(model, lines, encoder, config.rows, config.answer_tokens, config.batch)
+            questions = FileSamples(
+                model,
+                lines,
+                encoder,
+                config.rows,
+                config.answer_tokens,
+                config.batch,
+                modalities=tuple(config.modalities),
+            )
             questions.check(step)
             about = {
                 "model": fingerprint(model),
                 "data": questions.digest,
                 "answer_tokens": config.answer_tokens,
                 "lower": config.lower,
+                **({} if config.modalities == VISUAL else {"modalities": list(config.modalities)}),
             }
             asked = {"methods": methods, "schedules": {name: s.to_dict() for name, s in named_schedules.items()}}
             processes.check_alike({**shared_options(config), **about, **versions(), **asked})
@@ -143,11 +154,19 @@ def _calibrator(
 
     def calibrated(method: str, cut: float) -> Schedule:
         samples = FileSamples(
-            model, lines, encoder, config.rows, config.answer_tokens, config.batch, config.calibration_limit
+            model,
+            lines,
+            encoder,
+            config.rows,
+            config.answer_tokens,
+            config.batch,
+            config.calibration_limit,
+            tuple(config.modalities),
         )
         how = CalibrationConfig(
             budget=cut,
             rows=config.rows,
+            modalities=config.modalities,
             search_samples=config.search_samples,
             holdout=0.0,
             seed=config.seed,
@@ -173,7 +192,7 @@ def _setup(model: nn.Module, questions: FileSamples, step: Step) -> EvaluationSe
     except OpSkipError:
         geometry = None
     prompts = [prompt for item in questions.items for prompt in item.rows]
-    return EvaluationSetup(costs, prompts, geometry, len(decoder_layers(model)), questions.rows)
+    return EvaluationSetup(costs, prompts, geometry, len(decoder_layers(model)), questions.rows, questions.modalities)
 
 
 def _answers(
@@ -191,7 +210,7 @@ def _answers(
             yield of_levels, list(taken(schedule.digest))
         yield run.spec, said
 
-    with _running(model, run, lower):
+    with _running(model, run, lower, questions.modalities):
         journal.share(
             [i for i in items if any(journal.get(key, i) is None for key in keys)],
             answer,
@@ -203,10 +222,10 @@ def _answers(
 
 
 @contextmanager
-def _running(model: nn.Module, run: EvaluationRun, lower: str) -> Iterator[None]:
+def _running(model: nn.Module, run: EvaluationRun, lower: str, modalities: tuple[str, ...]) -> Iterator[None]:
     """The model as in one run, until the block ends."""
     if run.dropping is not None:
-        with dropping_tokens(model, run.dropping):
+        with dropping_tokens(model, run.dropping, modalities):
             yield
         return
     compile_model(model, run.schedule, prefill_only=True, options={"lower": lower})
@@ -223,7 +242,7 @@ def _speeds(
     if not config.rounds:
         return {}, []
     try:
-        return timing.speeds(model, runs, setup.prompts, config.rounds, config.timed, step), []
+        return timing.speeds(model, runs, setup.prompts, setup.modalities, config.rounds, config.timed, step), []
     except OpSkipError as error:
         return {}, [f"prefill times: {error}"]
 

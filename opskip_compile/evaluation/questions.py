@@ -9,7 +9,7 @@ from typing import Any
 
 from opskip_compile.errors import OpSkipError
 from opskip_compile.evaluation.measures import TaskRows
-from opskip_compile.models.images import image_bytes
+from opskip_compile.models.images import content_of
 from opskip_compile.models.jsonl import Line, read_lines, spread
 
 
@@ -23,7 +23,7 @@ def checked_lines(
         field: what the messages call it.
         limit: lines at most for each task, evenly spread.
         answered: every line has to have an answer.
-        unlike: lines that may not be among them: same pictures, same prompt.
+        unlike: lines that may not be among them: same pictures and sounds, same prompt.
 
     Raises:
         OpSkipError: names the line.
@@ -37,7 +37,8 @@ def checked_lines(
         if answered and not line.answers:
             raise OpSkipError(f"{line.name}: answer: needed to tell what is right")
         if known and _content(line) in known:
-            raise OpSkipError(f"{line.name}: the same pictures and prompt are in data too")
+            what = "pictures" if line.images else "sounds"
+            raise OpSkipError(f"{line.name}: the same {what} and prompt are in data too")
     tasks: dict[str, list[Line]] = {}
     for line in lines:
         tasks.setdefault(line.task, []).append(line)
@@ -46,22 +47,23 @@ def checked_lines(
 
 def _content(line: Line) -> bytes:
     sha = hashlib.sha256(line.prompt.encode())
-    for image in line.images:
-        try:
-            sha.update(hashlib.sha256(image_bytes(image)).digest())
-        except OpSkipError as error:
-            raise OpSkipError(f"{line.name}: image: {error}") from error
+    for field, sources in (("image", line.images), ("audio", line.sounds)):
+        for source in sources:
+            try:
+                sha.update(hashlib.sha256(field.encode() + content_of(source)).digest())
+            except OpSkipError as error:
+                raise OpSkipError(f"{line.name}: {field}: {error}") from error
     return sha.digest()
 
 
 def task_rows(lines: Sequence[Line]) -> dict[str, TaskRows]:
-    """Places of each task's lines, and which of them are about the same pictures."""
+    """Places of each task's lines, and which of them are about the same pictures and sounds."""
     places: dict[str, list[int]] = {}
     for i, line in enumerate(lines):
         places.setdefault(line.task, []).append(i)
     tasks = {}
     for task, indices in places.items():
         numbers: dict[Any, int] = {}
-        groups = tuple(numbers.setdefault(lines[i].images, len(numbers)) for i in indices)
+        groups = tuple(numbers.setdefault((lines[i].images, lines[i].sounds), len(numbers)) for i in indices)
         tasks[task] = TaskRows(tuple(indices), groups)
     return tasks

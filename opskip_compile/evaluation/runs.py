@@ -14,10 +14,11 @@ from opskip_compile.calibration.batches import PromptRows
 from opskip_compile.calibration.costs import FlopsCosts
 from opskip_compile.calibration.operator_sets import OperatorId, all_operators, as_schedule
 from opskip_compile.calibration.search import at_random, cheapest, last_layers, units_of
-from opskip_compile.errors import OptionError
+from opskip_compile.errors import OptionError, ScheduleError
 from opskip_compile.evaluation.methods import CALIBRATED, DENSE, DROPPING, FASTV_LAYER
 from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.left_out import LeftOut, Rows
+from opskip_compile.schedule.modalities import VISUAL, in_words
 from opskip_compile.schedule.schedule import Schedule
 from opskip_compile.timing.dropping import Dropping
 
@@ -73,7 +74,7 @@ class EvaluationSetup:
         costs: of `flops_costs`, with the operators that the compiler can skip.
         prompts: rows of each.
         geometry: of the decoder; None where the formula of FLOPs does not apply, and then no tokens can be dropped.
-        rows: the row set of the methods' schedules.
+        rows, modalities: the row set of the methods' schedules, and whose rows they are.
     """
 
     costs: FlopsCosts
@@ -81,13 +82,19 @@ class EvaluationSetup:
     geometry: Geometry | None
     num_layers: int
     rows: Rows
+    modalities: tuple[str, ...] = VISUAL
 
     def schedule_run(self, name: str, schedule: Schedule, asked: float | None = None) -> EvaluationRun:
         """The run of a schedule; what the compiler leaves full saves nothing. With levels, at the deepest of them.
 
         Raises:
-            ScheduleError: it does not fit the number of layers.
+            ScheduleError: it does not fit the number of layers, or means rows of other modalities.
         """
+        if schedule.modalities != self.modalities:
+            raise ScheduleError(
+                f"modalities: schedule {name!r} means rows of {in_words(schedule.modalities)}, the evaluation those of "
+                f"{in_words(self.modalities)}"
+            )
         left = self.costs.leaving_out(self._left_out(schedule))
         return EvaluationRun(name, asked, 1 - left / self.costs.dense, schedule)
 
@@ -129,7 +136,7 @@ class EvaluationSetup:
         sets = [cheapest(path, self.costs, most) for path in paths]
         return [
             replace(
-                self.schedule_run(method, as_schedule(skipped, self.rows), asked),
+                self.schedule_run(method, as_schedule(skipped, self.rows, modalities=self.modalities), asked),
                 seed=seed if method == "random" else None,
             )
             for seed, skipped in enumerate(sets)
@@ -172,7 +179,7 @@ def all_runs(
         seeds: how many random choices.
         calibrated: the schedule of a method of `CALIBRATED` for a cut.
     """
-    runs = [EvaluationRun(DENSE, None, 0.0, Schedule())]
+    runs = [EvaluationRun(DENSE, None, 0.0, Schedule(modalities=setup.modalities))]
     runs += [setup.schedule_run(name, schedule) for name, schedule in schedules.items()]
     for cut in cuts:
         for method in methods:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from opskip_compile.evaluation.methods import DENSE
 from opskip_compile.evaluation.runs import EvaluationRun
 from opskip_compile.output.progress import Step
 from opskip_compile.schedule.geometry import Geometry
+from opskip_compile.schedule.modalities import VISUAL
 from opskip_compile.timing.decoders import Decoder
 from opskip_compile.timing.prefill import PrefillTimes, run_prefill
 
@@ -51,6 +52,7 @@ def speeds(
     model: nn.Module,
     runs: Sequence[EvaluationRun],
     prompts: Sequence[PromptRows],
+    modalities: tuple[str, ...],
     rounds: int,
     lower: str,
     step: Step,
@@ -59,19 +61,22 @@ def speeds(
 
     Args:
         model: dense and eager.
+        modalities: whose rows the runs leave out.
         lower: as in `Settings`; times of ``"eager"`` say nothing about Inductor.
 
     Raises:
         OpSkipError: no decoder whose sizes are known, or one that the harness can't run.
     """
-    decoder = decoder_of(model)
+    decoder = decoder_of(model, modalities)
     if decoder is None:
         raise OpSkipError(f"{type(model).__name__} has no text decoder")
     first = next(decoder.parameters())
     loaded = _Loaded(type(decoder).__name__, "", Geometry.from_config(model), decoder)
     timed = [c for c in runs if c.method != DENSE and not c.seed]
     # The level of a prompt of random numbers would say nothing about the time of real ones.
-    schedules: Any = {c.spec: c.schedule for c in timed if c.schedule is not None and not c.schedule.levels}
+    leaving_out = {c.spec: c.schedule for c in timed if c.schedule is not None and not c.schedule.levels}
+    # The harness says itself which rows are meant.
+    schedules: Any = {spec: replace(schedule, modalities=VISUAL) for spec, schedule in leaving_out.items()}
     droppings: Any = {c.spec: c.dropping for c in timed if c.dropping is not None}
     visual = round(statistics.median(p.visual for p in prompts))
     text = round(statistics.median(p.all - p.visual for p in prompts))

@@ -11,6 +11,7 @@ from opskip_compile.errors import OpSkipError, in_one_line
 from opskip_compile.models.folders import missing_weights
 from opskip_compile.models.optional import require
 from opskip_compile.models.processors import load_processor
+from opskip_compile.schedule.modalities import tokens_by_modality
 
 IMAGE_TOKENS = ("image_token_id", "image_token_index")  # fields of a config
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
@@ -43,7 +44,24 @@ def reads_images(config: Any) -> bool:
 
 def nothing_visual(config: Any) -> str:
     """What is said of a config that `reads_images` is false of."""
-    return f"{type(config).__name__} is no model of text and images: it has no visual rows to skip"
+    has = "audio" in tokens_by_modality(config)
+    more = "; it has rows of audio, which a schedule means with modalities=audio" if has else ""
+    return f"{type(config).__name__} is no model of text and images: it has no visual rows to skip{more}"
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that builds the whole model of a config: of images and text, or of audio and text."""
+    import transformers
+
+    kinds = (
+        (transformers.AutoModelForMultimodalLM, transformers.MODEL_FOR_MULTIMODAL_LM_MAPPING),
+        (transformers.AutoModelForSeq2SeqLM, transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
+    )
+    if not reads_images(config):
+        for kind, mapping in kinds:
+            if type(config) in mapping:
+                return kind
+    return transformers.AutoModelForImageTextToText
 
 
 def load_checkpoint(folder: Path, hint: str = "") -> tuple[Any, Any]:
@@ -55,13 +73,11 @@ def load_checkpoint(folder: Path, hint: str = "") -> tuple[Any, Any]:
     Raises:
         OpSkipError: one of them can't be loaded; names the file that is missing.
     """
-    from transformers import AutoModelForImageTextToText
-
-    build = AutoModelForImageTextToText.from_pretrained
     try:
         config = read_config(folder, "model")
-        if not reads_images(config):
+        if not reads_images(config) and "audio" not in tokens_by_modality(config):
             raise OpSkipError(f"model: {nothing_visual(config)}")
+        build = auto_class(config).from_pretrained
         with quiet_loading():
             processor = load_processor(folder, config)
             try:

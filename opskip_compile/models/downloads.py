@@ -1,4 +1,4 @@
-"""Images that are named by a URI: downloaded once for a process, or decoded from the URI itself."""
+"""Images and sounds that are named by a URI: downloaded once for a process, or decoded from the URI itself."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ from opskip_compile.models.images import Source, load_image, open_image
 from opskip_compile.models.packaged import model as packaged
 from opskip_compile.models.prompts import processed, refusal
 from opskip_compile.passes.runtime import mark_visual
+from opskip_compile.schedule.modalities import VISUAL, tokens_by_modality
 from opskip_compile.schedule.schedule import Schedule
 
 TINY = {
@@ -54,6 +55,7 @@ class Request:
         image, prompt: what the model is asked, where it reads images and text: a file, a URL or a data URI, and words.
         layers: decoder layers of a tiny model.
         text_before, visual, text: rows of the prompt in this order, where only a config is read.
+        modalities: whose rows the schedule means; the config has to name their token, unless ``visual`` is given.
     """
 
     model: str
@@ -63,6 +65,7 @@ class Request:
     text_before: int | None = None
     visual: int | None = None
     text: int | None = None
+    modalities: tuple[str, ...] = VISUAL
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,8 @@ def find(request: Request, step: Step = lambda what: None) -> Target:
         )
     step("reading the config")
     config = read_config(path, "model")
-    if request.visual is None and not reads_images(config):
+    named = request.image is None and not {*request.modalities}.isdisjoint(tokens_by_modality(config))
+    if request.visual is None and not reads_images(config) and not named:
         advice = "" if request.image is not None else " (--visual N shows its decoder as if N rows were visual)"
         raise OpSkipError(f"model: {nothing_visual(config)}{advice}")
     if request.image is None:

@@ -44,7 +44,8 @@ def check_processor_files(folder: Path) -> None:
     """
     if not any(True for pattern in _VOCABULARIES for _ in folder.glob(pattern)):
         raise OpSkipError(f"model: there is no file {str(folder / _VOCABULARY)!r}: the tokenizer is missing")
-    if not (folder / IMAGES).is_file() and "image_processor" not in read_table(folder / PROCESSOR):
+    there = {"image_processor", "feature_extractor", "audio_processor"} & {*read_table(folder / PROCESSOR)}
+    if not (folder / IMAGES).is_file() and not there:
         raise OpSkipError(f"model: there is no file {str(folder / IMAGES)!r}: the image processor is missing")
 
 

@@ -29,7 +29,7 @@ def load_image(source: Source) -> Any:
     pil = require("PIL.Image")
     shown = without_payload(source)
     try:
-        with _open(pil, _file(source)) as image:
+        with _open(pil, stored(source)) as image:
             return _rgb(image, shown)
     except (pil.DecompressionBombWarning, pil.DecompressionBombError) as error:
         raise OpSkipError(
@@ -56,17 +56,17 @@ def open_image(source: Source) -> Any:
         raise OpSkipError(f"image: cannot read {without_payload(source)!r}: {in_one_line(error)}") from error
 
 
-def image_bytes(source: Source) -> bytes:
-    """What is in the file, as it is stored. Raises `OpSkipError` as `load_image`."""
-    file = _file(source)
+def content_of(source: Source) -> bytes:
+    """What is in the file, as it is stored. Raises `OpSkipError` where it can't be read or downloaded."""
+    file = stored(source)
     try:
         return file.read_bytes() if isinstance(file, Path) else file.getvalue()
     except OSError as error:
-        raise OpSkipError(f"cannot read the image {without_payload(source)}: {error.strerror or error}") from error
+        raise OpSkipError(f"cannot read {without_payload(source)}: {error.strerror or error}") from error
 
 
 def check_source(source: str, folder: Path) -> str | Path:
-    """An image as a line of a file in ``folder`` names it: a URI as it is, a path seen from the folder.
+    """An image or a sound as a line of a file in ``folder`` names it: a URI as it is, a path seen from the folder.
 
     Nothing is downloaded yet.
 
@@ -97,7 +97,8 @@ def _open(pil: Any, file: Path | io.BytesIO) -> Any:
         return pil.open(file)
 
 
-def _file(source: Source) -> Path | io.BytesIO:
+def stored(source: Source) -> Path | io.BytesIO:
+    """A file, or what a data URI holds; of a URL a file of this process. Raises `OpSkipError`."""
     text = os.fspath(source)
     if is_data(text):
         return io.BytesIO(embedded(text))

@@ -1,7 +1,7 @@
-"""Prompts with pictures from JSONL files: image or images, prompt, and optionally answer and task on each line.
+"""Prompts with pictures or sounds from JSONL files: image, images or audio, prompt, and optionally answer and task.
 
-An image is a path seen from the file, an http(s) URL or a data URI. A file is read whole, since it is small; pictures
-are opened again for every pass over the lines, so memory does not grow with their number.
+An image or a sound is a path seen from the file, an http(s) URL or a data URI. A file is read whole, since it is small;
+pictures and sounds are opened again for every pass over the lines, so memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.images import Source, check_source, open_image
 from opskip_compile.models.prompts import Encoder, refusal
+from opskip_compile.models.sounds import load_sound
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Line:
         prompt: the question.
         answers: what counts as right; empty where the line has no answer.
         task: what it belongs to: its own field, else the name of its file.
+        sounds: their paths, URLs or data URIs.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Line:
     prompt: str
     answers: tuple[str, ...] = ()
     task: str = ""
+    sounds: tuple[Source, ...] = ()
 
     @property
     def answer(self) -> str | None:
@@ -46,18 +49,36 @@ def encode(lines: Sequence[Line], encoder: Encoder) -> dict[str, Any]:
     """Inputs of a batch, padded on the left.
 
     Raises:
-        OpSkipError: names the line whose picture can't be read, or the first one of a batch that a processor refuses.
+        OpSkipError: names the line whose picture or sound can't be read, or that has what the processor does not take,
+            or the first one of a batch that it refuses.
     """
-    pictures = []
+    pictures, sounds = [], []
     for line in lines:
         try:
+            encoder.check_takes(bool(line.images), bool(line.sounds))
             pictures.append([open_image(path) for path in line.images])
+            sounds.append([_sound(path, encoder) for path in line.sounds])
         except OpSkipError as error:
             raise OpSkipError(f"{line.name}: {error}") from error
     try:
-        return dict(encoder.prompts(pictures, [line.prompt for line in lines]))
+        words = [line.prompt for line in lines]
+        return dict(encoder.prompts(pictures, words, sounds) if any(sounds) else encoder.prompts(pictures, words))
     except Exception as error:  # processors of others fail with anything
         raise OpSkipError(f"{lines[0].name}: the processor refuses it: {refusal(encoder.processor, error)}") from error
+
+
+def _sound(source: Source, encoder: Encoder) -> Any:
+    """Its values, for the processor."""
+    try:
+        sound = load_sound(source)
+    except OpSkipError as error:
+        raise OpSkipError(f"audio: {error}") from error
+    if encoder.sampling_rate not in (None, sound.rate):
+        raise OpSkipError(
+            f"audio: {sound.name} has {sound.rate} values a second, the processor takes {encoder.sampling_rate}: "
+            "resample it (ffmpeg -ar, sox -r)"
+        )
+    return sound.values
 
 
 def spread(lines: Sequence[Line], limit: int | None) -> list[Line]:
@@ -67,7 +88,7 @@ def spread(lines: Sequence[Line], limit: int | None) -> list[Line]:
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[Line]:
-    """The samples of a JSONL file; pictures are looked for beside it, and nothing is downloaded yet.
+    """The samples of a JSONL file; pictures and sounds are looked for beside it, and nothing is downloaded yet.
 
     The file is UTF-8, with a byte order mark or without. Blank lines are left out.
 
@@ -109,13 +130,14 @@ def _line(name: str, text: str, file: Path) -> Line:
     except (ValueError, RecursionError) as error:
         raise OpSkipError(f"{name}: not JSON: {error}") from error
     if not isinstance(entry, dict):
-        raise OpSkipError(f"{name}: expected an object with image, prompt and perhaps answer")
+        raise OpSkipError(f"{name}: expected an object with image or audio, prompt and perhaps answer")
     prompt, task = entry.get("prompt"), entry.get("task", file.stem)
     if not isinstance(prompt, str) or not prompt.strip():
         raise OpSkipError(f"{name}: prompt: expected some text")
     if not isinstance(task, str) or not task.strip():
         raise OpSkipError(f"{name}: task: expected a name, or no such field")
-    return Line(name, _images(name, entry, file), prompt, _answers(name, entry.get("answer")), task)
+    images, sounds = _images(name, entry, file), _sounds(name, entry, file)
+    return Line(name, images, prompt, _answers(name, entry.get("answer")), task, sounds)
 
 
 def _images(name: str, entry: Mapping[str, Any], file: Path) -> tuple[Source, ...]:
@@ -123,13 +145,24 @@ def _images(name: str, entry: Mapping[str, Any], file: Path) -> tuple[Source, ..
     if image is not None and images is not None:
         raise OpSkipError(f"{name}: image, images: expected one of them, not both")
     sources = image if images is None else images
+    if sources is None and entry.get("audio") is not None:
+        return ()
+    return _checked(name, "image", sources, file, "expected a path or URL, or images: a list of them")
+
+
+def _sounds(name: str, entry: Mapping[str, Any], file: Path) -> tuple[Source, ...]:
+    audio = entry.get("audio")
+    return () if audio is None else _checked(name, "audio", audio, file, "expected a path or URL, or a list of them")
+
+
+def _checked(name: str, field: str, sources: object, file: Path, expected: str) -> tuple[Source, ...]:
     sources = [sources] if isinstance(sources, str) else sources
     if not isinstance(sources, list) or not sources or not all(isinstance(part, str) and part for part in sources):
-        raise OpSkipError(f"{name}: image: expected a path or URL, or images: a list of them")
+        raise OpSkipError(f"{name}: {field}: {expected}")
     try:
         return tuple(check_source(part, file.parent) for part in sources)
     except OpSkipError as error:
-        raise OpSkipError(f"{name}: image: {error}") from error
+        raise OpSkipError(f"{name}: {field}: {error}") from error
 
 
 def _answers(name: str, answer: object) -> tuple[str, ...]:

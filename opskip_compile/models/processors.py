@@ -11,6 +11,7 @@ from typing import Any
 
 from opskip_compile.errors import OpSkipError, in_one_line
 from opskip_compile.models.folders import IMAGES, PROCESSOR, TOKENIZER, check_processor_files, read_table
+from opskip_compile.models.prompts import audio_part
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _VIDEO_FILE, _VIDEO = "video_preprocessor_config.json", "video_processor"
@@ -36,7 +37,8 @@ class VideoSettings(dict[str, Any]):
 
 
 def load_processor(folder: Path, config: Any) -> Any:
-    """The processor in a folder, with a tokenizer and an image processor; no code in the folder is executed.
+    """The processor in a folder, with a tokenizer and an image processor or a part for audio; no code in the folder is
+    executed.
 
     Args:
         config: that of the model in the folder.
@@ -56,9 +58,10 @@ def load_processor(folder: Path, config: Any) -> Any:
     except Exception as error:  # each class has its own way to fail on files that it does not expect
         why = _reason(folder, error)
         raise OpSkipError(f"model: no processor could be loaded from {str(folder)!r}: {why}") from error
-    for part in ("image_processor", "tokenizer"):
-        if getattr(loaded, part, None) is None:
-            raise OpSkipError(f"model: the processor in {str(folder)!r} has no {part.replace('_', ' ')}")
+    if getattr(loaded, "image_processor", None) is None and audio_part(loaded) is None:
+        raise OpSkipError(f"model: the processor in {str(folder)!r} has no image processor")
+    if getattr(loaded, "tokenizer", None) is None:
+        raise OpSkipError(f"model: the processor in {str(folder)!r} has no tokenizer")
     file = folder / PROCESSOR
     unknown = [name for name in _NEEDED if getattr(loaded, name, "") is None]
     if unknown:

@@ -200,7 +200,7 @@ GOOD = {"image": "0.png", "prompt": "what is this"}
     ("bad", "said"),
     [
         ("{", "line 2: not JSON"),
-        ("[1]", "line 2: expected an object with image, prompt and perhaps answer"),
+        ("[1]", "line 2: expected an object with image or audio, prompt and perhaps answer"),
         ({"prompt": "what"}, "line 2: image: expected a path"),
         ({**GOOD, "image": 3}, "line 2: image: expected a path"),
         ({"images": [], "prompt": "what"}, "line 2: image: expected a path"),
@@ -276,7 +276,10 @@ def test_lines_are_spread_evenly_under_a_limit(pictures: Path) -> None:
     ("make", "said"),
     [
         (lambda f: FileSamples(load_model(), f, DemoEncoder(load_processor()), batch=0), "batch: expected an integer"),
-        (lambda f: Encoder.of(object()), "processor: expected one of transformers for images and text, got a object"),
+        (
+            lambda f: Encoder.of(object()),
+            "processor: expected one of transformers for images or audio, and text",
+        ),
         (lambda f: DemoSamples(load_model(), load_processor(), 0), "limit: expected 1 to "),
     ],
 )

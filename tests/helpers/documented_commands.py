@@ -56,6 +56,13 @@ def _opskip(words: list[str]) -> None:
         assert done.exit_code == 0, done.output + done.stderr
 
 
+def _torchrun(words: list[str]) -> None:
+    """What each process runs, in one process."""
+    at = words.index("-m")
+    assert words[:at] == ["--nproc-per-node", "2"] and words[at + 1] == "opskip_compile"
+    _opskip(words[at + 2 :])
+
+
 def _make(words: list[str]) -> None:
     rules = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert set(words) <= rules, f"no rule in the Makefile: {words}"
@@ -95,6 +102,7 @@ def _lmms_eval(words: list[str]) -> None:
 
 RUN = {
     "opskip": _opskip,
+    "torchrun": _torchrun,
     "make": _make,
     "pip": _pip,
     "python": _python,

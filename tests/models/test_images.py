@@ -20,7 +20,7 @@ from PIL import Image
 
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models import downloads
-from opskip_compile.models.images import image_bytes, load_image, open_image
+from opskip_compile.models.images import content_of, load_image, open_image
 from tests.helpers.commands import call, one_line
 from tests.helpers.web import Pages, served
 
@@ -144,7 +144,7 @@ def test_data_uris(head: str, tmp_path: Path) -> None:
     content = red(tmp_path).read_bytes()
     uri = head + base64.b64encode(content).decode()
     assert corner(load_image(uri)) == RED
-    assert image_bytes(uri) == content == image_bytes(tmp_path / "red.png")
+    assert content_of(uri) == content == content_of(tmp_path / "red.png")
 
 
 def test_a_data_uri_without_base64(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_urls(web: Pages, tmp_path: Path) -> None:
     web.content["/red.png"] = red(tmp_path).read_bytes()
     assert corner(load_image(web.url("/red.png"))) == RED
     assert corner(load_image(web.url("/to/red.png"))) == RED
-    assert image_bytes(web.url("/red.png")) == web.content["/red.png"]
+    assert content_of(web.url("/red.png")) == web.content["/red.png"]
     assert web.asked == ["/red.png", "/to/red.png", "/red.png"], "each URL once"
     web.content["/r%C3%B6t%20%231.png?size=x&y=2"] = web.content["/red.png"]
     assert corner(load_image(web.url("/röt %231.png?size=x&y=2"))) == RED

@@ -48,7 +48,9 @@ class DemoEncoder(Encoder):
     def __init__(self, processor: DemoProcessor) -> None:
         self.processor = processor
 
-    def prompts(self, images: Sequence[Sequence[Any]], texts: Sequence[str]) -> dict[str, Tensor]:
+    def prompts(
+        self, images: Sequence[Sequence[Any]], texts: Sequence[str], sounds: Sequence[Sequence[Any]] = ()
+    ) -> dict[str, Tensor]:
         """One image to a prompt. Raises `OptionError` for more."""
         if any(len(pictures) != 1 for pictures in images):
             raise OptionError("image: the demo model takes one image to a prompt")
