@@ -33,7 +33,7 @@ def around_the_model(model: Any) -> nn.Module:
 
 
 def in_buckets(model: Any) -> nn.Module:
-    """So small that Dynamo would split the decoder's graph into several."""
+    """Of a size at which Dynamo's own treatment of DDP, which splits graphs at buckets, gives up."""
     return nn.parallel.DistributedDataParallel(model, bucket_cap_mb=0.001)
 
 
