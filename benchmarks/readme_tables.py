@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.tables import answers, files, front, gpu, speed, suites
+from benchmarks.tables import answers, files, front, gpu, savings, speed, suites
 from benchmarks.tables.figures import RESULTS, ROOT
 
 RESULTS_PAGE: dict[str, Callable[[], str]] = {
@@ -55,6 +55,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "vllm prefill, presets": lambda: speed.vllm_prefill("vllm/vllm_prefill_presets"),
         "vllm prefill, bfloat16": lambda: speed.vllm_prefill("vllm/vllm_prefill_bf16"),
     },
+    "docs/other-savings.md": {"quantised weights": savings.quantised},
     "docs/support.md": {"releases": suites.releases, "transformers' own tests": suites.transformers_suite},
     **{
         f"benchmarks/results/{study.name}/README.md": {"files": partial(files.files, study)}

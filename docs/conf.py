@@ -34,6 +34,7 @@ CONTENTS = {
         "docs/evaluation",
         "docs/inspection",
         "docs/serving",
+        "docs/other-savings",
         "docs/several-devices",
         "docs/lmms-eval",
         "docs/troubleshooting",

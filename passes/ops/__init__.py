@@ -4,7 +4,7 @@ One entry an operation, whatever its spelling: `table` leads from a node to its 
 `memory` says what it writes to and shares, `families` are the kinds of rules, and the other files hold the entries.
 """
 
-from opskip_compile.passes.ops import attention, collectives, elementwise, indexing, ours, reductions, shapes
+from opskip_compile.passes.ops import attention, collectives, elementwise, indexing, ours, quantised, reductions, shapes
 from opskip_compile.passes.ops.memory import effects, is_inplace, mutated_nodes
 from opskip_compile.passes.ops.operation import Call, Dims, Operation, Trait, shape, tensor
 from opskip_compile.passes.ops.table import (
@@ -50,6 +50,7 @@ __all__ = [
     "operation_named",
     "ours",
     "products",
+    "quantised",
     "reductions",
     "rows_of",
     "shape",

@@ -93,7 +93,17 @@ declare(
 )
 # Always new memory, unlike the other casts.
 _copy = cast("clone", "input, *, memory_format=None")
-declare(Operation("clone", _copy.signatures, rows=_copy.rows, resize=_copy.resize, traits=_copy.traits))
+declare(
+    Operation("clone", _copy.signatures, rows=_copy.rows, resize=_copy.resize, traits=_copy.traits),
+    # What aten makes of casts.
+    Operation(
+        "_to_copy",
+        ("input, *, dtype=None, layout=None, device=None, pin_memory=None, non_blocking=False, memory_format=None",),
+        rows=_copy.rows,
+        resize=_copy.resize,
+        traits=_copy.traits,
+    ),
+)
 
 
 def is_active_dropout(call: Call) -> bool:

@@ -19,7 +19,7 @@ from torch import fx
 from opskip_compile._compat import operations as torch_operations
 from opskip_compile.passes.ops.operation import Call, Dims, Operation, Resize, Trait, tensor
 from opskip_compile.passes.ops.signature import Signature, parsed
-from opskip_compile.passes.ops.subclasses import mixing_subclass
+from opskip_compile.passes.ops.subclasses import computes_its_own_way, mixing_subclass
 from opskip_compile.passes.refusal import Refusal, Refused, Why
 
 log = logging.getLogger(__name__)
@@ -259,17 +259,31 @@ def rows_of(node: fx.Node, dim: int) -> Dims | Refusal:
     call = _bound(node, spelling)
     if call is None:
         return Refusal(Why.ARGUMENTS, f"its arguments are none that {spelling.operation.name} is known to take")
-    for other in node.all_input_nodes:
-        reason = mixing_subclass(tensor(other))
-        if reason:
-            return Refusal(Why.SUBCLASS, f"an operand {reason}")
     try:
-        return spelling.operation.rows(call, dim)
+        dims = spelling.operation.rows(call, dim)
+        if not isinstance(dims, Refusal) and any(computes_its_own_way(tensor(x)) for x in node.all_input_nodes):
+            return _in_its_own_way(call, dims)
+        return dims
     except Refused as refused:
         return refused.refusal
     except Exception as error:
         log.debug("the rule for %s failed", spelling.operation.name, exc_info=True)
         return Refusal(Why.SURPRISE, f"its rule failed: {type(error).__name__}: {error}")
+
+
+_LEFT = {"linear": "input", "matmul": "input", "addmm": "mat1"}
+
+
+def _in_its_own_way(call: Call, dims: Dims) -> Dims | Refusal:
+    """What a rule says of a call, if it holds for the subclasses among its operands, too."""
+    left = _LEFT.get(call.operation.name, "")
+    if list(dims) != [call[left]]:
+        names = sorted({type(value).__name__ for x in call.tensors() if computes_its_own_way(value := tensor(x))})
+        return Refusal(
+            Why.SUBCLASS, f"an operand is of type {' and '.join(names)}, and only its products are looked into"
+        )
+    reason = mixing_subclass(call, left, rows_of, lambda node: getattr(spelling_of(node), "operation", None))
+    return Refusal(Why.SUBCLASS, f"an operand {reason}") if reason else dims
 
 
 def _long_name(node: fx.Node) -> str:

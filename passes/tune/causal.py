@@ -12,7 +12,7 @@ from torch import fx
 from opskip_compile._compat import same_size
 from opskip_compile.passes.graph.origin import Origin, origin, set_origin
 from opskip_compile.passes.ops import Call, call_of, mutated_nodes, op_name, tensor
-from opskip_compile.passes.ops.subclasses import mixing_subclass
+from opskip_compile.passes.ops.subclasses import computes_its_own_way
 from opskip_compile.passes.tune.causal_attention import ATTEND, is_causal
 
 
@@ -55,7 +55,7 @@ def _masked_attention(node: fx.Node) -> list[tuple[Call, fx.Node]]:
     if bools is None or query is None or key is None or value is None or out is None:
         return []
     # Under autocast the operands may have other types than the result, and a subclass its own attention.
-    plain = all(x.dim() == 4 and x.dtype == out.dtype and not mixing_subclass(x) for x in (query, key, value))
+    plain = all(x.dim() == 4 and x.dtype == out.dtype and not computes_its_own_way(x) for x in (query, key, value))
     if not plain or bools.dim() != 4 or bools.dtype != torch.bool:
         return []
     square = same_size(bools.shape[2], query.shape[2]) and same_size(bools.shape[3], key.shape[2])

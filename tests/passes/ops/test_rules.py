@@ -11,9 +11,11 @@ from torch import Tensor, distributed
 
 from opskip_compile.integrations.vllm import operations as of_vllm
 from opskip_compile.passes.ops import known_operations
+from tests.helpers import quantised_cases, rule_cases, rule_refusals
 from tests.helpers.graphs import assert_rows, push
-from tests.helpers.rule_cases import PUSHED, Case
-from tests.helpers.rule_refusals import DECLINED
+from tests.helpers.rule_cases import Case
+
+PUSHED, DECLINED = (*rule_cases.PUSHED, *quantised_cases.PUSHED), (*rule_refusals.DECLINED, *quantised_cases.DECLINED)
 
 SIZES = {"S": 7, "W": 8, "H": 2, "D": 4, "V": 9, "K": 5}
 # Rows between images, an element with one kept row, an element that ends in visual rows.
@@ -23,6 +25,8 @@ ELSEWHERE = {value.name() for value in vars(of_vllm).values() if isinstance(valu
 """What the plug-in of vLLM declares: `tests/integrations/test_vllm_rewrite.py` and `tests/vllm`."""
 ELSEWHERE |= {"_flash_attn_forward", "opskip::attend_by_package", "flex_attention", "opskip::attend_by_flex"}
 """Kernels that are lifted or stay full: `tests/passes/normalize`."""
+ELSEWHERE |= {name for name in known_operations() if name.startswith(("bitsandbytes::", "quanto::"))}
+"""Where the package is installed: `tests/passes/ops/test_bitsandbytes.py`, `test_quanto.py`."""
 
 
 def make(shape: str, batch: int, dynamic: bool = False) -> Tensor:
