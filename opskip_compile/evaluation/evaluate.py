@@ -14,8 +14,6 @@ from typing import Any
 from torch import nn
 from typing_extensions import Unpack
 
-from opskip_compile.api import compile as compile_model
-from opskip_compile.api import remove
 from opskip_compile.calibration import costs as costing
 from opskip_compile.calibration.calibrate import calibrate
 from opskip_compile.calibration.config import CalibrationConfig
@@ -28,12 +26,13 @@ from opskip_compile.errors import OpSkipError
 from opskip_compile.evaluation import speed as timing
 from opskip_compile.evaluation.config import EvaluationConfig, EvaluationOptions
 from opskip_compile.evaluation.data import MethodOutcome, outcome_of
-from opskip_compile.evaluation.dropping import dropping_tokens
 from opskip_compile.evaluation.measures import TaskRows, is_right
-from opskip_compile.evaluation.methods import CALIBRATED
+from opskip_compile.evaluation.methods import CALIBRATED, COMBINED, PARTS
 from opskip_compile.evaluation.questions import checked_lines, task_rows
 from opskip_compile.evaluation.result import Evaluation
+from opskip_compile.evaluation.running import running
 from opskip_compile.evaluation.runs import EvaluationRun, EvaluationSetup, all_runs, check_reach, out_of_reach
+from opskip_compile.evaluation.splits import best_split
 from opskip_compile.models.generation import greedy
 from opskip_compile.models.jsonl import Line
 from opskip_compile.models.oracle import decoder_layers
@@ -96,7 +95,8 @@ def evaluate(
         for name, schedule in named_schedules.items():
             setup.schedule_run(name, schedule)  # one that does not fit is refused before anything is calibrated
         calibrated = _calibrator(model, encoder, prompts or [], config, folder, step)
-        runs = all_runs(setup, methods, config.cuts, named_schedules, config.random_seeds, calibrated)
+        combined = _combiner(model, encoder, prompts or [], config, setup, calibrated, folder, step)
+        runs = all_runs(setup, methods, config.cuts, named_schedules, config.random_seeds, calibrated, combined)
         about = {
             "model": fingerprint(model),
             "data": questions.digest,
@@ -119,6 +119,7 @@ def evaluate(
                 speeds = timing.speeds(model, runs, setup.prompts, config.rounds, config.timed, step)
             except OpSkipError as error:
                 missing.append(f"prefill times: {error}")
+            missing += [f"prefill times: {run.name} is not timed" for run in runs if run.splits]
     tasks = task_rows(lines)
     outcomes = _outcomes(runs, answers, lines, tasks, speeds, config)
     about |= {
@@ -161,6 +162,38 @@ def _calibrator(
     return calibrated
 
 
+def _combiner(
+    model: nn.Module,
+    encoder: Encoder,
+    lines: Sequence[Line],
+    config: EvaluationConfig,
+    setup: EvaluationSetup,
+    calibrated: Callable[[str, float], Schedule],
+    folder: Path,
+    step: Step,
+) -> Callable[[str, float], EvaluationRun | None]:
+    """What gives the run of a method of `COMBINED` for a cut: its best split on the calibration prompts."""
+
+    def combined(method: str, cut: float) -> EvaluationRun | None:
+        schedules = [calibrated(COMBINED[method], part * cut) for part in PARTS]
+        found = [setup.pruned_run(method, schedule, cut) for schedule in schedules]
+        runs = list({run.spec: run for run in found if run is not None}.values())
+        if not runs:
+            return None
+        limit = min(filter(None, (config.calibration_limit, config.search_samples, len(lines))))
+        samples = FileSamples(model, lines, encoder, config.rows, config.answer_tokens, config.batch, limit)
+        samples.check(step)
+        about = {"model": fingerprint(model), "data": samples.digest, "answer_tokens": config.answer_tokens}
+        journal = Journal(folder / "splits.jsonl", {**about, **versions()})
+        try:
+            samples.answer(journal, step)
+            return best_split(model, samples, runs, journal, step)
+        finally:
+            journal.close()
+
+    return combined
+
+
 def _setup(model: nn.Module, questions: FileSamples, step: Step) -> EvaluationSetup:
     step("asking the compiler", 0, 0)
     costs = costing.flops_costs(model, questions, shares=True)
@@ -178,7 +211,7 @@ def _answers(
     """The answers of one run to all questions, in their order, and the level that each of them took, if it has any."""
     answers: list[str] = []
     levels: list[int] = []
-    with _running(model, run, lower):
+    with running(model, run, lower):
         for i in range(questions.size()):
             step(f"{run.name}: answering", i, questions.size())
             known = journal.get(run.spec, i)
@@ -192,20 +225,6 @@ def _answers(
             answers += known
             levels += journal.get(f"levels {run.spec}", i) or []
     return answers, levels
-
-
-@contextmanager
-def _running(model: nn.Module, run: EvaluationRun, lower: str) -> Iterator[None]:
-    """The model as in one run, until the block ends."""
-    if run.dropping is not None:
-        with dropping_tokens(model, run.dropping):
-            yield
-        return
-    compile_model(model, run.schedule, prefill_only=True, options={"lower": lower})
-    try:
-        yield
-    finally:
-        remove(model)
 
 
 def _outcomes(
