@@ -55,7 +55,7 @@ def dropping_tokens(model: nn.Module, dropping: Dropping) -> Iterator[nn.Module]
 
     def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         ids = named.get("input_ids", args[0] if args else None)
-        if starts_a_prompt(ids, named, tokens):
+        if isinstance(ids, Tensor) and starts_a_prompt(ids, named, tokens):
             state.start(token_mask(ids, tokens), ids)
 
     def entering(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -132,7 +132,7 @@ class _Drop:
         return gone
 
 
-def starts_a_prompt(ids: object, named: Mapping[str, Any], tokens: tuple[int, ...]) -> bool:
+def starts_a_prompt(ids: Tensor, named: Mapping[str, Any], tokens: tuple[int, ...]) -> bool:
     """True for the forward of a prompt, False for a decode step and for text on a filled cache.
 
     Args:
@@ -143,7 +143,7 @@ def starts_a_prompt(ids: object, named: Mapping[str, Any], tokens: tuple[int, ..
     Raises:
         OpSkipError: visual rows on a filled cache.
     """
-    if not isinstance(ids, Tensor) or ids.shape[1] < 2:
+    if ids.shape[1] < 2:
         return False
     if not rows_in_cache(named):
         return True

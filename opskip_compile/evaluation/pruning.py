@@ -49,7 +49,7 @@ def pruning_tokens(model: nn.Module, dropping: Dropping) -> Iterator[nn.Module]:
 
     def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         ids = named.get("input_ids", args[0] if args else None)
-        if starts_a_prompt(ids, named, tokens):
+        if isinstance(ids, Tensor) and starts_a_prompt(ids, named, tokens):
             visual = token_mask(ids, tokens)
             prompt[:], gone[:] = [] if visual is None else [(ids, visual)], []
 
