@@ -5,13 +5,15 @@ python -m benchmarks.vqa.many_turns [--model qwen3_vl] [--images 25] [--cut 0.33
 The image and the first question are prefilled, dense or with fewer FLOPs. For the second and the third question the
 cache is cut back to the rows of the image, as a server's prefix cache would hold them, and only the new words run. What
 was left out or dropped was left out for the first question: methods that choose by the words of a prompt chose for
-that one. Writes `benchmarks/results/answers/vqa_turns_MODEL.json` and `.md`: what each of the three questions retains.
+that one. Schedules are those of `vqa_combined_MODEL.json`, which were calibrated on the ten tasks. Writes
+`benchmarks/results/answers/vqa_turns_MODEL.json` and `.md`: what each of the three questions retains.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import random
 import statistics
 from collections.abc import Callable, Sequence
@@ -28,7 +30,7 @@ from transformers import DynamicCache
 import opskip_compile as opskip
 from benchmarks.vqa.architectures import CONFIGS
 from benchmarks.vqa.asking import questions
-from benchmarks.vqa.evaluate import RESULTS, KitEncoder, files, load_trained, remembering, tower_of
+from benchmarks.vqa.evaluate import RESULTS, KitEncoder, load_trained, remembering, tower_of
 from benchmarks.vqa.exporting import LONGEST_ANSWER
 from benchmarks.vqa.facts import observe
 from opskip_compile._compat import cache_argument
@@ -40,11 +42,12 @@ from opskip_compile.models.rows import visual_tokens
 from opskip_compile.output.environment import environment
 from opskip_compile.output.files import write_whole
 from opskip_compile.output.progress import progress
+from opskip_compile.schedule.schedule import Schedule
 from opskip_compile.schedule.validation import write_json
 
 ASKED = ("digits", "words", "charts", "counting", "colors", "relations", "existence", "forms")
 TURNS = 3
-METHODS = ("operators", "operators+keep", "per-prompt", "pruned+operators+keep")
+SKIPPED = ("operators", "operators+keep")
 DROPPED = ("divprune", "random-tokens", "fastv", "vtw")
 CUTS = (0.337, 0.5)
 RESAMPLES = 2000
@@ -114,21 +117,29 @@ def answers(model: Any, encoder: KitEncoder, talk: Talk) -> list[str]:
     return said
 
 
+def schedules_of(table_file: Path, cuts: Sequence[float]) -> dict[str, Schedule]:
+    """The schedules of a table at some cuts, by method and cut."""
+    outcomes = json.loads(table_file.read_text(encoding="utf-8"))["outcomes"]
+    return {
+        f"{row['method']} {row['asked']:.1%}": Schedule.from_spec(row["runs"][0]["spec"])
+        for row in outcomes
+        if row["method"] in SKIPPED and row["asked"] in cuts
+    }
+
+
 def measured(model: Any, encoder: KitEncoder, given: argparse.Namespace) -> dict[str, Any]:
     """All methods: chosen for the first questions, and asked all of them."""
-    found = talks(given.work / "images", given.images)
-    calibration = [file for file in files(given.work, "calibration", given.calibration) if file.parent.name in ASKED]
+    found, cuts = talks(given.work / "images", given.images), tuple(given.cut or CUTS)
+    file = given.table or RESULTS / f"vqa_combined_{given.model}.json"
     with progress(Console(stderr=True)) as step, remembering(tower_of(model)), torch.no_grad():
         result = opskip.evaluate(
             model,
             [talk.line(0) for talk in found],
             processor=encoder,
-            calibration=calibration,
-            methods=given.method or (*METHODS, *DROPPED),
-            cuts=given.cut or CUTS,
+            schedules=schedules_of(file, cuts),
+            methods=given.dropped or DROPPED,
+            cuts=cuts,
             random_seeds=1,
-            calibration_limit=None,
-            search_samples=given.search,
             batch=20,
             answer_tokens=LONGEST_ANSWER,
             lower="eager",
@@ -146,8 +157,8 @@ def measured(model: Any, encoder: KitEncoder, given: argparse.Namespace) -> dict
                     said[-1].append(answers(model, encoder, talk))
     outcomes = [
         {
-            "method": outcome.method,
-            "asked": outcome.asked,
+            "method": outcome.method.split(" ")[0],
+            "asked": outcome.asked or next((cut for cut in cuts if outcome.method.endswith(f" {cut:.1%}")), None),
             "flops_cut": round(outcome.cut, 6),
             "spec": outcome.runs[0].spec,
             "turns": [of_turn(found, said[0], told, [turn]) for turn in range(TURNS)],
@@ -205,10 +216,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="qwen3_vl", choices=sorted(path.stem for path in CONFIGS.glob("*.json")))
     parser.add_argument("--images", type=int, default=25, help="of each task")
-    parser.add_argument("--method", action="append", help="default: skipped, pruned and dropped")
+    parser.add_argument("--dropped", action="append", choices=DROPPED, help="ways to drop tokens; default: all")
     parser.add_argument("--cut", type=float, action="append", help="default: 0.337 and 0.5")
-    parser.add_argument("--calibration", type=int, default=40, help="calibration prompts of each task")
-    parser.add_argument("--search", type=int, default=80, help="of them in all that searches look at")
+    parser.add_argument("--table", type=Path, help="an evaluation with schedules; default: vqa_combined_MODEL.json")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("vqa_turns"), help="folder for images and measurements")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")

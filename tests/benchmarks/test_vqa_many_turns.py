@@ -125,10 +125,17 @@ def test_a_turn_is_counted_by_task_and_image() -> None:
 
 
 def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = "--model llava --images 1 --calibration 1 --method vtw --method divprune --cut 0.5".split()
+    """Schedules of an evaluation at the cut that is asked for, beside dropped tokens at that cut."""
+    known = ((0.5, "operators", "silent:4-9"), (0.5, "vtw", "-"), (0.65, "operators", "silent:2-9"))
+    rows = [{"asked": cut, "method": method, "runs": [{"spec": spec}]} for cut, method, spec in known]
+    (tmp_path / "table.json").write_text(json.dumps({"outcomes": rows}), encoding="utf-8")
+    asked = [*"--model llava --images 1 --dropped vtw --cut 0.5 --table".split(), str(tmp_path / "table.json")]
     many_turns.main([*asked, "--work", str(tmp_path / "work"), "--results", str(tmp_path)])
     content = json.loads((tmp_path / "vqa_turns_llava.json").read_text(encoding="utf-8"))
-    assert [outcome["method"] for outcome in content["outcomes"]] == ["dense", "vtw", "divprune"]
+    found = [(outcome["method"], outcome["asked"], outcome["spec"]) for outcome in content["outcomes"]]
+    assert found[:2] == [("dense", None, "none"), ("operators", 0.5, "silent:4-9")]
+    assert found[2][:2] == ("vtw", 0.5) and len(found) == 3
+    assert all(0.5 <= outcome["flops_cut"] < 0.6 for outcome in content["outcomes"][1:])
     assert all(len(outcome["turns"]) == TURNS for outcome in content["outcomes"])
     assert content["outcomes"][0]["later"]["retained"] == 1
     text = (tmp_path / "vqa_turns_llava.md").read_text(encoding="utf-8")
