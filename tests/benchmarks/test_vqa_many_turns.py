@@ -26,7 +26,7 @@ from opskip_compile.models.oracle import oracle
 from opskip_compile.models.rows import token_mask, visual_tokens
 from opskip_compile.timing.dropping import Dropping
 
-SPEC, SHARES = "silent:3-9", "silent@keep=0.1:2-9"  # deep enough to change answers
+SPEC, SHARES = "silent:1-9", "silent@keep=0.1:2-9"  # deep enough to change answers
 
 
 @pytest.fixture(autouse=True)
