@@ -33,6 +33,7 @@ RESULTS_PAGE: dict[str, Callable[[], str]] = {
     "levels, Qwen3-VL": lambda: answers.evaluation("answers/vqa_levels_qwen3_vl", "answers/vqa_dropping_qwen3_vl"),
     "levels, LLaVA": lambda: answers.evaluation("answers/vqa_levels_llava", "answers/vqa_dropping_llava"),
     "levels, InternVL": lambda: answers.evaluation("answers/vqa_levels_internvl", "answers/vqa_dropping_internvl"),
+    "combined": lambda: answers.combined("answers/vqa_combined_qwen3_vl"),
     "long answers": lambda: answers.long_answers("answers/vqa_long_qwen3_vl"),
     "ten tasks, LLaVA": lambda: answers.evaluation("answers/vqa_llava"),
     "ten tasks, InternVL": lambda: answers.evaluation("answers/vqa_internvl"),

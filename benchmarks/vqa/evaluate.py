@@ -2,8 +2,9 @@
 
 python -m benchmarks.vqa.evaluate [--model qwen3_vl ...] [--models FOLDER] [--limit 1000] [--calibration 16]
 
-Writes `benchmarks/results/answers/vqa_MODEL.json`, `.md` and `.png` for each. Operators are chosen on the calibration
-split alone. Models that `recipe.py` exported to `FOLDER/qwen3_vl` and the like are evaluated by `--models FOLDER`.
+Writes `benchmarks/results/answers/vqa_MODEL.json`, `.md` and `.png` for each; with `--study NAME` these are
+`vqa_NAME_MODEL` files. Operators are chosen on the calibration split alone. Models that `recipe.py` exported to
+`FOLDER/qwen3_vl` and the like are evaluated by `--models FOLDER`.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def table(name: str, given: argparse.Namespace) -> Evaluation:
             resume=given.work / name,
             step=step,
         )
-    target = given.results / f"vqa_{name}"
+    target = given.results / f"vqa_{f'{given.study}_' * bool(given.study)}{name}"
     write_json({"environment": environment("cpu", "float32"), **result.to_dict()}, target.with_suffix(".json"))
     write_whole(target.with_suffix(".md"), result.markdown() + "\n")
     result.plot(target.with_suffix(".png"))
@@ -167,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--random-seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=7, help="of timing the prefill by Inductor; 0 for none")
     parser.add_argument("--eager", action="store_true", help="answer without Inductor, which is quicker here")
+    parser.add_argument("--study", default="", help="what comes into the names of the files, before the model's")
     parser.add_argument("--work", type=Path, default=Path("vqa_evaluation"), help="folder for data and answers")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     given = parser.parse_args(arguments)

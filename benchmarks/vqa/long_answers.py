@@ -1,11 +1,12 @@
-"""Long answers: a form of four lines is read out in order, every field with its value, letter by letter.
+"""Long answers: a form of four lines is read out in order, every field with its value, letter by letter; or two forms.
 
-python -m benchmarks.vqa.long_answers [--model qwen3_vl] [--steps 900] [--limit 500] [--work FOLDER]
+python -m benchmarks.vqa.long_answers [--model qwen3_vl] [--forms 1] [--steps 900] [--limit 500] [--work FOLDER]
 
 Dropping visual tokens is known to fail where the answer goes on reading the image; an operator that leaves rows out
 keeps them in the cache. The suite's models give short answers, so one of them first learns this task for some minutes;
-then all methods are asked at equal FLOPs. Writes `benchmarks/results/answers/vqa_long_MODEL.json` and `.md`: the share
-of answers that are right as a whole, and of the eight facts of an answer, by their place.
+then all methods are asked at equal FLOPs. Writes `benchmarks/results/answers/vqa_long_MODEL.json` and `.md`
+(`vqa_longer_MODEL` for two forms, with answers of 50 to 80 tokens): the share of answers that are right as a whole, and
+of the eight or sixteen facts of an answer, by their place.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,29 +42,36 @@ from opskip_compile.output.files import write_whole
 from opskip_compile.output.progress import progress
 from opskip_compile.schedule.validation import write_json
 
-NAME, QUESTION = "lists", "what are the words?"
+QUESTION = "what are the words?"
 LINES, WORDS = 4, 8  # of a form: a label and a value in each
-LONGEST = 72  # tokens of an answer with its end
+LONGEST = 72  # tokens of the answer to one form with its end
 METHODS = ("operators+keep", "per-prompt", "operators", "fastv", "vtw", "random-tokens", "divprune")
 CUTS = (0.337, 0.5)
-ROWS = 192  # of a training sequence
+ROWS = 192  # of a training sequence, for each form
 BATCH, WARMUP, RATE = 8, 40, 1.5e-3
 
 
-def make(split: Split, index: int) -> Example:
-    """A form of four lines, and all that stands in it, from the top."""
-    rng = generator(NAME, split, index)
-    lines: list[tuple[str, str]] = []
-    for field in rng.sample(list(forms.FIELDS), LINES):
-        taken = {shown for _, shown in lines}
-        lines.append((field, rng.choice([shown for shown in forms.FIELDS[field] if shown not in taken])))
-    image, pen = canvas(rng)
-    forms.draw_lines(pen, lines, rng)
-    answer = " ".join(word for line in lines for word in line)
-    return Example((pixels(image),), QUESTION, answer, QUESTION, (answer,))
+def make(name: str, forms_shown: int, split: Split, index: int) -> Example:
+    """One or two forms of four lines, an image each, and all that stands in them, from the top."""
+    rng = generator(name, split, index)
+    images, words = [], []
+    for _ in range(forms_shown):
+        lines: list[tuple[str, str]] = []
+        for field in rng.sample(list(forms.FIELDS), LINES):
+            taken = {shown for _, shown in lines}
+            lines.append((field, rng.choice([shown for shown in forms.FIELDS[field] if shown not in taken])))
+        image, pen = canvas(rng)
+        forms.draw_lines(pen, lines, rng)
+        images.append(pixels(image))
+        words += [word for line in lines for word in line]
+    answer = " ".join(words)
+    return Example(tuple(images), QUESTION, answer, QUESTION, (answer,))
 
 
-TASK = Task(NAME, "all fields of a small document with their values, in order", make)
+TASKS = {
+    count: Task(name, "all fields of small documents with their values, in order", partial(make, name, count))
+    for count, name in ((1, "lists"), (2, "two lists"))
+}
 
 
 def spelled(kit: Kit, answer: str) -> list[int]:
@@ -71,15 +80,16 @@ def spelled(kit: Kit, answer: str) -> list[int]:
     return kit.ids(*letters, EOS)
 
 
-def batch(kit: Kit, seed: int, step: int) -> Packed:
+def batch(kit: Kit, seed: int, step: int, forms_shown: int = 1) -> Packed:
     """The training batch of one step, a function of its arguments only."""
-    rng = random.Random(f"{NAME}-{seed}-{step}")
-    examples = [TASK.example("train", rng.randrange(TASK.size("train"))) for _ in range(BATCH)]
+    task = TASKS[forms_shown]
+    rng = random.Random(f"{task.name}-{seed}-{step}")
+    examples = [task.example("train", rng.randrange(task.size("train"))) for _ in range(BATCH)]
     asked = [(example, kit.question(example.question), spelled(kit, example.answer)) for example in examples]
-    return pack([Sample(e.images, [(question, answer, [])]) for e, question, answer in asked], kit, ROWS)
+    return pack([Sample(e.images, [(question, answer, [])]) for e, question, answer in asked], kit, ROWS * forms_shown)
 
 
-def teach(model: Any, kit: Kit, steps: int, seed: int = 0, threads: int = 1) -> Any:
+def teach(model: Any, kit: Kit, steps: int, seed: int = 0, threads: int = 1, forms_shown: int = 1) -> Any:
     """The model after some steps of this task alone, with averaged weights; the given one is changed."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
@@ -90,7 +100,7 @@ def teach(model: Any, kit: Kit, steps: int, seed: int = 0, threads: int = 1) -> 
     optimizer = torch.optim.AdamW(weights, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
     started, recent = time.monotonic(), 0.0
     for step in range(steps):
-        packed = batch(kit, seed, step)
+        packed = batch(kit, seed, step, forms_shown)
         with products(model.get_decoder(), torch.bfloat16):
             hidden = model.model(**packed.inputs, use_cache=False).last_hidden_state
         element, row, _ = packed.rows.unbind(1)
@@ -114,33 +124,35 @@ def teach(model: Any, kit: Kit, steps: int, seed: int = 0, threads: int = 1) -> 
 def by_place(answers: Sequence[str], wanted: Sequence[str]) -> list[float]:
     """The share of answers that have the right word at each place."""
     pairs = [(said.split(), right.split()) for said, right in zip(answers, wanted, strict=True)]
-    return [statistics.fmean(said[i : i + 1] == right[i : i + 1] for said, right in pairs) for i in range(WORDS)]
+    count = len(pairs[0][1])
+    return [statistics.fmean(said[i : i + 1] == right[i : i + 1] for said, right in pairs) for i in range(count)]
 
 
 def measured(model: Any, encoder: Any, given: argparse.Namespace) -> dict[str, Any]:
     """All methods on the test split."""
-    asked = export(TASK, "test", given.limit, given.work / "test")
-    calibration = export(TASK, "calibration", given.calibration, given.work / "calibration")
+    task, work = TASKS[given.forms], given.work / str(given.forms)
+    asked = export(task, "test", given.limit, work / "test")
+    calibration = export(task, "calibration", given.calibration, work / "calibration")
     with progress(Console(stderr=True)) as step, remembering(tower_of(model)):
         result = opskip.evaluate(
             model,
             asked,
             processor=encoder,
             calibration=calibration,
-            methods=METHODS,
+            methods=given.method or METHODS,
             cuts=CUTS,
             random_seeds=1,
             calibration_limit=None,
             search_samples=given.search,
             batch=20,
-            answer_tokens=LONGEST,
+            answer_tokens=LONGEST * given.forms,
             lower="eager",
             rounds=0,
-            resume=given.work / "answers",
+            resume=work / "answers",
             step=step,
         )
     wanted = [str(line.answers[0]) for line in read_lines(asked)]
-    said = read_answers(given.work / "answers" / "answers.jsonl", len(wanted))
+    said = read_answers(work / "answers" / "answers.jsonl", len(wanted))
     facts = {spec: [round(share, 4) for share in by_place(answers, wanted)] for spec, answers in said.items()}
     return {"environment": environment("cpu", "float32"), **result.to_dict(), "facts": facts}
 
@@ -170,6 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, teach, ask, print the table and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="qwen3_vl", choices=sorted(path.stem for path in CONFIGS.glob("*.json")))
+    parser.add_argument("--forms", type=int, default=1, choices=sorted(TASKS), help="that are read out, one by one")
+    parser.add_argument("--method", action="append", help="default: skipped, pruned and dropped")
     parser.add_argument("--steps", type=int, default=900, help="of training on this task")
     parser.add_argument("--limit", type=int, default=500, help="test questions")
     parser.add_argument("--calibration", type=int, default=300, help="calibration prompts")
@@ -180,17 +194,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     given.results.mkdir(parents=True, exist_ok=True)  # before the hour, not after it
     model, encoder = load_trained(given.model)
-    taught = given.work / f"{given.model}_{given.steps}.pt"
+    taught = given.work / f"{given.model}_{given.forms}_{given.steps}.pt"
     if taught.exists():
         model.load_state_dict(torch.load(taught, weights_only=True))
     else:
         given.work.mkdir(parents=True, exist_ok=True)
-        model = teach(model, encoder.kit, given.steps, threads=given.threads)
+        model = teach(model, encoder.kit, given.steps, threads=given.threads, forms_shown=given.forms)
         torch.save(model.state_dict(), taught)
     torch.set_num_threads(given.threads)
     content = {"steps": given.steps, **measured(model, encoder, given)}
-    write_json(content, given.results / f"vqa_long_{given.model}.json")
-    write_whole(given.results / f"vqa_long_{given.model}.md", table(content) + "\n")
+    target = given.results / f"vqa_long{'er' * (given.forms > 1)}_{given.model}"
+    write_json(content, target.with_suffix(".json"))
+    write_whole(target.with_suffix(".md"), table(content) + "\n")
     print(table(content))
 
 

@@ -68,6 +68,11 @@ class PromptRows:
         rows = self.visual if left_out.rows == "visual" else self.through
         return self.all - rows + left_out.critical(rows)
 
+    def pruned(self, visual: int) -> PromptRows:
+        """With only so many visual rows; the last of them stands where the last one stood."""
+        gone = self.visual - visual
+        return PromptRows(self.all - gone, visual, self.through - gone if visual else 0)
+
 
 def left_out(visual: Tensor, rows: Rows) -> Tensor:
     """The rows that a skipped operator leaves out, bool ``(batch, sequence)``, of the visual rows."""

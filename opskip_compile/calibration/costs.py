@@ -72,6 +72,7 @@ class FlopsCosts(Costs):
         whole, partial: operators that the compiler can skip, and those of which it can keep a share; the others cost
             the same in every set.
         rows: the row set that sets leave out.
+        by_formula: counted by `formula_costs`, else in the compiler's graphs.
     """
 
     full: Mapping[OperatorId, float]
@@ -80,6 +81,7 @@ class FlopsCosts(Costs):
     whole: frozenset[OperatorId]
     partial: frozenset[OperatorId] = frozenset()
     rows: Rows = "visual"
+    by_formula: bool = False
     unit: str = "FLOPs"
     _known: dict[Skipped, float] = field(default_factory=dict, repr=False, compare=False)
 
@@ -180,7 +182,7 @@ def flops_costs(model: nn.Module, samples: Samples, shares: bool = False, levels
         of = None
     if of is not None:
         prompts = [prompt for item in samples.items for prompt in item.rows]
-        return _by_formula(of, prompts, whole, partial, samples.rows)
+        return formula_costs(of, prompts, whole, partial, samples.rows)
     known = {op: entry for op, entry in counted.items() if entry.flops_before and entry.flops_after is not None}
     if len(known) < len(counted):
         raise OpSkipError("model: the FLOPs of its operators are not known, neither by its config nor by its graph")
@@ -193,13 +195,21 @@ def flops_costs(model: nn.Module, samples: Samples, shares: bool = False, levels
     return FlopsCosts(full, left, lambda skipped: 0.0, whole, partial, samples.rows)
 
 
-def _by_formula(
+def formula_costs(
     of: Geometry,
     prompts: Sequence[PromptRows],
     whole: frozenset[OperatorId],
     partial: frozenset[OperatorId],
     rows: Rows,
 ) -> FlopsCosts:
+    """Cost of prompts by the formula (DESIGN section 6).
+
+    Args:
+        of: sizes of the decoder.
+        prompts: rows of each.
+        whole, partial, rows: as in `FlopsCosts`.
+    """
+
     @cache
     def flops(kind: str, left_out: LeftOut | None) -> float:
         updated = [(p.all if left_out is None else p.kept(left_out), p.all) for p in prompts]
@@ -210,4 +220,6 @@ def _by_formula(
         return statistics.fmean(of.scores(min(p.all - p.visual, PROBES), p.all, queries=skipped) for p in prompts)
 
     full = {op: flops(op.kind, None) for op in all_operators(of.num_layers)}
-    return FlopsCosts(full, lambda op, left_out: flops(op.kind, left_out), scores, whole, partial, rows)
+    return FlopsCosts(
+        full, lambda op, left_out: flops(op.kind, left_out), scores, whole, partial, rows, by_formula=True
+    )

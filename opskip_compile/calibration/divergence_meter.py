@@ -168,12 +168,17 @@ def compare(dense: AnswerOutputs, other: AnswerOutputs, answers: Tensor) -> Tens
         float64 ``(batch, 3)``: KL(dense || other) in nats and 1 - cosine of the hidden states, both the mean over the
         answer rows; and 1 where the most likely token is the same in all of them, else 0.
     """
-    p, q = dense.logits.double().log_softmax(-1), other.logits.double().log_softmax(-1)
-    divergence = (p.exp() * (p - q)).sum(-1).clamp(min=0)
+    divergence, same = divergence_of(dense.logits, other.logits)
     turned = 1 - cosine_similarity(dense.hidden.double(), other.hidden.double(), dim=-1)
-    same = (p.argmax(-1) == q.argmax(-1)).double()
     rows = by_element(torch.stack([divergence, turned, same], -1), answers)
     return torch.stack([torch.cat([part[:, :2].mean(0), part[:, 2:].amin(0)]) for part in rows])
+
+
+def divergence_of(dense: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row of two ``(rows, vocabulary)`` logits KL(dense || other) in nats, and 1 where the most likely token
+    is the same, else 0; both float64 ``(rows,)``."""
+    p, q = dense.double().log_softmax(-1), other.double().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).clamp(min=0), (p.argmax(-1) == q.argmax(-1)).double()
 
 
 def by_element(values: Tensor, rows: Tensor) -> tuple[Tensor, ...]:

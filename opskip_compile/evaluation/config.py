@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from opskip_compile.backend.settings import LOWERINGS
 from opskip_compile.calibration.option_checks import check_choice, check_count, check_path, checked_modalities
 from opskip_compile.errors import OptionError
-from opskip_compile.evaluation.methods import CALIBRATED, METHODS, UNCALIBRATED
+from opskip_compile.evaluation.methods import CALIBRATED, COMBINED, METHODS, UNCALIBRATED
 from opskip_compile.schedule.left_out import ROWS, Rows
 from opskip_compile.schedule.modalities import VISUAL
 
@@ -44,8 +44,8 @@ class EvaluationConfig:
     """How `opskip_compile.evaluate` goes about it.
 
     Attributes:
-        methods: of ``methods.METHODS``. If not given: all of them; without prompts to calibrate on those that need
-            none; none with schedules.
+        methods: of ``methods.METHODS``. If not given: all of them but the combined ones, which calibrate three times
+            for a cut; without prompts to calibrate on those that need none; none with schedules.
         cuts: shares of the prefill FLOPs that each method is asked to save; kept in order, each once.
         rows: the row set that schedules of the methods leave out.
         modalities: whose rows these are, as of `Schedule`; token dropping drops them.
@@ -118,8 +118,8 @@ class EvaluationConfig:
             OptionError: one of them calibrates, and there is nothing to calibrate on.
         """
         if self.methods is None:
-            return () if has_schedules else METHODS if can_calibrate else UNCALIBRATED
+            return () if has_schedules else (*CALIBRATED, *UNCALIBRATED) if can_calibrate else UNCALIBRATED
         for method in self.methods:
-            if method in CALIBRATED and not can_calibrate:
+            if method in (*CALIBRATED, *COMBINED) and not can_calibrate:
                 raise OptionError(f"calibration: needed by the method {method!r}: a file of prompts that data lacks")
         return tuple(self.methods)

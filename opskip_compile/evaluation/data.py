@@ -9,7 +9,7 @@ from typing import Any
 
 from opskip_compile.evaluation.measures import Interval, Intervals, TaskRows, accuracies, bootstrap, retained
 from opskip_compile.evaluation.methods import DENSE
-from opskip_compile.evaluation.runs import EvaluationRun
+from opskip_compile.evaluation.runs import EvaluationRun, Split
 from opskip_compile.evaluation.speed import Speed
 
 
@@ -73,6 +73,7 @@ class MethodOutcome:
                     "seed": c.seed,
                     "flops_cut": _short(c.cut),
                     **({"levels": list(c.levels), "calibration": c.calibration} if c.levels else {}),
+                    **({"splits": [{**vars(s), **_shortened(s)} for s in c.splits]} if c.splits else {}),
                 }
                 for c in self.runs
             ],
@@ -160,6 +161,10 @@ def is_dense(outcome: MethodOutcome) -> bool:
 
 def _short(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
+
+
+def _shortened(split: Split) -> dict[str, float | None]:
+    return {name: _short(getattr(split, name)) for name in ("cut", "divergence", "agreement")}
 
 
 def _bounds(value: Interval | None) -> list[float | None] | None:

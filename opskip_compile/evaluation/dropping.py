@@ -8,7 +8,7 @@ that left are still computed, but no row that stays reads them.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from opskip_compile._compat import attention_implementation
+from opskip_compile._compat import CACHE_ARGUMENTS, attention_implementation
 from opskip_compile.attachment.decoder import decoder_of
 from opskip_compile.errors import OpSkipError
 from opskip_compile.models.oracle import branch_modules, decoder_layers
@@ -35,7 +35,8 @@ def dropping_tokens(model: nn.Module, dropping: Dropping, modalities: tuple[str,
 
     Where a share of them stays, these are the rows that the last row of the prompt attends to most in the layer before
     they leave, the mean over its heads (FastV, arXiv 2403.06764). Where rows leave before the first layer, these are
-    drawn at random, for each prompt anew, or those whose embeddings are least alike (see `diverse`).
+    drawn at random, for each prompt anew, or those whose embeddings are least alike (see `diverse`). Text that follows
+    on the cache of a prompt, a later turn, does not see the rows that left it.
 
     Args:
         model: of transformers, not compiled, with the attention interface that all of its newer models have.
@@ -43,7 +44,8 @@ def dropping_tokens(model: nn.Module, dropping: Dropping, modalities: tuple[str,
         modalities: whose rows count as visual.
 
     Raises:
-        OpSkipError: a model whose attention can't be replaced, or no layer before the first to choose rows by.
+        OpSkipError: a model whose attention can't be replaced, or no layer before the first to choose rows by; inside,
+            an image in a later turn.
     """
     decoder = decoder_of(model, modalities)
     if decoder is None or not hasattr(decoder, "set_attn_implementation"):
@@ -55,7 +57,7 @@ def dropping_tokens(model: nn.Module, dropping: Dropping, modalities: tuple[str,
 
     def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         ids = named.get("input_ids", args[0] if args else None)
-        if isinstance(ids, Tensor) and ids.shape[1] > 1:
+        if isinstance(ids, Tensor) and starts_a_prompt(ids, named, tokens):
             state.start(token_mask(ids, tokens), ids)
 
     def entering(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -104,18 +106,8 @@ class _Drop:
 
     def enter(self, embedded: Tensor) -> None:
         """Its embeddings, ``(batch, sequence, width)``, are about to enter the decoder."""
-        if self.visual is None:
-            return
-        self.gone = self.visual.clone()
-        for leaving, ids, rows in zip(self.gone, self._ids, embedded, strict=True):
-            places = leaving.nonzero().flatten()
-            kept = self.dropping.kept(len(places))
-            if self.dropping.by == "diverse":
-                chosen = diverse(rows[places], kept)
-            else:
-                seed = zlib.crc32(ids.cpu().numpy().tobytes()) + self.dropping.seed
-                chosen = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:kept]
-            leaving[places[chosen.to(places.device)]] = False
+        if self.visual is not None:
+            self.gone = leaving_before_decoder(self.dropping, self.visual, self._ids, embedded)
 
     def masked(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Any:
         """The mask of one layer, ``(batch or 1, 1, query rows, key rows)`` or None, without the rows that left."""
@@ -140,6 +132,54 @@ class _Drop:
             places = visual.nonzero().flatten()
             leaving[places[scores[places].topk(self.dropping.kept(len(places))).indices]] = False
         return gone
+
+
+def starts_a_prompt(ids: Tensor, named: Mapping[str, Any], tokens: tuple[int, ...]) -> bool:
+    """True for the forward of a prompt, False for a decode step and for text on a filled cache.
+
+    Args:
+        ids: the token ids of the forward, ``(batch, sequence)``.
+        named: its keyword arguments.
+        tokens: that stand for visual rows.
+
+    Raises:
+        OpSkipError: visual rows on a filled cache.
+    """
+    if ids.shape[1] < 2:
+        return False
+    if not rows_in_cache(named):
+        return True
+    if token_mask(ids, tokens) is not None:
+        raise OpSkipError("dropping: input_ids: an image in a later turn, on a cache that is filled already")
+    return False
+
+
+def rows_in_cache(named: Mapping[str, Any]) -> int:
+    """How many rows the cache holds that a forward with these keyword arguments is called with."""
+    cache = next((named[name] for name in CACHE_ARGUMENTS if named.get(name) is not None), None)
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def leaving_before_decoder(dropping: Dropping, visual: Tensor, ids: Tensor, embedded: Tensor) -> Tensor:
+    """The visual rows that never enter the decoder, bool ``(batch, sequence)``.
+
+    Args:
+        dropping: at layer 0, by ``"random"`` or ``"diverse"``.
+        visual: bool ``(batch, sequence)``, the visual rows.
+        ids: ``(batch, sequence)``, the token ids, which seed the random choice.
+        embedded: ``(batch, sequence, width)``, what would enter the decoder.
+    """
+    gone = visual.clone()
+    for leaving, own_ids, rows in zip(gone, ids, embedded, strict=True):
+        places = leaving.nonzero().flatten()
+        kept = dropping.kept(len(places))
+        if dropping.by == "diverse":
+            chosen = diverse(rows[places], kept)
+        else:
+            seed = zlib.crc32(own_ids.cpu().numpy().tobytes()) + dropping.seed
+            chosen = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:kept]
+        leaving[places[chosen.to(places.device)]] = False
+    return gone
 
 
 def diverse(rows: Tensor, count: int) -> Tensor:

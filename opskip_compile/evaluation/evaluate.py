@@ -14,8 +14,6 @@ from typing import Any
 from torch import nn
 from typing_extensions import Unpack
 
-from opskip_compile.api import compile as compile_model
-from opskip_compile.api import remove
 from opskip_compile.calibration import costs as costing
 from opskip_compile.calibration import processes
 from opskip_compile.calibration.calibrate import calibrate
@@ -29,12 +27,13 @@ from opskip_compile.errors import OpSkipError
 from opskip_compile.evaluation import speed as timing
 from opskip_compile.evaluation.config import EvaluationConfig, EvaluationOptions
 from opskip_compile.evaluation.data import MethodOutcome, outcome_of
-from opskip_compile.evaluation.dropping import dropping_tokens
 from opskip_compile.evaluation.measures import TaskRows, is_right
-from opskip_compile.evaluation.methods import CALIBRATED
+from opskip_compile.evaluation.methods import CALIBRATED, COMBINED, PARTS
 from opskip_compile.evaluation.questions import checked_lines, task_rows
 from opskip_compile.evaluation.result import Evaluation
+from opskip_compile.evaluation.running import running
 from opskip_compile.evaluation.runs import EvaluationRun, EvaluationSetup, all_runs, check_reach, out_of_reach
+from opskip_compile.evaluation.splits import best_split
 from opskip_compile.models.generation import greedy
 from opskip_compile.models.jsonl import Line
 from opskip_compile.models.oracle import decoder_layers
@@ -120,7 +119,8 @@ def evaluate(
             for name, schedule in named_schedules.items():
                 setup.schedule_run(name, schedule)  # one that does not fit is refused before anything is calibrated
             calibrated = _calibrator(model, encoder, prompts or [], config, folder, step)
-            runs = all_runs(setup, methods, config.cuts, named_schedules, config.random_seeds, calibrated)
+            combined = _combiner(model, encoder, prompts or [], config, setup, calibrated, folder, step)
+            runs = all_runs(setup, methods, config.cuts, named_schedules, config.random_seeds, calibrated, combined)
             rank, _ = processes.rank_and_world_size()
             journal = Journal(folder / "answers.jsonl", {**about, "batch": config.batch, **versions()}, rank)
             try:
@@ -184,6 +184,41 @@ def _calibrator(
     return calibrated
 
 
+def _combiner(
+    model: nn.Module,
+    encoder: Encoder,
+    lines: Sequence[Line],
+    config: EvaluationConfig,
+    setup: EvaluationSetup,
+    calibrated: Callable[[str, float], Schedule],
+    folder: Path,
+    step: Step,
+) -> Callable[[str, float], EvaluationRun | None]:
+    """What gives the run of a method of `COMBINED` for a cut: its best split on the calibration prompts."""
+
+    def combined(method: str, cut: float) -> EvaluationRun | None:
+        schedules = [calibrated(COMBINED[method], part * cut) for part in PARTS]
+        found = [setup.pruned_run(method, schedule, cut) for schedule in schedules]
+        runs = list({run.spec: run for run in found if run is not None}.values())
+        if not runs:
+            return None
+        limit = min(filter(None, (config.calibration_limit, config.search_samples, len(lines))))
+        samples = FileSamples(
+            model, lines, encoder, config.rows, config.answer_tokens, config.batch, limit, tuple(config.modalities)
+        )
+        samples.check(step)
+        about = {"model": fingerprint(model), "data": samples.digest, "answer_tokens": config.answer_tokens}
+        rank, _ = processes.rank_and_world_size()
+        journal = Journal(folder / "splits.jsonl", {**about, **versions()}, rank)
+        try:
+            samples.answer(journal, step)
+            return best_split(model, samples, runs, journal, step)
+        finally:
+            journal.close()
+
+    return combined
+
+
 def _setup(model: nn.Module, questions: FileSamples, step: Step) -> EvaluationSetup:
     step("asking the compiler", 0, 0)
     costs = costing.flops_costs(model, questions, shares=True)
@@ -210,7 +245,7 @@ def _answers(
             yield of_levels, list(taken(schedule.digest))
         yield run.spec, said
 
-    with _running(model, run, lower, questions.modalities):
+    with running(model, run, lower, questions.modalities):
         journal.share(
             [i for i in items if any(journal.get(key, i) is None for key in keys)],
             answer,
@@ -221,20 +256,6 @@ def _answers(
     return answers, [level for i in items for level in journal.get(of_levels, i) or ()]
 
 
-@contextmanager
-def _running(model: nn.Module, run: EvaluationRun, lower: str, modalities: tuple[str, ...]) -> Iterator[None]:
-    """The model as in one run, until the block ends."""
-    if run.dropping is not None:
-        with dropping_tokens(model, run.dropping, modalities):
-            yield
-        return
-    compile_model(model, run.schedule, prefill_only=True, options={"lower": lower})
-    try:
-        yield
-    finally:
-        remove(model)
-
-
 def _speeds(
     model: nn.Module, runs: Sequence[EvaluationRun], setup: EvaluationSetup, config: EvaluationConfig, step: Step
 ) -> tuple[dict[str, timing.Speed], list[str]]:
@@ -242,9 +263,10 @@ def _speeds(
     if not config.rounds:
         return {}, []
     try:
-        return timing.speeds(model, runs, setup.prompts, setup.modalities, config.rounds, config.timed, step), []
+        speeds = timing.speeds(model, runs, setup.prompts, setup.modalities, config.rounds, config.timed, step)
     except OpSkipError as error:
         return {}, [f"prefill times: {error}"]
+    return speeds, [f"prefill times: {run.name} is not timed" for run in runs if run.splits]
 
 
 def _outcomes(

@@ -21,7 +21,10 @@ CALIBRATED: Mapping[str, CalibrationOptions] = {
     "shortv": {"shares": (), "level": "layer", "search": "scores"},
 }
 UNCALIBRATED = ("fastv", "vtw", "random-tokens", "divprune", "random", "late")
-METHODS = (*CALIBRATED, *UNCALIBRATED)
+# Tokens pruned before the decoder as `divprune` does, and on those that stay operators of a calibrated method.
+COMBINED: Mapping[str, str] = {"pruned+operators": "operators", "pruned+operators+keep": "operators+keep"}
+PARTS = (1 / 3, 1 / 2, 2 / 3)  # of the cut that the operators are asked for; tokens make up for what is missing
+METHODS = (*CALIBRATED, *UNCALIBRATED, *COMBINED)
 FASTV_LAYER = 2  # of the published setting: rows leave before layer 2 (arXiv 2403.06764)
 # Where rows leave and which of them stay. VTW's layer depends on the cut.
 DROPPING: Mapping[str, tuple[int, Literal["attention", "random", "diverse"]]] = {

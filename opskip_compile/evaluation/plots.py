@@ -30,6 +30,8 @@ _STYLES = {
     "fastv": _MethodStyle("token dropping, FastV-like", "#009E73", "v", "-."),
     "vtw": _MethodStyle("token dropping, VTW-like", "#56B4E9", "P", "-."),
     "divprune": _MethodStyle("token pruning before the decoder, DivPrune-like", "#009E73", "<", ":"),
+    "pruned+operators": _MethodStyle("tokens pruned, then operators", "#882255", "X", ":"),
+    "pruned+operators+keep": _MethodStyle("tokens pruned, then operators with critical rows", "#882255", "d", "--"),
     "random-tokens": _MethodStyle("random tokens", "0.3", "+", "-."),
     "late": _MethodStyle("last layers", "#CC79A7", "^", ":"),
     "random": _MethodStyle("random operators", "0.5", "x", ":"),

@@ -1,4 +1,4 @@
-"""The runs of an evaluation: each method at each cut, as a schedule or as token dropping.
+"""The runs of an evaluation: each method at each cut, as a schedule, as token dropping, or as both.
 
 A method is asked for a share of the FLOPs and gives the least that reaches it, so each of them says what it really cut.
 """
@@ -6,21 +6,39 @@ A method is asked for a share of the FLOPs and gives the least that reaches it, 
 from __future__ import annotations
 
 import statistics
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from opskip_compile.calibration.batches import PromptRows
-from opskip_compile.calibration.costs import FlopsCosts
+from opskip_compile.calibration.costs import FlopsCosts, formula_costs
 from opskip_compile.calibration.operator_sets import OperatorId, all_operators, as_schedule
 from opskip_compile.calibration.search import at_random, cheapest, last_layers, units_of
 from opskip_compile.errors import OptionError, ScheduleError
-from opskip_compile.evaluation.methods import CALIBRATED, DENSE, DROPPING, FASTV_LAYER
+from opskip_compile.evaluation.methods import CALIBRATED, COMBINED, DENSE, DROPPING, FASTV_LAYER
 from opskip_compile.schedule.geometry import Geometry
 from opskip_compile.schedule.left_out import LeftOut, Rows
 from opskip_compile.schedule.modalities import VISUAL, in_words
 from opskip_compile.schedule.schedule import Schedule
 from opskip_compile.timing.dropping import Dropping
+
+
+@dataclass(frozen=True)
+class Split:
+    """One way to share a cut between pruned tokens and skipped operators, on the calibration prompts.
+
+    Attributes:
+        spec: what it does, in full.
+        cut: share of the FLOPs of the questions' prompts that it saves.
+        divergence: KL(dense || both) in nats, the mean over the answer rows and then over the prompts.
+        agreement: share of the prompts with the dense model's most likely token in every answer row.
+    """
+
+    spec: str
+    cut: float
+    divergence: float
+    agreement: float
 
 
 @dataclass(frozen=True)
@@ -31,10 +49,12 @@ class EvaluationRun:
         method: of `METHODS`, ``"dense"``, or the name of a schedule of the user's.
         asked: share of FLOPs to save; None where none was asked for.
         cut: share that it saves, the mean over the prompts.
-        schedule: what it skips; None for token dropping.
-        dropping: which rows leave; None for a schedule.
+        schedule: what it skips; None for token dropping alone.
+        dropping: which rows leave; None for a schedule alone. With both, rows leave before the decoder, and operators
+            leave out visual rows that stay.
         seed: of a random choice.
         levels: how many prompts took each level of the schedule.
+        splits: with both, the ways to share the cut that were tried.
     """
 
     method: str
@@ -44,6 +64,7 @@ class EvaluationRun:
     dropping: Dropping | None = None
     seed: int | None = None
     levels: tuple[int, ...] = ()
+    splits: tuple[Split, ...] = ()
 
     @property
     def name(self) -> str:
@@ -59,11 +80,14 @@ class EvaluationRun:
     @property
     def spec(self) -> str:
         """What it does, in full: one text for one thing to do."""
+        parts = []
+        if self.dropping is not None:
+            how = "" if self.dropping.by == "attention" else f", {self.dropping.by} {self.dropping.seed}"
+            leaving = f"{self.dropping.share!r} of the visual rows leave before layer {self.dropping.layer}"
+            parts.append(leaving + how)
         if self.schedule is not None:
-            return self.schedule.to_spec() + (f" by {self.schedule.digest}" if self.schedule.levels else "")
-        assert self.dropping is not None
-        text = f"{self.dropping.share!r} of the visual rows leave before layer {self.dropping.layer}"
-        return text if self.dropping.by == "attention" else f"{text}, {self.dropping.by} {self.dropping.seed}"
+            parts.append(self.schedule.to_spec() + (f" by {self.schedule.digest}" if self.schedule.levels else ""))
+        return "; then ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -97,6 +121,28 @@ class EvaluationSetup:
             )
         left = self.costs.leaving_out(self._left_out(schedule))
         return EvaluationRun(name, asked, 1 - left / self.costs.dense, schedule)
+
+    def pruned_run(self, method: str, schedule: Schedule, asked: float) -> EvaluationRun | None:
+        """A schedule, and as few tokens pruned before the decoder as will do; None where that can't be counted or where
+        not even one visual row of the longest prompt would stay.
+
+        Where rows that are left out reach through the last visual row, this is counted as if that one stayed.
+        """
+        if self.geometry is None or not self.costs.by_formula:
+            return None
+        left_out, geometry = self._left_out(schedule), self.geometry
+        most = max(prompt.visual for prompt in self.prompts)
+
+        def saved(count: int) -> float:
+            dropping = Dropping(0, count / most, "diverse")
+            prompts = [prompt.pruned(dropping.kept(prompt.visual)) for prompt in self.prompts]
+            costs = formula_costs(geometry, prompts, self.costs.whole, self.costs.partial, self.costs.rows)
+            return 1 - costs.leaving_out(left_out) / self.costs.dense
+
+        count = bisect_left(range(1, most), asked, key=saved) + 1
+        if count == most:
+            return None
+        return EvaluationRun(method, asked, saved(count), schedule, Dropping(0, count / most, "diverse"))
 
     def _left_out(self, schedule: Schedule) -> dict[OperatorId, LeftOut]:
         states = schedule.resolve(self.num_layers)
@@ -171,6 +217,7 @@ def all_runs(
     schedules: Mapping[str, Schedule],
     seeds: int,
     calibrated: Callable[[str, float], Schedule],
+    combined: Callable[[str, float], EvaluationRun | None],
 ) -> list[EvaluationRun]:
     """The dense model, the user's schedules, and every method at every cut that it can reach.
 
@@ -178,6 +225,7 @@ def all_runs(
         schedules: by name.
         seeds: how many random choices.
         calibrated: the schedule of a method of `CALIBRATED` for a cut.
+        combined: the run of a method of `COMBINED` for a cut, None where it can't save so much.
     """
     runs = [EvaluationRun(DENSE, None, 0.0, Schedule(modalities=setup.modalities))]
     runs += [setup.schedule_run(name, schedule) for name, schedule in schedules.items()]
@@ -185,6 +233,8 @@ def all_runs(
         for method in methods:
             if method in CALIBRATED:
                 runs.append(setup.schedule_run(method, calibrated(method, cut), cut))
+            elif method in COMBINED:
+                runs += filter(None, [combined(method, cut)])
             else:
                 runs += setup.uncalibrated_runs(method, cut, seeds)
     return runs

@@ -72,7 +72,7 @@ def speeds(
         raise OpSkipError(f"{type(model).__name__} has no text decoder")
     first = next(decoder.parameters())
     loaded = _Loaded(type(decoder).__name__, "", Geometry.from_config(model), decoder)
-    timed = [c for c in runs if c.method != DENSE and not c.seed]
+    timed = [c for c in runs if c.method != DENSE and not c.seed and (c.schedule is None or c.dropping is None)]
     # The level of a prompt of random numbers would say nothing about the time of real ones.
     leaving_out = {c.spec: c.schedule for c in timed if c.schedule is not None and not c.schedule.levels}
     # The harness says itself which rows are meant.

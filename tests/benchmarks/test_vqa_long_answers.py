@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.vqa import long_answers
 from benchmarks.vqa.architectures import load
-from benchmarks.vqa.long_answers import LONGEST, TASK, WORDS, batch, by_place, read_answers, spelled, table
+from benchmarks.vqa.long_answers import LONGEST, TASKS, WORDS, batch, by_place, read_answers, spelled, table
 
 
 @pytest.fixture(scope="module")
@@ -19,28 +19,32 @@ def kit():  # type: ignore[no-untyped-def]
     return load("qwen3_vl")
 
 
-def test_an_answer_is_a_whole_form(kit) -> None:  # type: ignore[no-untyped-def]
-    """Twenty tokens and more, and what they spell is the answer."""
-    lengths = []
+@pytest.mark.parametrize(("forms", "least"), [(1, 20), (2, 45)])
+def test_an_answer_is_a_whole_form(kit, forms: int, least: int) -> None:  # type: ignore[no-untyped-def]
+    """Twenty tokens and more of each, and what they spell is the answer."""
+    lengths, task = [], TASKS[forms]
     for index in range(40):
-        example = TASK.example("test", index)
+        example = task.example("test", index)
         words = example.answer.split()
-        assert len(words) == WORDS
-        assert len({*words[::2]}) == WORDS // 2
+        assert len(words) == WORDS * forms
+        assert all(len({*words[i : i + WORDS : 2]}) == WORDS // 2 for i in range(0, len(words), WORDS))
         ids = spelled(kit, example.answer)
         lengths.append(len(ids))
         assert kit.tokenizer.decode(ids, skip_special_tokens=True) == example.answer
-        assert np.array_equal(example.images[0], TASK.example("test", index).images[0])
-    assert min(lengths) >= 20
-    assert max(lengths) <= LONGEST
-    assert TASK.example("test", 0).answer != TASK.example("train", 0).answer
+        again = task.example("test", index).images
+        assert all(np.array_equal(one, other) for one, other in zip(example.images, again, strict=True))
+        assert len(again) == forms
+    assert min(lengths) >= least
+    assert max(lengths) <= LONGEST * forms
+    assert task.example("test", 0).answer != task.example("train", 0).answer
 
 
-def test_all_answers_of_a_batch_fit(kit) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("forms", [1, 2])
+def test_all_answers_of_a_batch_fit(kit, forms: int) -> None:  # type: ignore[no-untyped-def]
     for step in range(8):
-        packed = batch(kit, 0, step)
+        packed = batch(kit, 0, step, forms)
         assert len({int(element) for element, _, _ in packed.rows}) == long_answers.BATCH
-        assert packed.inputs["input_ids"].shape == (long_answers.BATCH, long_answers.ROWS)
+        assert packed.inputs["input_ids"].shape == (long_answers.BATCH, 192 * forms)
     assert torch.equal(batch(kit, 0, 3).targets, batch(kit, 0, 3).targets)
     assert len(batch(kit, 0, 3).targets) != len(batch(kit, 0, 4).targets)
 

@@ -12,7 +12,7 @@ import opskip_compile as opskip
 from opskip_compile.calibration.option_checks import configured
 from opskip_compile.errors import OptionError
 from opskip_compile.evaluation.config import EvaluationOptions
-from opskip_compile.evaluation.methods import METHODS, UNCALIBRATED
+from opskip_compile.evaluation.methods import CALIBRATED, METHODS, UNCALIBRATED
 
 
 def test_keywords_are_the_fields_of_the_config() -> None:
@@ -73,8 +73,11 @@ def test_methods_and_cuts_are_kept_once_and_in_order() -> None:
 
 def test_default_methods_are_those_that_can_take_part() -> None:
     config = opskip.EvaluationConfig()
-    assert config.methods_for(can_calibrate=True, has_schedules=False) == METHODS
+    assert config.methods_for(can_calibrate=True, has_schedules=False) == (*CALIBRATED, *UNCALIBRATED)
     assert config.methods_for(can_calibrate=False, has_schedules=False) == UNCALIBRATED
     assert config.methods_for(can_calibrate=True, has_schedules=True) == ()
     with pytest.raises(OptionError, match="calibration: needed by the method 'shortv'"):
         opskip.EvaluationConfig(methods=("vtw", "shortv")).methods_for(can_calibrate=False, has_schedules=False)
+    with pytest.raises(OptionError, match=r"calibration: needed by the method 'pruned\+operators'"):
+        opskip.EvaluationConfig(methods=("pruned+operators",)).methods_for(can_calibrate=False, has_schedules=False)
+    assert set(METHODS) - {*CALIBRATED, *UNCALIBRATED} == {"pruned+operators", "pruned+operators+keep"}

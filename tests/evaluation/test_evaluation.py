@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 
 import opskip_compile as opskip
+from opskip_compile.calibration.batches import with_answers
 from opskip_compile.errors import OpSkipError, OptionError, ScheduleError
 from opskip_compile.evaluation import plots as draw
 from opskip_compile.evaluation.measures import TaskRows, bootstrap, is_right, retained
+from opskip_compile.evaluation.pruning import pruning_tokens
 from opskip_compile.evaluation.result_tables import outcome_table
 from opskip_compile.models.checkpoint import load_checkpoint
 from opskip_compile.models.generation import greedy
@@ -30,7 +32,7 @@ evaluating = import_module("opskip_compile.evaluation.evaluate")
 SPEC = "attend:1"  # changes some answers, not all
 TOKENS = 3
 FAST: dict[str, Any] = {"lower": "eager", "rounds": 0, "answer_tokens": TOKENS, "batch": 6, "resamples": 200}
-TOKEN_METHODS = ("fastv", "random-tokens", "divprune")
+TOKEN_METHODS = ("fastv", "random-tokens", "divprune", "pruned+operators", "pruned+operators+keep")
 METHODS = ("per-prompt", "operators+keep", "operators", "dop", "shortv", "vtw", *TOKEN_METHODS, "random", "late")
 
 
@@ -158,6 +160,40 @@ def test_the_cut_of_levels_is_that_of_the_prompts(result: opskip.Evaluation, mod
     assert run.cut == pytest.approx(saved)
     assert outcome.to_dict()["runs"][0]["levels"] == list(run.levels)
     assert run.schedule.digest in outcome.to_dict()["runs"][0]["spec"]
+
+
+@pytest.mark.parametrize("method", ["pruned+operators", "pruned+operators+keep"])
+def test_a_combined_run_is_counted_and_chosen_on_the_calibration_prompts(
+    method: str, result: opskip.Evaluation, model: Any, encoder: Encoder, prompts: list[Line]
+) -> None:
+    """FLOPs of the shorter prompts beside those of the full ones, and the least divergence of the splits."""
+    (run,) = result.of(method, 0.4).runs
+    assert run.schedule is not None and run.dropping is not None
+    kept, dense, left = run.dropping.kept(16), 0, 0
+    for text in (3, 4):
+        dense += opskip.count_flops(model, visual_tokens=16, text_tokens=text).dense
+        left += opskip.count_flops(model, visual_tokens=kept, text_tokens=text, schedule=run.schedule).skipped
+    assert run.cut == pytest.approx(1 - left / dense)
+    assert 0 < kept < 16
+    assert {split.spec for split in run.splits} > {run.spec}
+    assert all(0.4 <= split.cut < 0.45 for split in run.splits)
+    chosen = next(split for split in run.splits if split.spec == run.spec)
+    assert chosen.divergence == min(split.divergence for split in run.splits)
+    ids = [greedy(model, encode([line], encoder), TOKENS, ("x",))[0] for line in prompts]
+    found = []
+    for line, answer in zip(prompts, ids, strict=True):
+        inputs = encode([line], encoder)
+        longer, rows = with_answers(inputs, [answer], 0)
+        with pruning_tokens(model, run.dropping), torch.no_grad():
+            opskip.compile(model, run.schedule, prefill_only=True, options={"lower": "eager"})
+            first = model(**inputs).logits[0, -1]
+            opskip.remove(model)
+        found.append(int(first.argmax()) == answer[0])
+        assert rows[0].sum() == len(answer) and longer["input_ids"].shape[1] > inputs["input_ids"].shape[1]
+    assert chosen.agreement <= sum(found) / len(found)
+    plain = result.of(method, 0.4).to_dict()["runs"][0]
+    assert [split["spec"] for split in plain["splits"]] == [split.spec for split in run.splits]
+    assert plain["spec"].startswith(f"{run.dropping.share!r} of the visual rows leave before layer 0, diverse 0; then ")
 
 
 def test_a_schedule_for_other_rows_is_counted_with_them(
