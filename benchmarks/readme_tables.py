@@ -34,6 +34,7 @@ RESULTS_PAGE: dict[str, Callable[[], str]] = {
     "levels, LLaVA": lambda: answers.evaluation("answers/vqa_levels_llava", "answers/vqa_dropping_llava"),
     "levels, InternVL": lambda: answers.evaluation("answers/vqa_levels_internvl", "answers/vqa_dropping_internvl"),
     "combined": lambda: answers.combined("answers/vqa_combined_qwen3_vl"),
+    "many turns": lambda: answers.many_turns("answers/vqa_turns_qwen3_vl"),
     "long answers": lambda: answers.long_answers("answers/vqa_long_qwen3_vl"),
     "ten tasks, LLaVA": lambda: answers.evaluation("answers/vqa_llava"),
     "ten tasks, InternVL": lambda: answers.evaluation("answers/vqa_internvl"),
