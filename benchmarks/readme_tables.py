@@ -57,7 +57,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "vllm prefill, presets": lambda: speed.vllm_prefill("vllm/vllm_prefill_presets"),
         "vllm prefill, bfloat16": lambda: speed.vllm_prefill("vllm/vllm_prefill_bf16"),
     },
-    "docs/other-savings.md": {"quantised weights": savings.quantised},
+    "docs/other-savings.md": {"quantised weights": savings.quantised, "guessed tokens": savings.guessed},
     "docs/support.md": {"releases": suites.releases, "transformers' own tests": suites.transformers_suite},
     **{
         f"benchmarks/results/{study.name}/README.md": {"files": partial(files.files, study)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import random
 import warnings
@@ -116,11 +117,23 @@ def equal(a: Sequence[list[int]], b: Sequence[list[int]]) -> float:
 
 
 def as_drafter(model: Any) -> Any:
-    """A copy that drafts a fixed number of tokens."""
+    """A copy that drafts a fixed number of tokens, and sees the picture.
+
+    transformers 5.23 calls no forward of a drafter the first one (``GenerationMixin._sample``), and image features are
+    handed to the first alone. Here it is the one whose cache is empty.
+    """
     drafter = copy.deepcopy(model)
     drafter.generation_config.update(
         num_assistant_tokens=GUESSES, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0
     )
+    inner = drafter.prepare_inputs_for_generation
+
+    @functools.wraps(inner)  # generate reads its signature
+    def prepare(*args: Any, is_first_iteration: bool = False, **named: Any) -> Any:
+        cache = named.get("past_key_values")
+        return inner(*args, is_first_iteration=cache is None or not cache.get_seq_length(), **named)
+
+    drafter.prepare_inputs_for_generation = prepare
     return drafter
 
 

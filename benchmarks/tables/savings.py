@@ -1,4 +1,4 @@
-"""The table of skipping together with quantised weights."""
+"""The tables of skipping together with quantised weights, and with guessed tokens."""
 
 from __future__ import annotations
 
@@ -23,6 +23,28 @@ def quantised() -> str:
         "operators in full, and why",
     )
     return figures.table(header, (_scheme(found, len(schedules)) for found in schemes.values()))
+
+
+def guessed() -> str:
+    """A row for each way to guess: whose prefill skips what, and the share of guesses that is accepted."""
+    found = [row for row in figures.read("answers/speculative_qwen3_vl")["found"] if "guessed by" in row]
+
+    def line(row: Mapping[str, Any]) -> tuple[str, ...]:
+        low, high = row["interval"]
+        who = [name if name in ("dense", "prompt lookup") else f"skipped, {name} of FLOPs" for name in _names(row)]
+        return (
+            *who,
+            str(row["guessed"]),
+            f"{row['accepted']:.1%} ({low:.1%} - {high:.1%})",
+            f"{row['same answers']:.0%}",
+        )
+
+    header = ("guessed by", "checked by", "tokens guessed", "accepted", "answers as without guesses")
+    return figures.table(header, map(line, found))
+
+
+def _names(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["guessed by"], row["checked by"]
 
 
 def _scheme(found: Mapping[str, Any], schedules: int) -> tuple[str, ...]:
