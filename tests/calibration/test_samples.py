@@ -325,7 +325,7 @@ def test_journal_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OpSkipError, match="was written with data 'b', this run has 'c'; use another file"):
         Journal(file, {"model": "a", "data": "c"})
     file.write_text("hello\n")
-    with pytest.raises(OpSkipError, match="line 1: not written by a calibration"):
+    with pytest.raises(OpSkipError, match="line 1: not written by this package"):
         Journal(file, {"model": "a"})
     with pytest.raises(OpSkipError, match=r"resume: '.*gone/journal': No such file"):
         Journal(tmp_path / "gone" / "journal", {})
