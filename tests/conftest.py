@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from opskip_compile import _compat
 from opskip_compile.backend.reports import REPORTS
+from opskip_compile.output import progress
 from tests.helpers.browser import browser, page  # noqa: F401
 from tests.helpers.demo_questions import processor, questions  # noqa: F401
 
@@ -21,6 +23,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("support matrix")
     group.addoption("--every-cell", action="store_true", help="every family in every form (an hour)")
     group.addoption("--support-out", metavar="FILE", help="write what the cells say, one JSON line each")
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command without a terminal says where it is after some seconds, so a slow machine would make it say more."""
+    for name in ("FIRST", "EVERY"):
+        monkeypatch.setattr(progress, name, math.inf)
 
 
 @pytest.fixture
