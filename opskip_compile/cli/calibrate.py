@@ -93,19 +93,7 @@ def calibrate(
         if first:
             check_targets(out=out, plot=plot, html=html, report=report, resume=resume)
         with progress(Console(stderr=True, quiet=not first)) as step:
-            whole, samples = model_and_samples(
-                model,
-                data,
-                config.rows,
-                tuple(config.modalities),
-                batch,
-                limit,
-                seed,
-                answer_tokens,
-                device,
-                dtype,
-                step,
-            )
+            whole, samples = model_and_samples(model, data, config, limit, seed, device, dtype, step)
             result = calibration.calibrate(whole, samples, config=config, step=step)
         if not first:
             return

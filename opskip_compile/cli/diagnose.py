@@ -53,19 +53,7 @@ def diagnose(
         if first:
             check_targets(plot=plot)
         with progress(Console(stderr=True, quiet=not first)) as step:
-            whole, samples = model_and_samples(
-                model,
-                data,
-                config.rows,
-                tuple(config.modalities),
-                batch,
-                limit,
-                seed,
-                answer_tokens,
-                device,
-                dtype,
-                step,
-            )
+            whole, samples = model_and_samples(model, data, config, limit, seed, device, dtype, step)
             diagnosis = calibration.diagnose(
                 whole, samples, rows=config.rows, modalities=tuple(config.modalities), step=step
             )

@@ -8,20 +8,17 @@ from typing import TYPE_CHECKING, Any
 from opskip_compile.cli.options import LIMIT
 
 if TYPE_CHECKING:
+    from opskip_compile.calibration.config import CalibrationConfig
     from opskip_compile.calibration.samples import Samples
     from opskip_compile.output.progress import Step
-    from opskip_compile.schedule.left_out import Rows
 
 
 def model_and_samples(
     model: str,
     data: Path | None,
-    rows: Rows,
-    modalities: tuple[str, ...],
-    batch: int,
+    config: CalibrationConfig,
     limit: int | None,
     seed: int,
-    answer_tokens: int,
     device: str | None,
     dtype: str | None,
     step: Step,
@@ -47,8 +44,7 @@ def model_and_samples(
         )
     step("loading the model", 0, 0)
     whole, encoder = load_source(model, device, dtype, download=True)
-    if model == NAME:
-        answer_tokens = 1
     if data is None:
-        return whole, DemoSamples(whole, encoder.processor, limit or LIMIT, seed, rows)
-    return whole, FileSamples(whole, data, encoder, rows, answer_tokens, batch, limit, modalities)
+        return whole, DemoSamples(whole, encoder.processor, limit or LIMIT, seed, config.rows)
+    tokens, modalities = 1 if model == NAME else config.answer_tokens, tuple(config.modalities)
+    return whole, FileSamples(whole, data, encoder, config.rows, tokens, config.batch, limit, modalities)

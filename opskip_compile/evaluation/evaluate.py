@@ -95,15 +95,7 @@ def evaluate(
         lines = checked_lines(data, "data", config.limit, answered=True)
         prompts = None if calibration is None else checked_lines(calibration, "calibration", None, unlike=lines)
         with dense(model), _folder(config.resume) as folder:
-            questions = FileSamples(
-                model,
-                lines,
-                encoder,
-                config.rows,
-                config.answer_tokens,
-                config.batch,
-                modalities=tuple(config.modalities),
-            )
+            questions = _samples(model, lines, encoder, config, None)
             questions.check(step)
             about = {
                 "model": fingerprint(model),
@@ -147,22 +139,20 @@ def evaluate(
         return Evaluation(tuple(outcomes), counts, about, tuple(missing))
 
 
+def _samples(
+    model: nn.Module, lines: Sequence[Line], encoder: Encoder, config: EvaluationConfig, limit: int | None
+) -> FileSamples:
+    modalities = tuple(config.modalities)
+    return FileSamples(model, lines, encoder, config.rows, config.answer_tokens, config.batch, limit, modalities)
+
+
 def _calibrator(
     model: nn.Module, encoder: Encoder, lines: Sequence[Line], config: EvaluationConfig, folder: Path, step: Step
 ) -> Callable[[str, float], Schedule]:
     """What gives the schedule of a method of `CALIBRATED` for a cut; all of them share their measurements."""
 
     def calibrated(method: str, cut: float) -> Schedule:
-        samples = FileSamples(
-            model,
-            lines,
-            encoder,
-            config.rows,
-            config.answer_tokens,
-            config.batch,
-            config.calibration_limit,
-            tuple(config.modalities),
-        )
+        samples = _samples(model, lines, encoder, config, config.calibration_limit)
         how = CalibrationConfig(
             budget=cut,
             rows=config.rows,
@@ -203,9 +193,7 @@ def _combiner(
         if not runs:
             return None
         limit = min(filter(None, (config.calibration_limit, config.search_samples, len(lines))))
-        samples = FileSamples(
-            model, lines, encoder, config.rows, config.answer_tokens, config.batch, limit, tuple(config.modalities)
-        )
+        samples = _samples(model, lines, encoder, config, limit)
         samples.check(step)
         about = {"model": fingerprint(model), "data": samples.digest, "answer_tokens": config.answer_tokens}
         rank, _ = processes.rank_and_world_size()

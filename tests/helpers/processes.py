@@ -62,6 +62,20 @@ def several(
                 process.join()
 
 
+def ends_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, but this process ends without a word as it calls it for so many times."""
+    done = 0
+
+    def counted(*args: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done == call:
+            os._exit(9)
+        return function(*args)
+
+    return counted
+
+
 def _collect(ends: list[Connection], patience: int) -> list[Any]:
     results: dict[int, Any] = {}
     while len(results) < len(ends):

@@ -172,50 +172,38 @@ def test_one_process_counts_flops(tmp_path: Path) -> None:
         assert (flops > 0) == (rank == 0)
 
 
-def with_gradients(rank: int, family: Family, folder: Path) -> tuple[Any, str, list[str]]:
-    model, inputs = split_model(folder), family.inputs(UNEVEN)
-    opskip.compile(model, "silent:1", options=dict(EAGER))
-    with torch.enable_grad(), warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", opskip.NothingSkippedWarning)
-        logits = model(**inputs).logits.detach()
-    return logits, opskip.last_report().reason, [str(each.message) for each in said]
-
-
-def test_with_gradients_it_is_dense_and_says_what_to_do(tmp_path: Path) -> None:
-    """transformers then computes with DTensors."""
-    family = with_heads("llava")
-    model = family.build(2)
-    model.save_pretrained(tmp_path)
-    want = model(**family.inputs(UNEVEN)).logits
-    for logits, reason, said in several(with_gradients, 2, family, tmp_path):
-        torch.testing.assert_close(logits, want, rtol=1e-4, atol=1e-5)
-        assert reason == SPREAD.reason
-        assert any("torch.no_grad(), as generate() does" in text for text in said)
-
-
 NORMS = dict.fromkeys(
     [f"model.language_model.layers.*.{name}" for name in ("input_layernorm", "post_attention_layernorm")],
     "sequence_parallel",
 )
 
 
-def by_sequence(rank: int, family: Family, folder: Path) -> tuple[Any, str, list[str]]:
-    model = opskip.compile(split_model(folder, NORMS), "silent:1", options=dict(EAGER))
-    with warnings.catch_warnings(record=True) as said:
+def by_dtensors(
+    rank: int, family: Family, folder: Path, plan: dict[str, str] | None, gradients: bool
+) -> tuple[Any, str, list[str]]:
+    model = opskip.compile(split_model(folder, plan), "silent:1", options=dict(EAGER))
+    with torch.set_grad_enabled(gradients), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", opskip.NothingSkippedWarning)
-        logits = model(**family.inputs(UNEVEN)).logits
+        logits = model(**family.inputs(UNEVEN)).logits.detach()
     return logits, opskip.last_report().reason, [str(each.message) for each in said]
 
 
-def test_the_sequence_style_of_transformers_is_dense_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("plan", "gradients", "told"),
+    [(None, True, "torch.no_grad(), as generate() does"), (NORMS, False, "sequence_parallel")],
+    ids=["gradients", "the sequence style of transformers"],
+)
+def test_where_transformers_computes_with_dtensors_it_is_dense_and_says_why(
+    plan: dict[str, str] | None, gradients: bool, told: str, tmp_path: Path
+) -> None:
     family = with_heads("llava")
     model = family.build(2)
     model.save_pretrained(tmp_path)
     want = model(**family.inputs(UNEVEN)).logits
-    for logits, reason, said in several(by_sequence, 2, family, tmp_path):
+    for logits, reason, said in several(by_dtensors, 2, family, tmp_path, plan, gradients):
         torch.testing.assert_close(logits, want, rtol=1e-4, atol=1e-5)
         assert reason == SPREAD.reason
-        assert any("sequence_parallel" in text for text in said)
+        assert any(told in text for text in said)
 
 
 def refused(rank: int, family: Family, folder: Path) -> tuple[str, str]:
